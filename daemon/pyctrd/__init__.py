@@ -1,0 +1,1 @@
+"""The daemon: content, snapshots, images, containers and tasks behind containerd's API."""

@@ -1,0 +1,1 @@
+"""Whatever two of our programs must agree on: messages, frames, error classes, OCI documents."""

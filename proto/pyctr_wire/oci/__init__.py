@@ -1,0 +1,1 @@
+"""OCI JSON documents as typed values."""

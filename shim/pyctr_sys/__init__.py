@@ -1,0 +1,1 @@
+"""The kernel, one man page at a time."""
