@@ -1,0 +1,47 @@
+"""The only door from the event loop to threads."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from pyctr_wire.errors import ApiError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_log = structlog.stdlib.get_logger("pyctrd.offload")
+
+
+class Offload:
+    """A pool of threads for synchronous work.
+
+    A call that was accepted runs to its end, also when the caller is cancelled while it waits: what
+    is passed in must be safe to complete unobserved. Calls beyond the number of workers queue.
+    """
+
+    def __init__(self, workers: int, name: str = "offload") -> None:
+        """Keep up to `workers` threads, started as they are needed."""
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+
+    async def run(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return `function(*args, **kwargs)`, called in a thread; raises what it raises."""
+        future = asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_report_unobserved)
+            raise
+
+    def close(self) -> None:
+        """Wait for what was accepted and end the threads; blocks."""
+        self._pool.shutdown()
+
+
+def _report_unobserved(future: "asyncio.Future[object]") -> None:
+    """Log a failure whose caller has gone; what a client was meant to see concerns nobody any more."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, ApiError):
+        _log.error("call.failed_unobserved", exc_info=error)

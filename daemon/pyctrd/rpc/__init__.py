@@ -1,0 +1,1 @@
+"""The services, a module each: decode, call once, encode."""

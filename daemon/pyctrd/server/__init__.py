@@ -1,0 +1,1 @@
+"""Sockets and what every call passes: listening, dispatch, errors."""

@@ -1,0 +1,71 @@
+"""A socket path that clients know, taken over without a moment in which nobody listens.
+
+    <state>/pyctrd.sock          a hard link to
+    <state>/pyctrd.sock.<pid>    what the listener of process <pid> has bound
+
+A listener binds a path of its own and is then shown at the public one by rename, which replaces
+whatever was there. grpcio unlinks the path that it bound when it stops, and nothing else.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+
+from pyctr_wire.errors import FailedPrecondition
+
+
+def answers(path: Path) -> bool:
+    """Return whether somebody accepts connections at `path`; False too if nothing is there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:  # its queue of connections is full: it is busy, so it lives
+            return True
+    return True
+
+
+def refuse_if_served(path: Path) -> None:
+    """Raise FailedPrecondition if another server answers at `path`, or if it is no socket at all."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FailedPrecondition(f"address {path}: exists and is not a socket")
+    if answers(path):
+        raise FailedPrecondition(f"address {path}: another server answers on it")
+
+
+def private_path(public: Path) -> Path:
+    """Return the path that this process binds in order to be shown at `public`."""
+    return public.with_name(f"{public.name}.{os.getpid()}")
+
+
+def clear(public: Path) -> None:
+    """Unlink what dead processes bound for `public`, and what this process's number left behind."""
+    pattern = re.compile(re.escape(public.name) + r"\.\d+(\.new)?")
+    for path in public.parent.iterdir():
+        if pattern.fullmatch(path.name) and not answers(path):
+            path.unlink(missing_ok=True)
+
+
+def publish(private: Path, public: Path, uid: int, gid: int) -> None:
+    """Show the bound socket `private` at `public`, usable by the owner `uid` and the group `gid` only."""
+    os.chown(private, uid, gid)
+    private.chmod(0o660)
+    staged = private.with_name(private.name + ".new")
+    os.link(private, staged)
+    staged.rename(public)
+
+
+def withdraw(private: Path, public: Path) -> None:
+    """Unlink `public` if it still shows `private`: a successor may have taken it."""
+    with contextlib.suppress(FileNotFoundError):
+        if public.samefile(private):
+            public.unlink()
