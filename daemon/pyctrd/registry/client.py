@@ -1,0 +1,227 @@
+"""The distribution API's reading side: one repository of a registry, through its mirrors and itself in turn.
+
+Whatever arrives is held against the size that the descriptor names while it arrives; a manifest's digest is checked
+here, a blob's by who stores it. Source: OCI distribution-spec v1.1.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from pyctr_wire.errors import (
+    ApiError,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from pyctr_wire.oci import image_spec
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.digests import validate_digest
+from pyctrd.core.references import Reference
+from pyctrd.registry.hosts import DOCKER_HUB, DOCKER_HUB_ENDPOINT, Capability, Endpoint
+from pyctrd.registry.transport import MAX_ATTEMPTS, Call, Transport, paced, read_capped, server_message
+
+_MANIFEST_TYPES: Final = image_spec.MANIFESTS | image_spec.INDEXES | image_spec.SCHEMA1
+_ACCEPT: Final = ", ".join((*sorted(image_spec.MANIFESTS | image_spec.INDEXES), "*/*"))
+# How often an endpoint is asked while there is another one to ask instead.
+_IMPATIENT: Final = 2
+
+
+class Interrupted(Unavailable):
+    """A blob's transfer broke off; what arrived is good so far, and the rest can be asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository: `reference` names it and its registry, `endpoints` serve it in this order."""
+
+    reference: Reference
+    endpoints: Sequence[Endpoint]
+    transport: Transport
+
+    async def resolve(self) -> Descriptor:
+        """Return what the reference's tag or digest points at.
+
+        Raises what the last endpoint's answer means: NotFound, Unauthenticated, PermissionDenied, Unavailable, …
+        """
+        wanted = self.reference.object
+        if not wanted:
+            raise InvalidArgument(f'reference "{self.reference}" has neither tag nor digest')
+        digest = validate_digest(self.reference.digest) if self.reference.digest else ""
+        failure: ApiError = NotFound(f"{self.reference}: no endpoint of {self.reference.domain} may resolve it")
+        for endpoint, attempts in self.choices(Capability.PULL if digest else Capability.RESOLVE):
+            try:
+                found = await self._head(endpoint, wanted, attempts) or await self._get(endpoint, wanted, attempts)
+                if digest and found.digest != digest:
+                    raise DataLoss(f"{endpoint.url} answers with {found.digest} for {self.reference}")
+                return found
+            except ApiError as error:
+                failure = error
+        raise failure
+
+    async def manifest(self, descriptor: Descriptor) -> bytes:
+        """Return the verified bytes of a manifest or index.
+
+        Raises as `resolve` does, InvalidArgument for one over image_spec.MAX_DOCUMENT, DataLoss for wrong bytes.
+        """
+        if descriptor.size > image_spec.MAX_DOCUMENT:
+            raise InvalidArgument(f"rejecting {descriptor.size} byte manifest for {self.reference}")
+        failure: ApiError = NotFound(f"{descriptor.digest}: no endpoint of {self.reference.domain} may serve it")
+        for endpoint, attempts in self.choices(Capability.PULL):
+            headers = {"Accept": f"{descriptor.media_type}, */*"}
+            call = self.call(endpoint, "GET", f"manifests/{descriptor.digest}", headers=headers, attempts=attempts)
+            try:
+                async with self.transport.request(endpoint, call) as response:
+                    await self.expect(response, endpoint, 200)
+                    data = await read_capped(response, descriptor.size)
+                if digest_like(data, descriptor.digest) != descriptor.digest:
+                    raise DataLoss(f"{call.url} answers with bytes of another digest ({len(data)} of them)")
+                return data
+            except ApiError as error:
+                failure = error
+        raise failure
+
+    @asynccontextmanager
+    async def blob(self, descriptor: Descriptor, offset: int, skip: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield an iterator over a blob's bytes from `offset` on, never beyond its size.
+
+        `skip` endpoints are left for last: their bytes proved wrong. Raises as `resolve` does; the iterator raises
+        Interrupted when the transfer breaks off and DataLoss when the server sends too much.
+        """
+        failure: ApiError = NotFound(f"{descriptor.digest}: no endpoint of {self.reference.domain} may serve it")
+        headers = {"Range": f"bytes={offset}-{descriptor.size - 1}"} if offset else {}
+        for endpoint, attempts in self.choices(Capability.PULL, skip):
+            call = self.call(endpoint, "GET", f"blobs/{descriptor.digest}", headers=headers, attempts=attempts)
+            async with AsyncExitStack() as stack:
+                try:
+                    response = await stack.enter_async_context(self.transport.request(endpoint, call))
+                    await self.expect(response, endpoint, 200, *([206] if offset else []))
+                    position = _position(response, offset)
+                except ApiError as error:
+                    failure = error
+                    continue
+                yield _parts(response, descriptor, position, offset)
+                return
+        raise failure
+
+    def choices(self, capability: Capability, skip: int = 0) -> Iterator[tuple[Endpoint, int]]:
+        """Return the endpoints that may be asked, and how often: the last one is worth waiting for."""
+        able: list[Endpoint] = []
+        for endpoint in self.endpoints:
+            if capability in endpoint.capabilities:
+                able += [endpoint, endpoint.plain()] if endpoint.may_fall_back else [endpoint]
+        first = skip % len(able) if able else 0
+        able = able[first:] + able[:first]
+        for number, endpoint in enumerate(able, 1):
+            yield endpoint, MAX_ATTEMPTS if number == len(able) else _IMPATIENT
+
+    def call(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        *,
+        actions: str = "pull",
+        headers: Mapping[str, str] | None = None,
+        attempts: int = MAX_ATTEMPTS,
+    ) -> Call:
+        """Return a request for `path` below this repository at `endpoint`."""
+        query = "" if self._is_own(endpoint) else f"{'&' if '?' in path else '?'}ns={self.reference.domain}"
+        return Call(
+            method=method,
+            url=f"{endpoint.url}/{self.reference.path}/{path}{query}",
+            scopes=frozenset({f"repository:{self.reference.path}:{actions}"}),
+            headers=headers or {},
+            attempts=attempts,
+        )
+
+    async def expect(self, response: aiohttp.ClientResponse, endpoint: Endpoint, *statuses: int) -> None:
+        """Raise what the status of `response` means unless it is one of `statuses`."""
+        status = response.status
+        if status in statuses:
+            return
+        if status == 404:
+            raise NotFound(f"{self.reference}: {urlsplit(str(response.url)).netloc} does not have it")
+        said = await server_message(response, endpoint)
+        said = f": server message: {said}" if said else ""
+        if status in (401, 403):
+            refused = Unauthenticated if status == 401 else PermissionDenied
+            raise refused(f"pull access denied, repository does not exist or may require authorization{said}")
+        url = response.url.with_query(None)  # the query of a redirect may hold its secret
+        raise Unavailable(f"unexpected status from {response.method} request to {url}: {status}{said}")
+
+    def _is_own(self, endpoint: Endpoint) -> bool:
+        domain = self.reference.domain
+        return endpoint.host == domain or (domain == DOCKER_HUB and endpoint.host == DOCKER_HUB_ENDPOINT)
+
+    async def _head(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor | None:
+        """Return what HEAD says the manifest is; None if that is not enough to know it."""
+        headers = {"Accept": _ACCEPT}
+        call = self.call(endpoint, "HEAD", f"manifests/{wanted}", headers=headers, attempts=attempts)
+        async with self.transport.request(endpoint, call) as response:
+            if response.status == 405:
+                return None
+            await self.expect(response, endpoint, 200)
+            media_type = response.content_type
+            digest = response.headers.get("Docker-Content-Digest", "")
+            if not digest or not response.content_length or media_type not in _MANIFEST_TYPES:
+                return None
+            return Descriptor(media_type, validate_digest(digest), response.content_length)
+
+    async def _get(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor:
+        """Fetch the manifest to find out what it is: for servers whose HEAD does not tell."""
+        headers = {"Accept": _ACCEPT}
+        call = self.call(endpoint, "GET", f"manifests/{wanted}", headers=headers, attempts=attempts)
+        async with self.transport.request(endpoint, call) as response:
+            await self.expect(response, endpoint, 200)
+            claimed = response.content_type
+            data = await read_capped(response, image_spec.MAX_DOCUMENT)
+        try:
+            document = image_spec.parse_document(data, claimed if claimed in _MANIFEST_TYPES else "")
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"{call.url} answers with {claimed or 'something'}, not a manifest: {error}"
+            ) from error
+        return Descriptor(document.media_type, digest_like(data, self.reference.digest), len(data))
+
+
+def digest_like(data: bytes, digest: str) -> str:
+    """Return the digest of `data` by the algorithm of `digest`, by sha256 if that is ""."""
+    algorithm = digest.partition(":")[0] or "sha256"
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def _position(response: aiohttp.ClientResponse, offset: int) -> int:
+    """Return where in the blob the body begins; a server may ignore the range that we asked for."""
+    if response.status != 206:
+        return 0
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    start = rest.partition("-")[0]
+    if unit.lower() != "bytes" or not start.isdecimal() or int(start) > offset:
+        raise Unavailable(f"{response.url.with_query(None)} sends another range than the one asked for")
+    return int(start)
+
+
+async def _parts(
+    response: aiohttp.ClientResponse, descriptor: Descriptor, position: int, offset: int
+) -> AsyncIterator[bytes]:
+    """Yield the bytes from `offset` up to the descriptor's size; the body begins at `position`."""
+    try:
+        async for part in paced(response):
+            start, position = position, position + len(part)
+            if position > descriptor.size:
+                raise DataLoss(f"{descriptor.digest}: the server sends more than its {descriptor.size} bytes")
+            if position > offset:
+                yield part[max(offset - start, 0) :]
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Interrupted(f"{descriptor.digest}: broke off after {position} bytes: {error or 'too slow'}") from error
+    if position < descriptor.size:
+        raise Interrupted(f"{descriptor.digest}: ended after {position} of {descriptor.size} bytes")
