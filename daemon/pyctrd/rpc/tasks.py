@@ -1,0 +1,258 @@
+"""containerd.services.tasks.v1."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2 as pb
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2_grpc
+from pyctr_wire.containerd.types import metrics_pb2
+from pyctr_wire.containerd.types.task import task_pb2
+from pyctr_wire.errors import InvalidArgument, Unimplemented
+from pyctrd.core.filters import Adaptor, compile_filters, text_field
+from pyctrd.core.tasks import Status
+from pyctrd.rpc import convert
+from pyctrd.rpc.headers import Context, namespace_of
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.table import Deleted, Process, Task, task_not_found
+from pyctrd.runtime.tasks import Tasks as TaskCalls
+
+# The names that clients send for "the usual runtime", all served by our own shim.
+RUNTIMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.pyctr.v1"})
+
+_OPTIONS: Final = "containerd.runc.v1.Options"
+_SHIM_PATH: Final = re.compile(r"/.*/containerd-shim-pyctr-v1")
+
+_STATUS: Final[Mapping[Status, task_pb2.Status]] = {
+    Status.CREATED: task_pb2.CREATED,
+    Status.RUNNING: task_pb2.RUNNING,
+    Status.PAUSED: task_pb2.PAUSED,
+    Status.STOPPED: task_pb2.STOPPED,
+}
+
+
+class EncodedContainer(Protocol):
+    """A container as it is sent."""
+
+    @property
+    def encoded(self) -> bytes:
+        """A whole GetContainerResponse."""
+
+
+class ContainerReader(Protocol):
+    """Where containers are read."""
+
+    async def get(self, namespace: str, container: str, /) -> EncodedContainer:
+        """Return a container; raises NotFound."""
+
+
+class Tasks(tasks_pb2_grpc.TasksServicer):
+    """The processes of containers."""
+
+    def __init__(self, tasks: TaskCalls, lifecycle: Lifecycle, containers: ContainerReader) -> None:
+        """Ask `containers` for what a new task shall run."""
+        self._tasks = tasks
+        self._lifecycle = lifecycle
+        self._containers = containers
+
+    async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
+        """Make a container's init process, ready to start. AlreadyExists, NotFound, what the runtime refuses."""
+        namespace = namespace_of(context)
+        found = await self._containers.get(namespace, request.container_id)
+        container = containers_pb2.GetContainerResponse.FromString(found.encoded).container
+        runtime = _runtime(request.runtime_path or container.runtime.name)
+        if request.HasField("checkpoint"):
+            raise Unimplemented("Tasks.Create from a checkpoint")
+        creation = shim.CreateTaskRequest(
+            id=request.container_id,
+            rootfs=request.rootfs,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            options=_options(request, container),
+        )
+        pid = await self._lifecycle.create(namespace, runtime, container.spec.value, creation)
+        return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
+
+    async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:
+        """Run the program of a created process. NotFound, what the runtime refuses."""
+        namespace = await self._namespace(request.container_id, context)
+        pid = await self._lifecycle.start(namespace, request.container_id, request.exec_id)
+        return pb.StartResponse(pid=pid)
+
+    async def Delete(self, request: pb.DeleteTaskRequest, context: Context) -> pb.DeleteResponse:
+        """Remove a task that does not run; a repeated call gets the first one's result. NotFound, Unknown."""
+        namespace = namespace_of(context)
+        deleted = await self._lifecycle.delete(namespace, request.container_id)
+        return _deleted(request.container_id, deleted)
+
+    async def DeleteProcess(self, request: pb.DeleteProcessRequest, context: Context) -> pb.DeleteResponse:
+        """Forget an exec that does not run. NotFound, Unknown."""
+        namespace = await self._namespace(request.container_id, context)
+        deleted = await self._tasks.delete_process(namespace, request.container_id, request.exec_id)
+        return _deleted(request.exec_id, deleted)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """Return what is known of a process. NotFound."""
+        namespace = await self._namespace(request.container_id, context)
+        task = self._tasks.find(namespace, request.container_id)
+        process = await self._tasks.process(task, request.exec_id)
+        return pb.GetResponse(process=_process(task, process))
+
+    async def List(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
+        """Return the namespace's tasks; containerd ignores the filter too."""
+        tasks = self._tasks.table.list(namespace_of(context))
+        return pb.ListTasksResponse(tasks=[_process(task, task.init) for task in tasks])
+
+    async def Kill(self, request: pb.KillRequest, context: Context) -> Empty:
+        """Send a signal. NotFound also if the process has ended."""
+        namespace = await self._namespace(request.container_id, context)
+        signal = shim.KillRequest(
+            id=request.container_id, exec_id=request.exec_id, signal=request.signal, all=request.all
+        )
+        await self._tasks.kill(namespace, signal)
+        return Empty()
+
+    async def Exec(self, request: pb.ExecProcessRequest, context: Context) -> Empty:
+        """Register a process that Start will run in a container. AlreadyExists, InvalidArgument, NotFound, Unknown."""
+        namespace = await self._namespace(request.container_id, context)
+        process = shim.ExecProcessRequest(
+            id=request.container_id,
+            exec_id=request.exec_id,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            spec=request.spec,
+        )
+        await self._tasks.exec(namespace, process)
+        return Empty()
+
+    async def ResizePty(self, request: pb.ResizePtyRequest, context: Context) -> Empty:
+        """Tell a terminal its size; nothing happens without one. NotFound."""
+        namespace = await self._namespace(request.container_id, context)
+        size = shim.ResizePtyRequest(
+            id=request.container_id, exec_id=request.exec_id, width=request.width, height=request.height
+        )
+        await self._tasks.resize(namespace, size)
+        return Empty()
+
+    async def CloseIO(self, request: pb.CloseIORequest, context: Context) -> Empty:
+        """Let the end of the client's input reach the process. NotFound."""
+        namespace = await self._namespace(request.container_id, context)
+        streams = shim.CloseIORequest(id=request.container_id, exec_id=request.exec_id, stdin=request.stdin)
+        await self._tasks.close_io(namespace, streams)
+        return Empty()
+
+    async def Pause(self, request: pb.PauseTaskRequest, context: Context) -> Empty:
+        """Freeze a container. NotFound, Unknown if it does not run."""
+        namespace = await self._namespace(request.container_id, context)
+        await self._tasks.pause(namespace, request.container_id)
+        return Empty()
+
+    async def Resume(self, request: pb.ResumeTaskRequest, context: Context) -> Empty:
+        """Thaw a container. NotFound, Unknown if it is not paused."""
+        namespace = await self._namespace(request.container_id, context)
+        await self._tasks.resume(namespace, request.container_id)
+        return Empty()
+
+    async def ListPids(self, request: pb.ListPidsRequest, context: Context) -> pb.ListPidsResponse:
+        """Return the pids of a container as the host counts them. NotFound."""
+        namespace = await self._namespace(request.container_id, context)
+        return pb.ListPidsResponse(processes=await self._tasks.pids(namespace, request.container_id))
+
+    async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: Context) -> pb.CheckpointTaskResponse:
+        """Answer Unimplemented: the runtime cannot do it."""
+        raise Unimplemented("Tasks.Checkpoint")
+
+    async def Update(self, request: pb.UpdateTaskRequest, context: Context) -> Empty:
+        """Change a container's resource limits. NotFound, what the runtime refuses."""
+        namespace = await self._namespace(request.container_id, context)
+        limits = shim.UpdateTaskRequest(
+            id=request.container_id, resources=request.resources, annotations=request.annotations
+        )
+        await self._tasks.update(namespace, limits)
+        return Empty()
+
+    async def Metrics(self, request: pb.MetricsRequest, context: Context) -> pb.MetricsResponse:
+        """Return the metrics of the tasks that match and that give any. InvalidArgument."""
+        matches = compile_filters(tuple(request.filters))
+        tasks = [task for task in self._tasks.table.list(namespace_of(context)) if matches(_adaptor(task))]
+        now = convert.time_to_proto(datetime.now(UTC))
+        return pb.MetricsResponse(
+            metrics=[
+                metrics_pb2.Metric(timestamp=now, id=task.id, data=data)
+                for task, data in await self._tasks.stats(tasks)
+            ]
+        )
+
+    async def Wait(self, request: pb.WaitRequest, context: Context) -> pb.WaitResponse:
+        """Return how a process ended, once it has. NotFound."""
+        namespace = await self._namespace(request.container_id, context)
+        ended = await self._tasks.wait(namespace, request.container_id, request.exec_id)
+        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=convert.time_to_proto(ended.exited_at))
+
+    async def _namespace(self, id: str, context: Context) -> str:
+        """Return the namespace of a call about a task; without one, NotFound tells whether a container is there.
+
+        A task whose container's record is gone can still be reached, or nobody could end it.
+        """
+        namespace = namespace_of(context)
+        if self._tasks.table.find(namespace, id) is None:
+            await self._containers.get(namespace, id)
+            raise task_not_found(id)
+        return namespace
+
+
+def _runtime(name: str) -> str:
+    """Return the runtime's name, or raise Unimplemented for one that we do not serve."""
+    if name not in RUNTIMES and not _SHIM_PATH.fullmatch(name):
+        served = " and ".join(sorted(RUNTIMES))
+        raise Unimplemented(f'failed to start shim: runtime "{name}": only {served} are served')
+    return name
+
+
+def _options(request: pb.CreateTaskRequest, container: containers_pb2.Container) -> AnyMessage | None:
+    """Return the runtime's options: those of the call, else the container's; None if there are none."""
+    if request.HasField("options"):
+        if request.options.type_url.rpartition("/")[2] != _OPTIONS:
+            raise InvalidArgument(f"invalid task create option for {container.runtime.name}")
+        return request.options
+    return container.runtime.options if container.runtime.HasField("options") else None
+
+
+def _process(task: Task, process: Process) -> task_pb2.Process:
+    message = task_pb2.Process(
+        id=process.exec_id or task.id,
+        pid=process.pid,
+        status=_STATUS[process.status],
+        stdin=process.stdin,
+        stdout=process.stdout,
+        stderr=process.stderr,
+        terminal=process.terminal,
+    )
+    if process.exit is not None:
+        message.exit_status = process.exit.exit_status
+        message.exited_at.CopyFrom(convert.time_to_proto(process.exit.exited_at))
+    return message
+
+
+def _deleted(id: str, deleted: Deleted) -> pb.DeleteResponse:
+    return pb.DeleteResponse(
+        id=id,
+        pid=deleted.pid,
+        exit_status=deleted.exit.exit_status,
+        exited_at=convert.time_to_proto(deleted.exit.exited_at),
+    )
+
+
+def _adaptor(task: Task) -> Adaptor:
+    fields = {"id": task.id, "namespace": task.namespace}
+    return lambda path: text_field(fields.get(path[0], "")) if len(path) == 1 else ("", False)

@@ -1,0 +1,1 @@
+"""Running containers: bundles, shims, the table of tasks, one owner per container, recovery."""

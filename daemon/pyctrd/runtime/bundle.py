@@ -1,0 +1,276 @@
+"""Bundles: what the daemon and a container's shim share, and all that either needs to find the other again.
+
+    <state>/tasks/<namespace>/<id>/   0700
+      config.json   the container's spec, byte for byte              written by the daemon, before the shim exists
+      task.json     what the daemon must know again after a restart   (Manifest)
+      lock          flock held by the shim for its whole life         written by the shim
+      shim.json     its pid and addresses
+      exits/        a record per ended process: init.json, <exec id>.json
+      spool/        events that no daemon has acknowledged
+      state.json    the OCI runtime's own record
+      buried        there once a lost shim's container has been cleaned up   written by the daemon
+
+A bundle appears complete (it is renamed into place) and disappears at once (renamed to a dot name, then removed).
+A name with a dot in front is rubbish that the next start sweeps; its exit record still answers a Delete whose
+answer a crash swallowed. On tmpfs nothing here outlives the machine, so nothing is fsynced.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pyctr_wire.errors import AlreadyExists
+from pyctrd.core.tasks import Exit
+
+VERSION: Final = 1
+
+_MAX_RECORD: Final = 1 << 20  # bytes; a JSON file of ours is far below
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `task.json` holds; `request` is the digest of the Create call, so that its retry is recognised."""
+
+    namespace: str
+    id: str
+    runtime: str
+    instance: str
+    created_at_ns: int
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShimAddress:
+    """What `shim.json` holds: where the live shim listens, and its pid for people and for SIGKILL."""
+
+    pid: int
+    address: str
+    attach: str
+
+
+class ExitRecord(NamedTuple):
+    """How a process ended, and which pid it had."""
+
+    pid: int
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One bundle directory and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    def shim(self) -> ShimAddress | None:
+        """Return where the shim listens, or None if it never got that far."""
+        record = _read_json(self.path / "shim.json")
+        if record is None:
+            return None
+        return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
+
+    def exits(self) -> dict[str, ExitRecord]:
+        """Return the recorded exits by exec id, "" for init."""
+        found: dict[str, ExitRecord] = {}
+        try:
+            names = sorted(os.listdir(self.path / "exits"))
+        except FileNotFoundError:
+            return found
+        for name in names:
+            # Told by what it says, not by its name: an exec may be called "init" too.
+            record = _read_json(self.path / "exits" / name) if name.endswith(".json") else None
+            if record is not None:
+                found[str(record["exec_id"])] = ExitRecord(int(record["pid"]), _exit(record))
+        return found
+
+    def write_exit(self, exec_id: str, pid: int, ended: Exit) -> None:
+        """Record the end of a process whose shim could not."""
+        folder = self.path / "exits"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        record = {
+            "container": self.manifest.id,
+            "exec_id": exec_id,
+            "pid": pid,
+            "exit_status": ended.exit_status,
+            "signal": ended.signal,
+            "exited_at_ns": (ended.exited_at - _EPOCH) // timedelta(microseconds=1) * 1000,
+            "oom_killed": ended.oom_killed,
+            "reason": ended.reason,
+        }
+        _write(folder / f"{exec_id or 'init'}.json", json.dumps(record).encode())
+
+    def spooled(self) -> Iterator[tuple[int, bytes]]:
+        """Yield number and marshalled envelope of each event that no daemon has acknowledged, oldest first."""
+        try:
+            names = sorted(os.listdir(self.path / "spool"))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.isdigit():
+                yield int(name), (self.path / "spool" / name).read_bytes()
+
+    def recorded_pid(self) -> int:
+        """Return the init pid in the OCI runtime's record, 0 if it has none yet."""
+        record = _read_json(self.path / "state.json")
+        return int(record.get("pid", 0)) if record else 0
+
+    @property
+    def buried(self) -> bool:
+        """Whether a lost shim's container has been cleaned up."""
+        return (self.path / "buried").exists()
+
+    def mark_buried(self) -> None:
+        """Note that nothing of the container is left but this bundle."""
+        (self.path / "buried").touch(mode=0o600)
+
+    def try_lock(self) -> int | None:
+        """Return a locked fd that keeps any shim from starting here, or None if a live shim holds the lock."""
+        lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            return None
+        return lock_fd
+
+
+class Bundles:
+    """The directory of all bundles; nobody else creates or removes anything in it."""
+
+    def __init__(self, state: Path) -> None:
+        """Use `<state>/tasks`, made if it is not there."""
+        self._root = state / "tasks"
+        self._root.mkdir(mode=0o711, exist_ok=True)
+
+    def create(self, manifest: Manifest, spec: bytes) -> Bundle:
+        """Make a complete bundle; raises AlreadyExists if there is one of that id."""
+        folder = self._root / manifest.namespace
+        staging = folder / f".{manifest.id}.{manifest.instance}"
+        try:
+            staging.mkdir(mode=0o700)
+        except FileNotFoundError:
+            folder.mkdir(mode=0o711, exist_ok=True)
+            staging.mkdir(mode=0o700)
+        path = folder / manifest.id
+        try:
+            _write_new(staging / "config.json", spec)
+            _write_new(staging / "task.json", json.dumps({"version": VERSION, **asdict(manifest)}).encode())
+            # A crash before this line leaves a dot name, which the next start sweeps.
+            os.rename(staging, path)
+        except OSError as error:
+            self.remove(staging)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise AlreadyExists(f"bundle of task {manifest.id}") from error
+            raise
+        return Bundle(path, manifest)
+
+    def retire(self, bundle: Bundle) -> Bundle:
+        """Take the bundle's name away, so that the id is free, and return it under the name that it has now."""
+        retired = bundle.path.with_name(f".{bundle.manifest.id}.{bundle.manifest.instance}")
+        os.rename(bundle.path, retired)
+        return Bundle(retired, bundle.manifest)
+
+    def list(self) -> tuple[list[Bundle], list[Bundle], list[Path]]:
+        """Return the bundles, the retired ones, and directories that are neither."""
+        whole: list[Bundle] = []
+        retired: list[Bundle] = []
+        rubbish: list[Path] = []
+        for folder in _folders(self._root):
+            for path in _folders(folder):
+                manifest = _read_manifest(path)
+                if manifest is None:
+                    rubbish.append(path)
+                elif path.name.startswith("."):
+                    retired.append(Bundle(path, manifest))
+                else:
+                    whole.append(Bundle(path, manifest))
+        return whole, retired, rubbish
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Remove a retired bundle; raises OSError if something is mounted or left below its rootfs.
+
+        Never descends into `rootfs`: what a failed unmount left there is a container's files.
+        """
+        with suppress(FileNotFoundError):
+            os.rmdir(path / "rootfs")
+        _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _remove_tree(Path(entry.path))
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
+
+
+def _folders(path: Path) -> list[Path]:
+    return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    record = _read_json(path / "task.json")
+    if record is None or record.pop("version", None) != VERSION:
+        return None
+    try:
+        return Manifest(**record)
+    except TypeError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object from a regular file of sane size, None if there is no such thing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        try:
+            record = json.loads(file.read(_MAX_RECORD))
+        except ValueError:
+            return None
+    return record if isinstance(record, dict) else None
+
+
+def _exit(record: dict[str, Any]) -> Exit:
+    return Exit(
+        exit_status=int(record["exit_status"]),
+        exited_at=_EPOCH + timedelta(microseconds=int(record["exited_at_ns"]) // 1000),
+        signal=int(record.get("signal", 0)),
+        oom_killed=bool(record.get("oom_killed", False)),
+        reason=str(record.get("reason", "exited")),
+    )
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        file.write(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)
+    _write_new(temporary, data)
+    os.rename(temporary, path)

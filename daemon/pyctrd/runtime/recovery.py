@@ -1,0 +1,166 @@
+"""The normal start: read the bundles, adopt live shims, bury dead ones, sweep rubbish.
+
+Who lives is told by locks alone, so the table is complete within milliseconds; what state each task is in is asked of
+all shims at once. Whoever has not answered by then is served from its files and asked again in the background: a
+stopped shim makes its own task unresponsive and delays nobody.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
+from pyctrd.runtime.bundle import Bundle, Bundles
+from pyctrd.runtime.burial import Undertaker
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.owner import Job, Joining, Owners
+from pyctrd.runtime.shim_client import ShimGone
+from pyctrd.runtime.shims import Shims
+from pyctrd.runtime.table import Deleted, Process, Task
+from pyctrd.runtime.tasks import Tasks
+
+FIRST_ANSWER: Final = 1.0  # seconds that serving waits for shims
+_log = structlog.stdlib.get_logger("pyctrd.runtime")
+
+
+class Recovery:
+    """Fills the table."""
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        bundles: Bundles,
+        shims: Shims,
+        owners: Owners,
+        undertaker: Undertaker,
+        lifecycle: Lifecycle,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        """What takes longer than `run` goes on in `group`."""
+        self._tasks = tasks
+        self._bundles = bundles
+        self._shims = shims
+        self._owners = owners
+        self._undertaker = undertaker
+        self._lifecycle = lifecycle
+        self._group = group
+
+    async def run(self) -> None:
+        """Know every task when this returns, a second after the bundles were read at the latest."""
+        whole, retired, rubbish = self._bundles.list()
+        asked = [self._group.create_task(self._adopt_or_bury(bundle)) for bundle in whole]
+        for bundle in retired:
+            record = bundle.exits().get("")
+            if record is not None:
+                key = (bundle.manifest.namespace, bundle.manifest.id)
+                self._lifecycle.remember_deleted(key, Deleted(record.pid, record.exit))
+            self._group.create_task(self._sweep(bundle))
+        for path in rubbish:
+            self._remove(path)
+        if asked:
+            await asyncio.wait(asked, timeout=FIRST_ANSWER)
+        _log.info("tasks.recovered", tasks=len(whole), late=sum(not task.done() for task in asked))
+
+    async def _adopt_or_bury(self, bundle: Bundle) -> None:
+        """Bring one bundle's task into the table, with its real state as soon as that is known."""
+        task = _from_files(bundle)
+        # Clients may see it from here on, and their Deletes wait until its owner has done this.
+        self._tasks.table.publish(task)
+
+        async def work(_: Job[None]) -> None:
+            if await self._shims.ended(bundle, 0):
+                await self._take_over_dead(task)
+            else:
+                await self._adopt(task)
+
+        try:
+            await self._owners.run(task.key, "recover", work, joining=Joining.SHARED)
+        except (ApiError, OSError) as error:
+            # It stays in the table as its files tell, and Delete tries to bury it again.
+            _log.error("task.not_recovered", namespace=task.namespace, container=task.id, error=str(error))
+
+    async def _adopt(self, task: Task) -> None:
+        """Connect to a live shim and learn its task's state; one that does not answer is asked until it does."""
+        try:
+            task.shim = await self._shims.find(task.bundle)
+        except ShimGone:
+            if await self._shims.ended(task.bundle, 0):
+                await self._take_over_dead(task)
+            elif task.bundle.shim() is None:
+                # It never came so far as to listen, so it has no container: nobody was told that it would.
+                await self._discard(task)
+            else:
+                raise
+            return
+        self._undertaker.watch(task)
+        try:
+            await self._tasks.refresh(task)
+        except NotFound:
+            if task.init.exit is None:
+                await self._discard(task)
+        except DeadlineExceeded:
+            return
+
+    async def _take_over_dead(self, task: Task) -> None:
+        bundle = task.bundle
+        if bundle.buried:
+            return
+        if bundle.recorded_pid() == 0 and not bundle.exits():
+            await self._discard(task)
+        else:
+            await self._undertaker.bury(task)
+
+    async def _discard(self, task: Task) -> None:
+        """Remove a task whose Create never ended; holding the lock keeps a shim on its way from starting."""
+        self._tasks.table.remove(task)
+        if task.shim is not None:
+            task.shim.close()
+            task.shim = None
+        await self._shims.kill(task.bundle)
+        lock_fd = task.bundle.try_lock()
+        try:
+            await self._shims.clean_up(task.bundle)
+            self._remove(self._bundles.retire(task.bundle).path)
+        finally:
+            if lock_fd is not None:
+                os.close(lock_fd)
+        _log.info("task.discarded", namespace=task.namespace, container=task.id)
+
+    async def _sweep(self, bundle: Bundle) -> None:
+        """Finish a deletion that a crash interrupted."""
+        try:
+            if not await self._shims.ended(bundle, 0):
+                try:
+                    client = await self._shims.connect(bundle)
+                except ShimGone:
+                    await self._shims.kill(bundle)
+                else:
+                    await self._shims.shut_down(bundle, client)
+        except ApiError as error:
+            _log.error("shim.not_ended", container=bundle.manifest.id, error=str(error))
+            return
+        self._remove(bundle.path)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            self._bundles.remove(path)
+        except OSError as error:
+            _log.error("bundle.not_removed", path=str(path), error=str(error))
+
+
+def _from_files(bundle: Bundle) -> Task:
+    """Return the task as its files tell, for as long as its shim has not."""
+    manifest = bundle.manifest
+    init = Process("", manifest.stdin, manifest.stdout, manifest.stderr, manifest.terminal)
+    task = Task(bundle, init, adopted=True)
+    pid = bundle.recorded_pid()
+    if pid:
+        init.started(pid)
+    for exec_id, record in bundle.exits().items():
+        process = task.process_named(exec_id)
+        process.pid = record.pid
+        process.finish(record.exit)
+    return task

@@ -1,0 +1,230 @@
+"""Shim processes: start one, find it again, end it, and clean up after one that was killed."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+from google.protobuf.empty_pb2 import Empty
+
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
+from pyctr_wire.errors import ApiError, Unavailable, UnknownError
+from pyctrd.runtime.bundle import Bundle
+from pyctrd.runtime.shim_client import ShimClient, ShimGone
+from pyctrd.runtime.zygote_client import ShimRequest, Zygote
+
+SHUTDOWN_TIMEOUT: Final = 3.0  # seconds
+PROGRAM_TIMEOUT: Final = 30.0  # seconds; a cold start or a clean-up
+KILL_TIMEOUT: Final = 10.0  # seconds from SIGKILL to a free lock
+START_UP: Final = 5.0  # seconds from a shim's lock to its address
+
+_PAUSE: Final = 0.01  # seconds between two looks
+_PROGRAM: Final = (sys.executable, "-m", "pyctr_shim")
+_MAX_PROGRAMS: Final = 4  # at once; each takes a thread and a tenth of a second of CPU
+_MAX_ERROR_TEXT: Final = 4096  # bytes of a program's stderr that go into an error
+_log = structlog.get_logger(__name__)
+
+
+class Offload(Protocol):
+    """The way to a thread."""
+
+    async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call in a thread and return the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where shims are told to find the daemon, and the daemon its shims."""
+
+    state: Path
+    grpc_address: str
+    ttrpc_address: str
+    log_level: str
+
+
+class Shims:
+    """Knows how to get at shims; which of them there are is the table's business."""
+
+    def __init__(self, endpoints: Endpoints, zygote: Zygote, offload: Offload) -> None:
+        """Make the directory of shim sockets if it is not there."""
+        self._endpoints = endpoints
+        self._zygote = zygote
+        self._offload = offload
+        self._programs = asyncio.Semaphore(_MAX_PROGRAMS)
+        self._sockets = endpoints.state / "s"
+        self._sockets.mkdir(mode=0o711, exist_ok=True)
+
+    async def launch(self, bundle: Bundle) -> ShimClient:
+        """Start the bundle's shim and return a connection to it; it may not exist yet when this returns.
+
+        The first call is carried out as soon as it does. Raises Unavailable if no shim could be started.
+        """
+        manifest = bundle.manifest
+        # Named after the instance too: a shim that is on its way out removes its own socket, not its successor's.
+        text = f"{self._endpoints.state}/{manifest.namespace}/{manifest.id}/{manifest.instance}"
+        path = self._sockets / hashlib.sha256(text.encode()).hexdigest()[:32]
+        request = ShimRequest(
+            namespace=manifest.namespace,
+            id=manifest.id,
+            bundle=str(bundle.path),
+            socket=str(path),
+            attach=f"{path}.attach",
+            ttrpc_address=self._endpoints.ttrpc_address,
+            grpc_address=self._endpoints.grpc_address,
+            log_level=self._endpoints.log_level,
+            instance=manifest.instance,
+        )
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                self._zygote.request(request, theirs)
+        except Unavailable as error:
+            ours.close()
+            _log.warning("shim starts cold", namespace=manifest.namespace, container=manifest.id, reason=str(error))
+            return await self.launch_cold(bundle)
+        return await ShimClient.over(ours, f"task {manifest.id}", _metadata(manifest.namespace))
+
+    async def launch_cold(self, bundle: Bundle) -> ShimClient:
+        """Start the bundle's shim as a program of its own, which takes a fifth of a second."""
+        manifest = bundle.manifest
+        output = await self._run_program(bundle, "start")
+        address = output.decode(errors="replace").strip().removeprefix("unix://")
+        return await ShimClient.connect(address, f"task {manifest.id}", _metadata(manifest.namespace))
+
+    def ever_lived(self, bundle: Bundle) -> bool:
+        """Whether a shim has run in this bundle: the first thing that it does is to open the lock."""
+        return (bundle.path / "lock").exists()
+
+    async def connect(self, bundle: Bundle) -> ShimClient:
+        """Return a connection to the live shim of a bundle; raises ShimGone if it cannot be reached."""
+        shim = bundle.shim()
+        if shim is None:
+            raise ShimGone(f"task {bundle.manifest.id}: its shim has not written its address")
+        path = shim.address.removeprefix("unix://")
+        return await ShimClient.connect(path, f"task {bundle.manifest.id}", _metadata(bundle.manifest.namespace))
+
+    async def find(self, bundle: Bundle) -> ShimClient:
+        """Return a connection to a live shim that may still be starting; raises ShimGone if it is not to be had."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_UP
+        while True:
+            try:
+                return await self.connect(bundle)
+            except ShimGone:
+                if loop.time() > deadline or await self.ended(bundle, 0):
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    async def ended(self, bundle: Bundle, seconds: float) -> bool:
+        """Whether the bundle's shim is dead, or dies within `seconds`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            lock_fd = bundle.try_lock()
+            if lock_fd is not None:
+                os.close(lock_fd)
+                return True
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(_PAUSE)
+
+    async def shut_down(self, bundle: Bundle, shim: ShimClient) -> None:
+        """End a shim that has no container any more; one that does not go by itself is killed."""
+        request = shim_pb2.ShutdownRequest(id=bundle.manifest.id)
+        try:
+            await shim.call("Shutdown", request, Empty, SHUTDOWN_TIMEOUT)
+            await shim.wait_closed(SHUTDOWN_TIMEOUT)
+        except ShimGone:
+            return
+        except (ApiError, TimeoutError) as error:
+            _log.warning("shim does not shut down", container=bundle.manifest.id, error=str(error))
+            await self.kill(bundle)
+        finally:
+            shim.close()
+
+    async def kill(self, bundle: Bundle) -> None:
+        """Kill the bundle's shim if it lives, and wait until it is gone.
+
+        Raises UnknownError if it still holds its lock 10 s later.
+        """
+        if await self.ended(bundle, 0):
+            return
+        pid = 0
+        # One that has not written its pid yet is about to, or to end.
+        for _ in range(int(KILL_TIMEOUT / _PAUSE)):
+            shim = bundle.shim()
+            if shim is not None:
+                # The lock is held, so the process that wrote this pid lives and the number is still its own.
+                pid = shim.pid
+                _kill(pid)
+            if await self.ended(bundle, _PAUSE):
+                return
+        raise UnknownError(f"task {bundle.manifest.id}: shim {pid} outlives SIGKILL")
+
+    async def clean_up(self, bundle: Bundle) -> None:
+        """End what is left of a container whose shim is gone: processes, cgroups, mounts.
+
+        The caller holds the bundle's lock. Raises UnknownError if the program for it fails.
+        """
+        await self._run_program(bundle, "delete", "-bundle", str(bundle.path))
+
+    async def _run_program(self, bundle: Bundle, action: str, *flags: str) -> bytes:
+        """Run the shim's program in the bundle and return its output."""
+        manifest = bundle.manifest
+        command = [
+            *_PROGRAM,
+            *("-namespace", manifest.namespace),
+            *("-address", self._endpoints.grpc_address),
+            *("-id", manifest.id),
+            *flags,
+            action,
+        ]
+        environment = {
+            **os.environ,
+            "TTRPC_ADDRESS": self._endpoints.ttrpc_address,
+            "GRPC_ADDRESS": self._endpoints.grpc_address,
+            "NAMESPACE": manifest.namespace,
+        }
+        async with self._programs:
+            try:
+                result: subprocess.CompletedProcess[bytes] = await self._offload.run(
+                    subprocess.run,
+                    command,
+                    cwd=bundle.path,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=PROGRAM_TIMEOUT,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise UnknownError(f"task {manifest.id}: shim {action}: no end after {PROGRAM_TIMEOUT:g} s") from error
+        if result.returncode != 0:
+            text = result.stderr[-_MAX_ERROR_TEXT:].decode(errors="replace").strip()
+            raise UnknownError(f"task {manifest.id}: shim {action}: exit status {result.returncode}: {text}")
+        return result.stdout
+
+
+def _metadata(namespace: str) -> dict[str, str]:
+    return {"containerd-namespace-ttrpc": namespace}
+
+
+def _kill(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,272 @@
+"""The daemon's own table of tasks: what List, Get and Wait answer from, fed by shims' answers and events."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.containerd.types.task import task_pb2 as types
+from pyctr_wire.errors import ApiError, Code, error_for
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.tasks import Exit, Status
+from pyctrd.core.times import UNSET
+from pyctrd.runtime.bundle import Bundle
+from pyctrd.runtime.shim_client import ShimClient
+
+_STATUS: Final[Mapping[int, Status]] = {
+    types.CREATED: Status.CREATED,
+    types.RUNNING: Status.RUNNING,
+    types.PAUSED: Status.PAUSED,
+    types.PAUSING: Status.PAUSED,
+}
+
+
+def task_not_found(id: str) -> ApiError:
+    """Return containerd's error for a container without a task: clients know its text, which has no suffix."""
+    return error_for(Code.NOT_FOUND, f"task {id} not found")
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """One process of a task, `exec_id` "" for init; `pid` is 0 until it has one."""
+
+    exec_id: str
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+    pid: int = 0
+    status: Status = Status.CREATED
+    exit: Exit | None = None
+    _waiters: "set[asyncio.Future[Exit]]" = field(default_factory=set)
+
+    def started(self, pid: int) -> None:
+        """Note that it runs; a process whose end is known already stays stopped."""
+        self.pid = pid
+        if self.status is Status.CREATED:
+            self.status = Status.RUNNING
+
+    def finish(self, ended: Exit) -> None:
+        """Note how it ended, and tell all who wait; only the first end counts."""
+        if self.exit is not None:
+            return
+        self.status = Status.STOPPED
+        self.exit = ended
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(ended)
+
+    def learn(self, state: shim.StateResponse) -> None:
+        """Take over what the shim says; an end that is known already stays."""
+        self.pid = state.pid or self.pid
+        if state.status == types.STOPPED:
+            self.finish(Exit(exit_status=state.exit_status, exited_at=time_of(state.exited_at)))
+        elif self.exit is None:
+            self.status = _STATUS.get(state.status, self.status)
+
+    def vanish(self, error: ApiError) -> None:
+        """Fail whoever still waits for a process that was deleted before it ran."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def wait(self) -> Exit:
+        """Return how it ended, once it has; cancelling the caller changes nothing for others."""
+        if self.exit is not None:
+            return self.exit
+        waiter: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A container's processes and the way to their shim.
+
+    `shim` is None while there is no connection: before adoption, and after the shim was lost.
+    `adopted` tells that another daemon created the task, so that execs may exist that are not listed here.
+    `unresponsive_since` is the loop time (s) of the first call without an answer since the last one with.
+    """
+
+    bundle: Bundle
+    init: Process
+    shim: ShimClient | None = None
+    execs: dict[str, Process] = field(default_factory=dict)
+    adopted: bool = False
+    claimed: bool = False  # whether the client that created it is known to have had the answer
+    oom_killed: bool = False
+    unresponsive_since: float | None = None
+    last_sequence: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and id."""
+        return self.bundle.manifest.namespace, self.bundle.manifest.id
+
+    @property
+    def namespace(self) -> str:
+        """The container's namespace."""
+        return self.bundle.manifest.namespace
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return self.bundle.manifest.id
+
+    @property
+    def processes(self) -> list[Process]:
+        """The execs, then init: the order in which exits are told."""
+        return [*self.execs.values(), self.init]
+
+    def process_named(self, exec_id: str) -> Process:
+        """Return init for "", else the exec, which is added if it is not known."""
+        return self.execs.setdefault(exec_id, Process(exec_id)) if exec_id else self.init
+
+    def ended(self, id: str, pid: int) -> Process | None:
+        """Return the process that an exit event names: by the container's id for init, else by exec id."""
+        if id == self.id and (id not in self.execs or pid == self.init.pid):
+            return self.init
+        return self.execs.get(id)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What is left of a process after its deletion."""
+
+    pid: int
+    exit: Exit
+
+    @classmethod
+    def of(cls, reply: shim.DeleteResponse, known: Exit | None) -> "Deleted":
+        """Return what a shim answered, with what the table knows beyond that."""
+        exited_at = time_of(reply.exited_at)
+        if known is not None and known.exit_status == reply.exit_status:
+            return cls(reply.pid, known)
+        return cls(reply.pid, Exit(exit_status=reply.exit_status, exited_at=exited_at))
+
+
+def time_of(message: Timestamp) -> datetime:
+    """Return the time that a shim sent, cut to microseconds; Go's zero time if it makes no sense."""
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except ValueError:
+        return UNSET
+
+
+def process_of(exec_id: str, state: shim.StateResponse) -> Process:
+    """Return the process that a shim's answer to State describes."""
+    process = Process(exec_id, state.stdin, state.stdout, state.stderr, state.terminal, state.pid)
+    process.learn(state)
+    return process
+
+
+class TaskTable:
+    """All tasks. One whose Create is under way can be found by its events only, not by clients."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._tasks: dict[tuple[str, str], Task] = {}
+        self._instances: dict[str, Task] = {}
+
+    def introduce(self, task: Task) -> None:
+        """Let events of the task's shim find it."""
+        self._instances[task.bundle.manifest.instance] = task
+
+    def publish(self, task: Task) -> None:
+        """Let clients find the task."""
+        self._instances[task.bundle.manifest.instance] = task
+        self._tasks[task.key] = task
+
+    def remove(self, task: Task) -> None:
+        """Forget the task; an entry of the same name that is another task's stays."""
+        self._instances.pop(task.bundle.manifest.instance, None)
+        if self._tasks.get(task.key) is task:
+            del self._tasks[task.key]
+        for process in task.processes:
+            process.vanish(task_not_found(task.id))
+
+    def find(self, namespace: str, id: str) -> Task | None:
+        """Return the task, or None."""
+        return self._tasks.get((namespace, id))
+
+    def list(self, namespace: str) -> list[Task]:
+        """Return the namespace's tasks in the order of their creation."""
+        return [task for (name, _), task in self._tasks.items() if name == namespace]
+
+    def __iter__(self) -> Iterator[Task]:
+        """Iterate over all tasks of all namespaces."""
+        return iter(list(self._tasks.values()))
+
+    def __len__(self) -> int:
+        """Count the tasks."""
+        return len(self._tasks)
+
+    def apply(self, instance: str, sequence: int, event: AnyValue) -> bool:
+        """Take in an event of a shim; return False if this one has been taken in before.
+
+        A shim repeats what nobody acknowledged, so a daemon may see the same event twice. An event of a shim that
+        has no task here, because it was deleted, is news to subscribers but changes nothing.
+        """
+        task = self._instances.get(instance)
+        if task is None:
+            return True
+        if sequence:
+            if sequence <= task.last_sequence:
+                return False
+            task.last_sequence = sequence
+        change = _CHANGES.get(event.type_url.rpartition("/")[2])
+        if change is not None:
+            change(task, event.value)
+        return True
+
+
+def _start(task: Task, value: bytes) -> None:
+    task.init.started(events.TaskStart.FromString(value).pid)
+
+
+def _exec_started(task: Task, value: bytes) -> None:
+    # An exec is listed by the call that made it, or when somebody asks; an event may come after its deletion.
+    event = events.TaskExecStarted.FromString(value)
+    process = task.execs.get(event.exec_id)
+    if process is not None:
+        process.started(event.pid)
+
+
+def _exit(task: Task, value: bytes) -> None:
+    event = events.TaskExit.FromString(value)
+    process = task.ended(event.id, event.pid)
+    if process is not None:
+        process.pid = event.pid or process.pid
+        process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at)))
+
+
+def _paused(task: Task, value: bytes) -> None:
+    if task.init.status is Status.RUNNING:
+        task.init.status = Status.PAUSED
+
+
+def _resumed(task: Task, value: bytes) -> None:
+    if task.init.status is Status.PAUSED:
+        task.init.status = Status.RUNNING
+
+
+def _oom(task: Task, value: bytes) -> None:
+    task.oom_killed = True
+
+
+_CHANGES: Final[Mapping[str, Callable[[Task, bytes], None]]] = {
+    "containerd.events.TaskStart": _start,
+    "containerd.events.TaskExecStarted": _exec_started,
+    "containerd.events.TaskExit": _exit,
+    "containerd.events.TaskPaused": _paused,
+    "containerd.events.TaskResumed": _resumed,
+    "containerd.events.TaskOOM": _oom,
+}

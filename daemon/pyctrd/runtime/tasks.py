@@ -1,0 +1,230 @@
+"""What clients ask of tasks that exist: answered from the table, or by the shim within a deadline.
+
+These calls go to the shim at once; they never queue behind a slow create or delete.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, Protocol, TypeVar
+
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.containerd.types.task import task_pb2 as types
+from pyctr_wire.errors import AlreadyExists, ApiError, DeadlineExceeded, InvalidArgument, NotFound, UnknownError
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.identifiers import validate_identifier
+from pyctrd.core.tasks import Exit, Status
+from pyctrd.runtime.shim_client import ShimGone
+from pyctrd.runtime.table import Deleted, Process, Task, TaskTable, process_of, task_not_found
+
+CALL_TIMEOUT: Final = 10.0  # seconds; for a shim that is merely busy
+STATS_TIMEOUT: Final = 2.0
+UNRESPONSIVE_TIMEOUT: Final = 2.0  # for one that did not answer the last time
+DRAIN_TIMEOUT: Final = 30.0  # a process's last output, then its deletion
+PROBE_TIMEOUT: Final = 600.0
+
+Reply = TypeVar("Reply", bound=Message)
+_log = structlog.stdlib.get_logger("pyctrd.runtime")
+
+
+class Publisher(Protocol):
+    """Where events go."""
+
+    def publish(self, namespace: str, topic: str, event: AnyValue, timestamp: datetime | None = None) -> None:
+        """Hand an event to all subscribers; never blocks."""
+
+
+class Tasks:
+    """The tasks of all namespaces, as far as their existence does not change."""
+
+    def __init__(self, publisher: Publisher, group: asyncio.TaskGroup) -> None:
+        """Start with an empty table. Probes of shims that do not answer run in `group`."""
+        self.table = TaskTable()
+        self._publisher = publisher
+        self._group = group
+
+    def find(self, namespace: str, id: str) -> Task:
+        """Return the task; raises NotFound in containerd's words."""
+        task = self.table.find(namespace, id)
+        if task is None:
+            raise task_not_found(id)
+        return task
+
+    async def process(self, task: Task, exec_id: str) -> Process:
+        """Return one process of the task, "" for init; raises NotFound.
+
+        The execs of an adopted task that have not ended are learnt when somebody asks for them.
+        """
+        if not exec_id:
+            return task.init
+        process = task.execs.get(exec_id)
+        if process is None and task.adopted:
+            request = shim.StateRequest(id=task.id, exec_id=exec_id)
+            state = await self.call(task, "State", request, shim.StateResponse, CALL_TIMEOUT)
+            process = task.execs.setdefault(exec_id, process_of(exec_id, state))
+        if process is None:
+            raise NotFound(f"process does not exist {exec_id}")
+        return process
+
+    async def wait(self, namespace: str, id: str, exec_id: str) -> Exit:
+        """Return how the process ended, once it has; cancelling the caller changes nothing."""
+        process = await self.process(self.find(namespace, id), exec_id)
+        return await process.wait()
+
+    async def exec(self, namespace: str, request: shim.ExecProcessRequest) -> None:
+        """Register a process that `start` will run in the container.
+
+        Raises InvalidArgument for a bad exec id, AlreadyExists for a taken one, UnknownError in a stopped container.
+        """
+        exec_id = request.exec_id
+        if not exec_id:
+            raise InvalidArgument("exec id cannot be empty")
+        validate_identifier("exec id", exec_id)
+        task = self.find(namespace, request.id)
+        if task.init.status is Status.STOPPED:
+            raise UnknownError("cannot exec in a stopped state")
+        if exec_id in task.execs:
+            raise AlreadyExists(f"id {exec_id}")
+        await self.call(task, "Exec", request, shim.ExecProcessResponse, CALL_TIMEOUT)
+        process = task.execs.setdefault(exec_id, Process(exec_id))
+        process.stdin, process.stdout, process.stderr = request.stdin, request.stdout, request.stderr
+        process.terminal = request.terminal
+
+    async def delete_process(self, namespace: str, id: str, exec_id: str) -> Deleted:
+        """Forget an exec that has ended or was never started; init is deleted with its task."""
+        if not exec_id:
+            raise InvalidArgument("exec id cannot be empty")
+        task = self.find(namespace, id)
+        process = await self.process(task, exec_id)
+        if task.shim is None and process.exit is not None:
+            deleted = Deleted(process.pid, process.exit)
+        else:
+            request = shim.DeleteRequest(id=id, exec_id=exec_id)
+            reply = await self.call(task, "Delete", request, shim.DeleteResponse, DRAIN_TIMEOUT)
+            deleted = Deleted.of(reply, process.exit)
+        task.execs.pop(exec_id, None)
+        process.vanish(NotFound(f"process does not exist {exec_id}"))
+        return deleted
+
+    async def kill(self, namespace: str, request: shim.KillRequest) -> None:
+        """Send a signal; raises NotFound if the process has ended."""
+        task = self.find(namespace, request.id)
+        process = await self.process(task, request.exec_id)
+        if process.status is Status.STOPPED:
+            raise NotFound("process already finished")
+        await self.call(task, "Kill", request, Empty, CALL_TIMEOUT)
+
+    async def pause(self, namespace: str, id: str) -> None:
+        """Freeze all processes of the container."""
+        task = self.find(namespace, id)
+        await self.call(task, "Pause", shim.PauseRequest(id=id), Empty, CALL_TIMEOUT)
+        if task.init.status is Status.RUNNING:
+            task.init.status = Status.PAUSED
+
+    async def resume(self, namespace: str, id: str) -> None:
+        """Thaw the container."""
+        task = self.find(namespace, id)
+        await self.call(task, "Resume", shim.ResumeRequest(id=id), Empty, CALL_TIMEOUT)
+        if task.init.status is Status.PAUSED:
+            task.init.status = Status.RUNNING
+
+    async def resize(self, namespace: str, request: shim.ResizePtyRequest) -> None:
+        """Tell a terminal its size, in characters; a process without a terminal does not mind."""
+        task = self.find(namespace, request.id)
+        process = await self.process(task, request.exec_id)
+        if process.terminal:
+            await self.call(task, "ResizePty", request, Empty, CALL_TIMEOUT)
+
+    async def close_io(self, namespace: str, request: shim.CloseIORequest) -> None:
+        """Let the end of the client's input reach the process."""
+        task = self.find(namespace, request.id)
+        await self.process(task, request.exec_id)
+        await self.call(task, "CloseIO", request, Empty, CALL_TIMEOUT)
+
+    async def update(self, namespace: str, request: shim.UpdateTaskRequest) -> None:
+        """Change the container's resource limits."""
+        await self.call(self.find(namespace, request.id), "Update", request, Empty, CALL_TIMEOUT)
+
+    async def pids(self, namespace: str, id: str) -> list[types.ProcessInfo]:
+        """Return the pids of all processes in the container, as the host counts them."""
+        request = shim.PidsRequest(id=id)
+        reply = await self.call(self.find(namespace, id), "Pids", request, shim.PidsResponse, CALL_TIMEOUT)
+        return list(reply.processes)
+
+    async def stats(self, tasks: Iterable[Task]) -> list[tuple[Task, AnyMessage]]:
+        """Return the metrics of those tasks that give any within 2 s."""
+
+        async def one(task: Task) -> tuple[Task, AnyMessage] | None:
+            try:
+                reply = await self.call(task, "Stats", shim.StatsRequest(id=task.id), shim.StatsResponse, STATS_TIMEOUT)
+            except ApiError:
+                return None
+            return task, reply.stats
+
+        return [found for found in await asyncio.gather(*map(one, tasks)) if found is not None]
+
+    def forward(
+        self, namespace: str, topic: str, event: AnyValue, timestamp: datetime, instance: str, sequence: int
+    ) -> None:
+        """Take in an event of the shim `instance`, numbered from 1 (0: not numbered), and pass it on.
+
+        The table comes first: a subscriber that asks at once must see what the event told it.
+        """
+        if self.table.apply(instance, sequence, event):
+            self._publisher.publish(namespace, topic, event, timestamp)
+
+    def publish(self, namespace: str, topic: str, event: AnyValue) -> None:
+        """Tell subscribers of what no shim could."""
+        self._publisher.publish(namespace, topic, event)
+
+    async def call(self, task: Task, method: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
+        """Call the task's shim, for `seconds` at most, 2 if it did not answer the last call.
+
+        Raises what the shim answers, ShimGone without one, DeadlineExceeded if it does not answer: then the task
+        counts as unresponsive until it answers again, and nobody else notices.
+        """
+        client = task.shim
+        if client is None:
+            raise ShimGone(f"task {task.id}: {method}: its shim was lost")
+        if task.unresponsive_since is not None:
+            seconds = min(seconds, UNRESPONSIVE_TIMEOUT)
+        try:
+            result = await client.call(method, request, reply, seconds)
+        except DeadlineExceeded:
+            if task.unresponsive_since is None:
+                task.unresponsive_since = asyncio.get_running_loop().time() - seconds
+                _log.warning("task.unresponsive", namespace=task.namespace, container=task.id, method=method)
+                self._group.create_task(self._probe(task))
+            raise
+        return result
+
+    async def refresh(self, task: Task, seconds: float = CALL_TIMEOUT) -> None:
+        """Ask the shim for the state of init; Connect makes it deliver the events that wait in its spool.
+
+        Raises NotFound if the shim has no container, and what `call` raises.
+        """
+        # Sent together: the shim, paged out perhaps, wakes up once.
+        connect = self.call(task, "Connect", shim.ConnectRequest(id=task.id), shim.ConnectResponse, seconds)
+        state = self.call(task, "State", shim.StateRequest(id=task.id), shim.StateResponse, seconds)
+        _, found = await asyncio.gather(connect, state)
+        task.init.learn(found)
+
+    async def _probe(self, task: Task) -> None:
+        """Wait until an unresponsive shim answers, or is gone."""
+        while task.shim is not None and not task.shim.closed:
+            request = shim.StateRequest(id=task.id)
+            try:
+                state = await task.shim.call("State", request, shim.StateResponse, PROBE_TIMEOUT)
+            except DeadlineExceeded:
+                continue
+            except ApiError:
+                break
+            task.init.learn(state)
+            _log.info("task.responsive", namespace=task.namespace, container=task.id)
+            break
+        task.unresponsive_since = None
