@@ -7,13 +7,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import empty_pb2
+
 from pyctr.connection import CONTAINERS, CONTENT, EVENTS, VERSION, Connection, NoDaemon
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.content.v1 import content_pb2
 from pyctr_wire.containerd.services.version.v1 import version_pb2
 from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
-
-from google.protobuf import empty_pb2
 
 MEBIBYTE = b"x" * (1 << 20)
 

@@ -1,0 +1,99 @@
+"""The command tree. A command's module is imported when that command runs, not before."""
+
+import importlib
+from typing import Any, Final
+
+import click
+
+from pyctr.session import Session, default_address, default_namespace
+
+# name → (module below pyctr.commands, attribute, what `--help` says)
+_ROOT: Final[dict[str, tuple[str, str, str]]] = {
+    "run": ("run", "run", "Make a container from an image and run it"),
+    "create": ("run", "create", "Make a container and do not start it"),
+    "start": ("start", "start", "Start containers that were made or have ended"),
+    "stop": ("lifecycle", "stop", "Stop containers: their stop signal, then SIGKILL"),
+    "kill": ("lifecycle", "kill", "Send a signal to containers"),
+    "pause": ("lifecycle", "pause", "Freeze all processes of containers"),
+    "unpause": ("lifecycle", "unpause", "Let frozen containers go on"),
+    "restart": ("start", "restart", "Stop containers and start them again"),
+    "wait": ("lifecycle", "wait", "Wait until containers end and print their exit codes"),
+    "rm": ("lifecycle", "rm", "Remove containers"),
+    "rename": ("lifecycle", "rename", "Give a container another name"),
+    "ps": ("containers", "ps", "List containers"),
+    "inspect": ("containers", "inspect", "Show everything about containers or images"),
+    "top": ("containers", "top", "Show the processes of a container"),
+    "stats": ("stats", "stats", "Show what containers use"),
+    "logs": ("logs", "logs", "Show what a container wrote"),
+    "exec": ("exec", "exec_", "Run a program in a running container"),
+    "attach": ("start", "attach", "Connect this terminal to a running container"),
+    "events": ("events", "events", "Show what happens, as it happens"),
+    "image": ("images", "image", "Images: ls, pull, push, import, export, rm, tag, inspect, from-host"),
+    "content": ("content", "content", "Stored blobs: ls, fetch, rm"),
+    "snapshot": ("snapshots", "snapshot", "Snapshots: ls, rm, usage"),
+    "namespace": ("namespaces", "namespace", "Namespaces: ls, create, label, rm"),
+    "lease": ("leases", "lease", "Leases: ls, create, rm"),
+    "gc": ("system", "gc", "Collect garbage now"),
+    "df": ("system", "df", "Show what takes disk space"),
+    "ops": ("system", "ops", "Show what the daemon is doing"),
+    "why": ("system", "why", "Show what happened to a container or an operation"),
+    "plugin": ("system", "plugin", "The daemon's plugins: ls"),
+    "info": ("system", "info", "Show what the daemon is and has"),
+    "version": ("system", "version", "Show the versions of pyctr and its daemon"),
+    "login": ("login", "login", "Store credentials for a registry"),
+    "logout": ("login", "logout", "Forget credentials for a registry"),
+    "completion": ("completion", "completion", "Print a completion script for a shell"),
+}
+_ALIASES: Final = {"images": ("image", "ls"), "pull": ("image", "pull"), "push": ("image", "push")}
+
+
+class LazyGroup(click.Group):
+    """The root group: knows its commands' names and imports a command on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(_ROOT)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command, also by docker's short names for commands of `image`."""
+        if cmd_name in _ALIASES:
+            noun, verb = _ALIASES[cmd_name]
+            group = self.get_command(ctx, noun)
+            return group.get_command(ctx, verb) if isinstance(group, click.Group) else None
+        if cmd_name not in _ROOT:
+            return None
+        module, attribute, _ = _ROOT[cmd_name]
+        command: Any = getattr(importlib.import_module(f"pyctr.commands.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _ROOT.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest name for one that is not there."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _ROOT, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(error.message + hint, ctx) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--address", "-a", metavar="PATH", default=default_address, help="The daemon's socket.")
+@click.option("--namespace", "-n", metavar="NAME", default=default_namespace, help="The namespace to work in.")
+@click.option("--format", "format_", metavar="FORMAT", default="table", help="table, json or a template: '{{.ID}}'.")
+@click.version_option(package_name="pyctr", prog_name="pyctr")
+@click.pass_context
+def root(ctx: click.Context, address: str, namespace: str, format_: str) -> None:
+    """Run and manage containers."""
+    session = Session(address, namespace, format_)
+    ctx.obj = session
+    ctx.call_on_close(session.close)

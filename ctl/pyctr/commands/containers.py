@@ -1,0 +1,242 @@
+"""`ps`, `inspect`, `top`: what containers are there and what they are."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from pyctr import lookup, output, tasks
+from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr_wire import labels
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
+from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
+from pyctr_wire.errors import NotFound
+from pyctr_wire.pyctr import engine_pb2
+
+_COLUMNS: Final = {
+    "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "RunningFor": "CREATED", "Status": "STATUS",
+    "Names": "NAMES",
+}  # fmt: skip
+_SHORT: Final = 12
+_COMMAND_WIDTH: Final = 20
+
+
+@click.command()
+@click.option("--all", "-a", "everything", is_flag=True, help="Also those that do not run.")
+@click.option("--quiet", "-q", is_flag=True, help="Only ids.")
+@click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
+@click.option("--filter", "-f", "filters", multiple=True, metavar="NAME=VALUE", help="name=, id=, label=, status=.")
+@output.format_option
+@pass_session
+def ps(session: Session, *, everything: bool, quiet: bool, no_trunc: bool, filters: tuple[str, ...]) -> None:
+    """List containers."""
+    connection = session.connection
+    containers = connection.call(
+        CONTAINERS, "List", containers_pb2.ListContainersRequest(), containers_pb2.ListContainersResponse
+    ).containers
+    running = connection.call(TASKS, "List", tasks_pb2.ListTasksRequest(), tasks_pb2.ListTasksResponse).tasks
+    processes = {process.id: process for process in running}
+    rows = []
+    for container in sorted(containers, key=lambda one: one.created_at.ToNanoseconds(), reverse=True):
+        process = processes.get(container.id)
+        row = _row(container, process, whole=no_trunc)
+        wanted = everything or any(entry.startswith("status=") for entry in filters) or row["State"] in _UP
+        if wanted and _matches(container, row, filters):
+            rows.append(row)
+    if quiet:
+        for row in rows:
+            click.echo(row["ID"])
+    else:
+        output.show_rows(session.format, _COLUMNS, rows)
+
+
+_UP: Final = frozenset({"running", "paused"})
+_STATES: Final = {Status.CREATED: "created", Status.RUNNING: "running", Status.STOPPED: "exited",
+                  Status.PAUSED: "paused", Status.PAUSING: "paused"}  # fmt: skip
+
+
+def state_of(process: Process | None) -> str:
+    """Return a container's state in docker's words."""
+    return "created" if process is None else _STATES.get(process.status, "unresponsive")
+
+
+def _status(container: containers_pb2.Container, process: Process | None) -> str:
+    state = state_of(process)
+    if process is None or state == "created":
+        return "Created"
+    if state == "exited":
+        return f"Exited ({process.exit_status}) {output.age(process.exited_at.ToDatetime(UTC))}"
+    started = _started_at(process.pid)
+    up = f"Up {output.duration(datetime.now(UTC) - started)}" if started else "Up"
+    return {"paused": f"{up} (Paused)", "running": up}.get(state, state.capitalize())
+
+
+def _started_at(pid: int) -> datetime | None:
+    """Return when a process of this machine was started, None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    except (OSError, StopIteration):
+        return None
+    return datetime.fromtimestamp(int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK"), UTC)
+
+
+def _row(container: containers_pb2.Container, process: Process | None, *, whole: bool) -> dict[str, Any]:
+    args = tasks.spec_of(container).get("process", {}).get("args", [])
+    command = shlex.join(args)
+    if not whole and len(command) > _COMMAND_WIDTH:
+        command = command[: _COMMAND_WIDTH - 1] + "…"
+    created = container.created_at.ToDatetime(UTC)
+    return {
+        "ID": container.id if whole else container.id[:_SHORT],
+        "Image": container.image,
+        "Command": json.dumps(command, ensure_ascii=False),
+        "CreatedAt": created.isoformat(timespec="seconds"),
+        "RunningFor": output.age(created),
+        "Status": _status(container, process),
+        "State": state_of(process),
+        "Names": container.labels.get(labels.NAME, ""),
+        "Labels": ",".join(f"{name}={value}" for name, value in sorted(container.labels.items())),
+    }
+
+
+def _matches(container: containers_pb2.Container, row: Mapping[str, Any], filters: tuple[str, ...]) -> bool:
+    """Tell whether a container passes docker's filters: values of one name are alternatives, names all hold."""
+    wanted: dict[str, list[str]] = {}
+    for entry in filters:
+        name, separator, value = entry.partition("=")
+        if not separator or name not in ("name", "id", "label", "status"):
+            raise click.BadParameter(f"--filter {entry}: give name=, id=, label= or status=")
+        wanted.setdefault(name, []).append(value)
+
+    def one(name: str, value: str) -> bool:
+        if name == "label":
+            key, separator, content = value.partition("=")
+            return key in container.labels and (not separator or container.labels[key] == content)
+        if name == "name":
+            return value in str(row["Names"])
+        return container.id.startswith(value) if name == "id" else row["State"] == value
+
+    return all(any(one(name, value) for value in values) for name, values in wanted.items())
+
+
+@click.command()
+@click.option("--type", "kind", type=click.Choice(["container", "image"]), help="What the names are of.")
+@output.format_option
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@pass_session
+def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> None:
+    """Show everything about containers or images."""
+    documents = [_find_and_describe(session.connection, name, kind) for name in names]
+    if session.format in ("table", "json"):
+        output.show_one(session.format, documents)
+    else:
+        for document in documents:
+            output.show_one(session.format, document)
+
+
+def _find_and_describe(connection: Connection, name: str, kind: str | None) -> dict[str, Any]:
+    """Return the document of a container, or else of an image, of that name. Raises CommandError."""
+    if kind != "image":
+        try:
+            return _describe(connection, lookup.find(connection, name))
+        except CommandError:
+            if kind == "container":
+                raise
+    from pyctr.commands.images import describe
+
+    missing = f"no such image: {name}" if kind else f"no such container or image: {name}"
+    return describe(connection, name, missing)
+
+
+def _describe(connection: Connection, container: containers_pb2.Container) -> dict[str, Any]:
+    process = tasks.get(connection, container.id)
+    state: dict[str, Any] = {"Status": state_of(process), "Running": state_of(process) in _UP}
+    if process is not None:
+        state["Pid"] = process.pid if state["Running"] else 0
+        if process.status == Status.STOPPED:
+            state |= _exit(connection, container.id, process)
+    return {
+        "Id": container.id,
+        "Name": container.labels.get(labels.NAME, ""),
+        "Created": container.created_at.ToDatetime(UTC).isoformat(),
+        "State": state,
+        "Image": container.image,
+        "Runtime": container.runtime.name,
+        "Snapshotter": container.snapshotter,
+        "SnapshotKey": container.snapshot_key,
+        "LogDriver": container.labels.get(labels.LOG_DRIVER, ""),
+        "LogPath": container.labels.get(labels.LOG_PATH, ""),
+        "Labels": dict(sorted(container.labels.items())),
+        "Spec": tasks.spec_of(container),
+    }
+
+
+def _exit(connection: Connection, container_id: str, process: Process) -> dict[str, Any]:
+    exit_state: dict[str, Any] = {
+        "ExitCode": process.exit_status,
+        "FinishedAt": process.exited_at.ToDatetime(UTC).isoformat(),
+    }
+    try:
+        known = connection.call(
+            ENGINE, "ExitInfo", engine_pb2.ExitInfoRequest(id=container_id), engine_pb2.ExitInfoResponse
+        )
+    except NotFound:
+        return exit_state
+    return exit_state | {"OOMKilled": known.oom_killed, "Reason": known.reason, "Signal": known.signal}
+
+
+_TOP_COLUMNS: Final = {
+    "Pid": "PID",
+    "Ppid": "PPID",
+    "User": "USER",
+    "State": "STATE",
+    "Time": "TIME",
+    "Command": "COMMAND",
+}
+
+
+@click.command()
+@output.format_option
+@click.argument("container")
+@pass_session
+def top(session: Session, *, container: str) -> None:
+    """Show the processes of a container, as this machine numbers them."""
+    found = lookup.find(session.connection, container)
+    try:
+        pids = session.connection.call(
+            TASKS, "ListPids", tasks_pb2.ListPidsRequest(container_id=found.id), tasks_pb2.ListPidsResponse
+        ).processes
+    except NotFound:
+        raise CommandError(f"container {container} is not running") from None
+    rows = [row for process in pids if (row := _process_row(process.pid)) is not None]
+    output.show_rows(session.format, _TOP_COLUMNS, rows)
+
+
+def _process_row(pid: int) -> dict[str, Any] | None:
+    """Return what /proc says about a process, None if it has just ended. Source: proc(5)."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+        fields = rest.split()
+        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        uid = folder.stat().st_uid
+    except OSError:
+        return None
+    seconds = (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
+    return {
+        "Pid": pid,
+        "Ppid": int(fields[1]),
+        "User": uid,  # a number: its name inside the container is the container's own affair
+        "State": fields[0],
+        "Time": f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
+        "Command": command or f"[{name}]",
+    }

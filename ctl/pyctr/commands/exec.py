@@ -1,0 +1,119 @@
+"""`exec`: another process in a running container."""
+
+import contextlib
+import os
+import secrets
+
+import click
+from google.protobuf import any_pb2, empty_pb2
+
+from pyctr import exit_codes, run_options, run_session, tasks, terminal
+from pyctr.connection import ENGINE, TASKS, Connection
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
+from pyctr_wire.errors import ApiError, NotFound
+from pyctr_wire.pyctr import engine_pb2
+
+_PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("--detach", "-d", is_flag=True, help="Leave it in the background.")
+@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
+@click.option("--env-file", multiple=True, metavar="FILE", help="Read environment variables from a file.")
+@click.option("--interactive", "-i", is_flag=True, help="Pass stdin on.")
+@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
+@click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
+@click.option("--workdir", "-w", default="", metavar="PATH", help="Start in this directory.")
+@click.option("--privileged", is_flag=True, help="Give it all capabilities.")
+@click.argument("container")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@pass_session
+def exec_(
+    session: Session,
+    *,
+    container: str,
+    command: tuple[str, ...],
+    detach: bool,
+    detach_keys: str,
+    env: tuple[str, ...],
+    env_file: tuple[str, ...],
+    interactive: bool,
+    tty: bool,
+    user: str,
+    workdir: str,
+    privileged: bool,
+) -> int:
+    """Run COMMAND in the running CONTAINER."""
+    keys = terminal.parse_detach_keys(detach_keys)
+    if not detach:
+        run_session.check_terminal(tty=tty, interactive=interactive)
+    columns, rows = terminal.size() if tty else (0, 0)
+    request = engine_pb2.ExecSpecRequest(
+        id=container,
+        args=command,
+        env=run_options.environment(env, env_file, os.environ),
+        working_dir=workdir,
+        user=user,
+        terminal=tty,
+        console_width=columns,
+        console_height=rows,
+        privileged=privileged,
+    )
+    connection = session.connection
+    try:
+        spec = connection.call(ENGINE, "ExecSpec", request, engine_pb2.ExecSpecResponse)
+    except ApiError as error:
+        raise CommandError(str(error), exit_codes.FAILURE) from None
+    return _run(connection, spec, keys, detach=detach, interactive=interactive, tty=tty)
+
+
+def _run(
+    connection: Connection,
+    spec: engine_pb2.ExecSpecResponse,
+    keys: bytes,
+    *,
+    detach: bool,
+    interactive: bool,
+    tty: bool,
+) -> int:
+    """Register, start and follow the exec; return the exit code."""
+    exec_id = secrets.token_hex(16)
+    container_id = spec.container_id
+    output = "" if detach else tasks.ATTACHED
+    request = tasks_pb2.ExecProcessRequest(
+        container_id=container_id,
+        exec_id=exec_id,
+        stdin=tasks.ATTACHED if interactive and not detach else "",
+        stdout=output,
+        stderr="" if tty else output,
+        terminal=tty,
+        spec=any_pb2.Any(type_url=_PROCESS_URL, value=spec.process),
+    )
+    attached = None
+    try:
+        connection.call(TASKS, "Exec", request, empty_pb2.Empty)
+        if not detach:
+            attached = run_session.attach(connection, container_id, exec_id, stdin=interactive)
+        tasks.start(connection, container_id, exec_id)
+    except ApiError as error:
+        if attached is not None:
+            attached.close()
+        _forget(connection, container_id, exec_id)
+        raise CommandError(str(error), exit_codes.of_start_error(error)) from None
+    if attached is None:
+        return 0
+    status = run_session.follow(connection, attached, container_id, exec_id, stdin=interactive, detach_keys=keys)
+    if status is None:
+        return 0
+    _forget(connection, container_id, exec_id)
+    return status
+
+
+def _forget(connection: Connection, container_id: str, exec_id: str) -> None:
+    """Delete the record of an ended exec; it goes with its container otherwise."""
+    request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
+    with contextlib.suppress(NotFound):
+        connection.call(TASKS, "DeleteProcess", request, tasks_pb2.DeleteResponse, patience=tasks.RECONNECT)

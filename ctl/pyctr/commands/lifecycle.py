@@ -1,0 +1,123 @@
+"""`stop`, `kill`, `pause`, `unpause`, `wait`, `rm`, `rename`."""
+
+import signal
+
+import click
+from google.protobuf import empty_pb2
+
+from pyctr import lookup, stopping, tasks
+from pyctr.connection import ENGINE, TASKS
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr.several import each
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
+from pyctr_wire.errors import NotFound
+from pyctr_wire.pyctr import engine_pb2
+
+_CONTAINERS = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+
+
+@click.command()
+@click.option("--time", "-t", "grace", type=click.FloatRange(min=0), default=10, show_default=True,
+              help="Seconds until SIGKILL.")  # fmt: skip
+@click.option("--signal", "-s", "how", default="", help="The signal to send instead of the container's own.")
+@_CONTAINERS
+@pass_session
+def stop(session: Session, *, containers: tuple[str, ...], grace: float, how: str) -> int:
+    """Stop containers: their stop signal, then SIGKILL."""
+    return each(
+        containers, lambda name: stopping.stop(session.connection, lookup.find(session.connection, name), grace, how)
+    )
+
+
+@click.command()
+@click.option("--signal", "-s", "how", default="KILL", show_default=True, help="The signal.")
+@_CONTAINERS
+@pass_session
+def kill(session: Session, *, containers: tuple[str, ...], how: str) -> int:
+    """Send a signal to containers."""
+    number = stopping.parse_signal(how)
+
+    def one(reference: str) -> None:
+        container = lookup.find(session.connection, reference)
+        try:
+            tasks.kill(session.connection, container.id, number)
+        except NotFound:
+            raise CommandError(f"container {reference} is not running") from None
+
+    return each(containers, one)
+
+
+@click.command()
+@_CONTAINERS
+@pass_session
+def pause(session: Session, *, containers: tuple[str, ...]) -> int:
+    """Freeze all processes of containers."""
+
+    def one(reference: str) -> None:
+        request = tasks_pb2.PauseTaskRequest(container_id=lookup.find(session.connection, reference).id)
+        session.connection.call(TASKS, "Pause", request, empty_pb2.Empty)
+
+    return each(containers, one)
+
+
+@click.command()
+@_CONTAINERS
+@pass_session
+def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
+    """Let frozen containers go on."""
+
+    def one(reference: str) -> None:
+        request = tasks_pb2.ResumeTaskRequest(container_id=lookup.find(session.connection, reference).id)
+        session.connection.call(TASKS, "Resume", request, empty_pb2.Empty)
+
+    return each(containers, one)
+
+
+@click.command()
+@_CONTAINERS
+@pass_session
+def wait(session: Session, *, containers: tuple[str, ...]) -> None:
+    """Wait until containers end and print their exit codes."""
+    for reference in containers:
+        container = lookup.find(session.connection, reference)
+        try:
+            click.echo(tasks.wait(session.connection, container.id))
+        except NotFound:
+            raise CommandError(f"container {reference} does not run") from None
+
+
+@click.command()
+@click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
+@_CONTAINERS
+@pass_session
+def rm(session: Session, *, containers: tuple[str, ...], force: bool) -> int:
+    """Remove containers."""
+    connection = session.connection
+
+    def one(reference: str) -> None:
+        container = lookup.find(connection, reference)
+        process = tasks.get(connection, container.id)
+        if process is not None and process.status != 3:  # STOPPED
+            if not force:
+                raise CommandError(f"container {reference} is running: stop it first, or use rm -f")
+            try:
+                tasks.kill(connection, container.id, signal.SIGKILL)
+                tasks.wait(connection, container.id, timeout=stopping.KILL_TIMEOUT)
+            except NotFound:
+                pass  # it ended by itself meanwhile
+        tasks.delete(connection, container.id)
+        tasks.remove_container(connection, container.id, container.snapshotter, container.snapshot_key)
+
+    return each(containers, one)
+
+
+@click.command()
+@click.argument("container")
+@click.argument("name")
+@pass_session
+def rename(session: Session, *, container: str, name: str) -> None:
+    """Give CONTAINER another name."""
+    found = lookup.find(session.connection, container)
+    request = engine_pb2.RenameRequest(id=found.id, name=name)
+    session.connection.call(ENGINE, "Rename", request, engine_pb2.RenameResponse)

@@ -1,0 +1,173 @@
+"""`run` and `create`: a container from an image, the image pulled first if it is not here."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pyctr import exit_codes, run_options, run_session, tasks, terminal
+from pyctr.connection import ENGINE, Connection
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr_wire.errors import ApiError, NotFound
+from pyctr_wire.pyctr import engine_pb2
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--name", help="Give the container a name."),
+    click.option("--interactive", "-i", is_flag=True, help="Keep stdin open."),
+    click.option("--tty", "-t", is_flag=True, help="Give it a terminal."),
+    click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable."),
+    click.option("--env-file", multiple=True, metavar="FILE", help="Read environment variables from a file."),
+    click.option("--user", "-u", metavar="USER[:GROUP]", help="Run as this user, by name or number."),
+    click.option("--group-add", multiple=True, metavar="GROUP", help="Join another group."),
+    click.option("--workdir", "-w", metavar="PATH", help="Start in this directory."),
+    click.option("--entrypoint", metavar="PROGRAM", help="Replace the image's entry point."),
+    click.option("--hostname", "-h", metavar="NAME", help="The container's host name."),
+    click.option("--label", "-l", multiple=True, metavar="NAME[=VALUE]", help="Set a label."),
+    click.option("--volume", "-v", multiple=True, metavar="PATH:PATH[:ro]", help="Show a host path in the container."),
+    click.option("--mount", multiple=True, metavar="type=...,...", help="Mount: type=bind or tmpfs, source, target."),
+    click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="Mount a tmpfs."),
+    click.option("--read-only", is_flag=True, help="Make the root file system read-only."),
+    click.option("--device", multiple=True, metavar="PATH[:PATH[:rwm]]", help="Give it a device of this machine."),
+    click.option("--privileged", is_flag=True, help="Take all confinement off."),
+    click.option("--cap-add", multiple=True, metavar="CAP", help="Give it a capability."),
+    click.option("--cap-drop", multiple=True, metavar="CAP", help="Take a capability away."),
+    click.option("--security-opt", multiple=True, metavar="OPTION", help="seccomp=FILE, no-new-privileges, ..."),
+    click.option("--memory", "-m", metavar="SIZE", help="Limit its memory: 512m, 2g."),
+    click.option("--cpus", type=click.FloatRange(min=0.01), metavar="NUMBER", help="Limit its CPU time: 1.5."),
+    click.option("--pids-limit", type=int, metavar="NUMBER", help="Limit its processes."),
+    click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
+    click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
+    click.option("--network", "--net", type=click.Choice(["none", "host"]), help="Its network."),
+    click.option("--init", is_flag=True, help="Run a small init as its process 1."),
+    click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
+    click.option("--log-driver", metavar="DRIVER", help="json-file, cri, journald or none."),
+    click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="max-size, max-file."),
+    click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
+    click.option("--runtime", metavar="NAME", default="", help="The runtime to use."),
+    click.option("--snapshotter", metavar="NAME", default="", help="The snapshotter to use."),
+    click.option("--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms."),
+    click.option("--cidfile", metavar="FILE", help="Write the container's id to this file."),
+)
+
+
+def creation_options(command: F) -> F:
+    """Add the options that `run` and `create` share."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False}  # -h is --hostname, as docker's
+
+
+def make(session: Session, image: str, command: tuple[str, ...], given: dict[str, Any]) -> engine_pb2.RunSpecResponse:
+    """Make the container, pulling its image if need be; print what the daemon warns of."""
+    cidfile = Path(given["cidfile"]) if given["cidfile"] else None
+    if cidfile is not None and cidfile.exists():
+        raise CommandError(f"--cidfile {cidfile}: the file is there already; remove it first", exit_codes.OURS)
+    options = run_options.to_options(command, given, os.environ)
+    run_options.make_missing_sources(options, given["volume"])
+    if options.terminal:
+        options.console_width, options.console_height = terminal.size()
+    request = engine_pb2.RunSpecRequest(
+        image=image,
+        name=given["name"] or "",
+        snapshotter=given["snapshotter"],
+        runtime=given["runtime"],
+        platform=given["platform"],
+        options=options,
+    )
+    try:
+        made = _run_spec(session.connection, request)
+    except NotFound:
+        from pyctr.transfer import pull
+
+        print(f"Unable to find image '{image}' locally", file=sys.stderr)
+        pull(session.connection, image, platform=given["platform"], snapshotter=given["snapshotter"])
+        made = _run_spec(session.connection, request)
+    for warning in made.warnings:
+        print(f"pyctr: {warning}", file=sys.stderr)
+    if given["network"] is None:
+        print(
+            "pyctr: the container has no network; say --network host, or --network none to not be told", file=sys.stderr
+        )
+    if cidfile is not None:
+        cidfile.write_text(made.id)
+    return made
+
+
+def _run_spec(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:
+    return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
+
+
+@click.command(context_settings=_SETTINGS)
+@creation_options
+@click.option("--detach", "-d", is_flag=True, help="Leave it in the background and print its id.")
+@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def run(
+    session: Session, /, image: str, command: tuple[str, ...], *, detach: bool, detach_keys: str, **given: Any
+) -> int:
+    """Make a container from IMAGE and run COMMAND in it."""
+    keys = terminal.parse_detach_keys(detach_keys)
+    if not detach:
+        run_session.check_terminal(tty=given["tty"], interactive=given["interactive"])
+    try:
+        made = make(session, image, command, given)
+    except ApiError as error:
+        raise CommandError(str(error), exit_codes.OURS) from None
+    connection = session.connection
+    attached = None
+    try:
+        tasks.create(
+            connection, made.id, made.rootfs, made.log_uri, terminal=given["tty"], interactive=given["interactive"]
+        )
+        if not detach:
+            attached = run_session.attach(connection, made.id, stdin=given["interactive"])
+        tasks.start(connection, made.id)
+    except ApiError as error:
+        if attached is not None:
+            attached.close()
+        _give_up(connection, made, remove=given["rm"])
+        raise CommandError(str(error), exit_codes.of_start_error(error)) from None
+    if attached is None:
+        click.echo(made.id)
+        return 0
+    status = run_session.follow(connection, attached, made.id, "", stdin=given["interactive"], detach_keys=keys)
+    if status is None:
+        return 0
+    if given["rm"]:
+        tasks.delete(connection, made.id)
+        tasks.remove_container(connection, made.id, made.snapshotter, made.id)
+    return status
+
+
+def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove: bool) -> None:
+    """Clear away the task of a container that did not start, the container too with --rm."""
+    try:
+        tasks.delete(connection, made.id)
+        if remove:
+            tasks.remove_container(connection, made.id, made.snapshotter, made.id)
+    except ApiError as error:
+        print(f"pyctr: clearing away {made.id}: {error}", file=sys.stderr)
+
+
+@click.command(context_settings=_SETTINGS)
+@creation_options
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
+    """Make a container from IMAGE and do not start it."""
+    try:
+        click.echo(make(session, image, command, given).id)
+    except ApiError as error:
+        raise CommandError(str(error), exit_codes.OURS) from None

@@ -1,0 +1,94 @@
+"""`start`, `restart` and `attach`."""
+
+import sys
+
+import click
+
+from pyctr import exit_codes, lookup, run_session, stopping, tasks, terminal
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr.several import each
+from pyctr_wire import labels
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.errors import ApiError
+
+
+@click.command()
+@click.option("--attach", "-a", "attached", is_flag=True, help="Show its output and pass signals on.")
+@click.option("--interactive", "-i", is_flag=True, help="Pass stdin on; implies --attach.")
+@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@pass_session
+def start(session: Session, *, containers: tuple[str, ...], attached: bool, interactive: bool, detach_keys: str) -> int:
+    """Start containers that were made or have ended."""
+    if attached or interactive:
+        if len(containers) > 1:
+            raise CommandError("only one container can be attached to")
+        container = lookup.find(session.connection, containers[0])
+        return _start_attached(session, container, terminal.parse_detach_keys(detach_keys), interactive=interactive)
+
+    def one(reference: str) -> None:
+        container = lookup.find(session.connection, reference)
+        tasks.create_again(session.connection, container)
+        _start(session, container.id)
+
+    return each(containers, one)
+
+
+def _start(session: Session, container_id: str) -> None:
+    try:
+        tasks.start(session.connection, container_id)
+    except ApiError as error:
+        tasks.delete(session.connection, container_id)
+        raise CommandError(str(error), exit_codes.of_start_error(error)) from None
+
+
+def _start_attached(session: Session, container: containers_pb2.Container, keys: bytes, *, interactive: bool) -> int:
+    connection = session.connection
+    tasks.create_again(connection, container)
+    stream = run_session.attach(connection, container.id, stdin=interactive)
+    _start(session, container.id)
+    status = run_session.follow(connection, stream, container.id, "", stdin=interactive, detach_keys=keys)
+    return status or 0
+
+
+@click.command()
+@click.option("--time", "-t", "grace", type=click.FloatRange(min=0), default=10, show_default=True,
+              help="Seconds until SIGKILL.")  # fmt: skip
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@pass_session
+def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> int:
+    """Stop containers and start them again."""
+
+    def one(reference: str) -> None:
+        container = lookup.find(session.connection, reference)
+        stopping.stop(session.connection, container, grace)
+        tasks.create_again(session.connection, container)
+        _start(session, container.id)
+
+    return each(containers, one)
+
+
+@click.command()
+@click.option("--no-stdin", is_flag=True, help="Do not pass stdin on.")
+@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on.")
+@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@click.argument("container")
+@pass_session
+def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool, detach_keys: str) -> int:
+    """Connect this terminal to a running container."""
+    keys = terminal.parse_detach_keys(detach_keys)
+    found = lookup.find(session.connection, container)
+    process = tasks.get(session.connection, found.id)
+    if process is None or process.status not in (2, 4, 5):  # RUNNING, PAUSED, PAUSING
+        raise CommandError(f"container {container} is not running")
+    stdin = found.labels.get(labels.INTERACTIVE) == "true" and not no_stdin
+    stream = run_session.attach(session.connection, found.id, stdin=stdin)
+    if process.terminal and sys.stdout.isatty():
+        # A shell draws itself again when its window changes; a first, different size makes it do so.
+        columns, rows = terminal.size()
+        stream.resize(max(1, columns - 1), rows)
+    status = run_session.follow(
+        session.connection, stream, found.id, "", stdin=stdin, detach_keys=keys, proxy_signals=sig_proxy
+    )
+    return status or 0

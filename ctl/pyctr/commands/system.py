@@ -1,0 +1,173 @@
+"""The daemon itself: `version`, `info`, `df`, `gc`, `ops`, `why`, `plugin`."""
+
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Final
+
+import click
+from google.protobuf import empty_pb2
+
+from pyctr import lookup, output
+from pyctr.connection import ENGINE, INTROSPECTION, VERSION
+from pyctr.errors import CommandError
+from pyctr.session import Session, pass_session
+from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2
+from pyctr_wire.containerd.services.version.v1 import version_pb2
+from pyctr_wire.pyctr import engine_pb2
+
+
+@click.command()
+@output.format_option
+@pass_session
+def version(session: Session) -> None:
+    """Show the versions of pyctr and its daemon."""
+    server = session.connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
+    document = {
+        "Client": {"Version": metadata.version("pyctr")},
+        "Server": {"Version": server.version, "Revision": server.revision, "Address": session.address},
+    }
+    if session.format == "table":
+        for side, fields in document.items():
+            click.echo(f"{side}:")
+            for name, value in fields.items():
+                click.echo(f"  {name + ':':<10} {value}")
+    else:
+        output.show_one(session.format, document)
+
+
+@click.command()
+@output.format_option
+@pass_session
+def info(session: Session) -> None:
+    """Show what the daemon is and has."""
+    connection = session.connection
+    server = connection.call(INTROSPECTION, "Server", empty_pb2.Empty(), introspection_pb2.ServerResponse)
+    version_ = connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
+    plugins = _plugins(session)
+    document: dict[str, Any] = {
+        "Version": version_.version,
+        "UUID": server.uuid,
+        "Pid": server.pid,
+        "Address": session.address,
+        "Namespace": session.namespace,
+        "Snapshotters": [one.id for one in plugins if one.type == "io.containerd.snapshotter.v1"],
+        "Failed plugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
+        "Warnings": [one.message for one in server.deprecations],
+    }
+    if session.format == "table":
+        for name, value in document.items():
+            click.echo(f"{name + ':':<16} {', '.join(value) if isinstance(value, list) else value}")
+    else:
+        output.show_one(session.format, document)
+
+
+def _plugins(session: Session) -> list[introspection_pb2.Plugin]:
+    answer = session.connection.call(
+        INTROSPECTION, "Plugins", introspection_pb2.PluginsRequest(), introspection_pb2.PluginsResponse
+    )
+    return list(answer.plugins)
+
+
+@click.group()
+def plugin() -> None:
+    """The daemon's plugins."""
+
+
+@plugin.command("ls")
+@output.format_option
+@pass_session
+def plugin_ls(session: Session) -> None:
+    """List the daemon's plugins as containerd's clients see them."""
+    rows = [
+        {
+            "Type": one.type,
+            "ID": one.id,
+            "Platforms": ",".join(f"{platform.os}/{platform.architecture}" for platform in one.platforms) or "-",
+            "Status": "error" if one.HasField("init_err") else "ok",
+        }
+        for one in _plugins(session)
+    ]
+    output.show_rows(session.format, {"Type": "TYPE", "ID": "ID", "Platforms": "PLATFORMS", "Status": "STATUS"}, rows)
+
+
+@click.command()
+@output.format_option
+@pass_session
+def df(session: Session) -> None:
+    """Show what takes disk space."""
+    answer = session.connection.call(
+        ENGINE, "DiskUsage", engine_pb2.DiskUsageRequest(), engine_pb2.DiskUsageResponse, timeout=600
+    )
+    rows = [
+        {
+            "Type": item.kind.capitalize(),
+            "TotalCount": item.count,
+            "Active": item.active,
+            "Size": output.size(item.size),
+            "Reclaimable": output.size(item.reclaimable),
+        }
+        for item in answer.items
+    ]
+    columns = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}
+    output.show_rows(session.format, columns, rows)
+
+
+@click.command()
+@pass_session
+def gc(session: Session) -> None:
+    """Collect garbage now: what no image, container or lease needs."""
+    answer = session.connection.call(
+        ENGINE, "CollectGarbage", engine_pb2.CollectGarbageRequest(), engine_pb2.CollectGarbageResponse, timeout=600
+    )
+    for name in [*answer.removed_content, *answer.removed_snapshots]:
+        click.echo(f"removed {name}")
+    click.echo(f"reclaimed {output.size(answer.reclaimed)}")
+
+
+_OPERATION_COLUMNS: Final = {
+    "ID": "ID", "Namespace": "NAMESPACE", "Object": "OBJECT", "Name": "OPERATION", "Stage": "STAGE",
+    "Started": "STARTED", "Result": "RESULT",
+}  # fmt: skip
+
+
+def _operation_row(operation: engine_pb2.Operation) -> dict[str, Any]:
+    ended = operation.HasField("ended_at")
+    overdue = operation.HasField("deadline") and not ended and operation.deadline.ToDatetime(UTC) < datetime.now(UTC)
+    if operation.error:
+        result = f"failed: {operation.error}"
+    elif ended:
+        result = "done"
+    else:
+        result = "under way, past its deadline" if overdue else "under way"
+    return {
+        "ID": operation.id,
+        "Namespace": operation.namespace,
+        "Object": operation.object,
+        "Name": operation.name,
+        "Stage": operation.stage,
+        "Started": output.age(operation.started_at.ToDatetime(UTC)),
+        "Result": result,
+    }
+
+
+@click.command()
+@output.format_option
+@pass_session
+def ops(session: Session) -> None:
+    """Show what the daemon is doing, in all namespaces, oldest first."""
+    answer = session.connection.call(ENGINE, "Ops", engine_pb2.OpsRequest(), engine_pb2.OpsResponse)
+    output.show_rows(session.format, _OPERATION_COLUMNS, [_operation_row(one) for one in answer.operations])
+
+
+@click.command()
+@output.format_option
+@click.argument("object_id", metavar="CONTAINER|OPERATION")
+@pass_session
+def why(session: Session, *, object_id: str) -> None:
+    """Show what happened to a container or an operation."""
+    try:
+        object_id = lookup.find(session.connection, object_id).id
+    except CommandError:
+        pass  # an operation's id, or a container that is gone: the daemon may remember either
+    answer = session.connection.call(ENGINE, "Why", engine_pb2.WhyRequest(id=object_id), engine_pb2.WhyResponse)
+    output.show_rows(session.format, _OPERATION_COLUMNS, [_operation_row(one) for one in answer.operations])

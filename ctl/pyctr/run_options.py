@@ -1,0 +1,214 @@
+"""The words of `run` and `create`, turned into what the daemon is asked for. No I/O but named files."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from pyctr_wire.containerd.types.mount_pb2 import Mount
+from pyctr_wire.pyctr.engine_pb2 import RunOptions
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
+_UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+_PROPAGATIONS: Final = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
+_MAX_FILE: Final = 1 << 20
+_DOCKER_MIN_MEMORY: Final = 6 << 20  # what a process needs to start at all; docker's limit
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in "512m", "1.5g", "65536". Raises click.BadParameter."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size such as 512m or 1g")
+    return int(float(match.group(1)) * (1 << _UNITS[match.group(2).lower()]))
+
+
+def _memory(text: str) -> int:
+    value = parse_size(text)
+    if value < _DOCKER_MIN_MEMORY:
+        raise click.BadParameter(f"--memory {text}: the least is 6m")
+    return value
+
+
+def parse_pairs(option: str, entries: Iterable[str]) -> dict[str, str]:
+    """Return NAME=VALUE entries as a map; a bare NAME has the value "". Raises click.BadParameter."""
+    pairs = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not name:
+            raise click.BadParameter(f"{option} {entry!r}: a name is missing before '='")
+        pairs[name] = value
+    return pairs
+
+
+def _read_lines(option: str, name: str) -> list[str]:
+    """Return the lines of a small text file that the user named."""
+    try:
+        with Path(name).open(encoding="utf-8-sig") as file:
+            text = file.read(_MAX_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{option} {name}: {error}") from None
+    if len(text) > _MAX_FILE:
+        raise click.BadParameter(f"{option} {name}: larger than {_MAX_FILE} bytes")
+    return text.splitlines()
+
+
+def environment(entries: Iterable[str], files: Iterable[str], ours: Mapping[str, str]) -> list[str]:
+    """Return NAME=VALUE entries, files first; a bare NAME takes its value from `ours` if it is there."""
+    result = []
+    lines = [line.strip() for name in files for line in _read_lines("--env-file", name)]
+    for entry in [line for line in lines if line and not line.startswith("#")] + list(entries):
+        name, separator, _ = entry.partition("=")
+        if not name or "\0" in entry:
+            raise click.BadParameter(f"environment entry {entry!r} is not NAME=VALUE")
+        if separator:
+            result.append(entry)
+        elif name in ours:
+            result.append(f"{name}={ours[name]}")
+    return result
+
+
+def parse_volume(text: str) -> Mount:
+    """Return the bind mount that `-v SOURCE:TARGET[:OPTIONS]` asks for. Raises click.BadParameter."""
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 3 or not parts[0] or not parts[1]:
+        raise click.BadParameter(
+            f"-v {text}: give HOST_PATH:CONTAINER_PATH[:ro] (volumes without a path are not there yet)"
+        )
+    source, target = parts[0], parts[1]
+    if not source.startswith(("/", ".", "~")):
+        raise click.BadParameter(f"-v {text}: {source!r} is not a path (named volumes are not there yet)")
+    access, propagation = "rw", "rprivate"
+    for option in filter(None, parts[2].split(",") if len(parts) == 3 else []):
+        if option in ("ro", "rw"):
+            access = option
+        elif option in _PROPAGATIONS:
+            propagation = option
+        else:
+            raise click.BadParameter(f"-v {text}: option {option!r} is not known")
+    return bind(str(Path(source).expanduser().absolute()), _absolute(text, target), access, propagation)
+
+
+def _absolute(text: str, target: str) -> str:
+    if not target.startswith("/"):
+        raise click.BadParameter(f"{text}: the path in the container, {target!r}, must be absolute")
+    return target
+
+
+def bind(source: str, target: str, access: str, propagation: str) -> Mount:
+    """Return a bind mount of a host path."""
+    return Mount(type="bind", source=source, target=target, options=["rbind", propagation, access])
+
+
+def parse_tmpfs(text: str) -> Mount:
+    """Return the mount that `--tmpfs TARGET[:OPTIONS]` asks for."""
+    target, _, options = text.partition(":")
+    return tmpfs(_absolute(text, target), [option for option in options.split(",") if option])
+
+
+def tmpfs(target: str, options: list[str]) -> Mount:
+    """Return a tmpfs; what `options` does not say is as docker's."""
+    chosen = {option.removeprefix("no") for option in options}
+    defaults = [option for option in ("nosuid", "nodev", "noexec") if option.removeprefix("no") not in chosen]
+    return Mount(type="tmpfs", source="tmpfs", target=target, options=defaults + options)
+
+
+_ALIASES: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_FIELDS: Final = {
+    "bind": frozenset({"type", "source", "target", "readonly", "bind-propagation"}),
+    "tmpfs": frozenset({"type", "target", "tmpfs-size", "tmpfs-mode", "readonly"}),
+}
+
+
+def parse_mount(text: str) -> Mount:
+    """Return the mount that `--mount type=…,source=…,target=…` asks for. Raises click.BadParameter."""
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        key, separator, value = part.strip().partition("=")
+        key = _ALIASES.get(key.lower(), key.lower())
+        fields[key] = value if separator else "true"
+    kind = fields.get("type", "volume")
+    if kind not in _FIELDS:
+        raise click.BadParameter(f"--mount {text}: type {kind} is not there yet; bind and tmpfs are")
+    unknown = fields.keys() - _FIELDS[kind]
+    if unknown:
+        raise click.BadParameter(f"--mount {text}: a {kind} mount has no field {', '.join(sorted(unknown))}")
+    if not fields.get("target"):
+        raise click.BadParameter(f"--mount {text}: target is missing")
+    target = _absolute(text, fields["target"])
+    access = "ro" if fields.get("readonly", "false").lower() in ("true", "1") else "rw"
+    if kind == "tmpfs":
+        options = [f"size={parse_size(fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
+        options += [f"mode={fields['tmpfs-mode']}"] if "tmpfs-mode" in fields else []
+        return tmpfs(target, [*options, *(["ro"] if access == "ro" else [])])
+    propagation = fields.get("bind-propagation", "rprivate")
+    if propagation not in _PROPAGATIONS:
+        raise click.BadParameter(f"--mount {text}: bind-propagation {propagation!r} is not known")
+    source = fields.get("source", "")
+    if not Path(source).is_absolute() or not Path(source).exists():
+        raise click.BadParameter(f"--mount {text}: the source {source!r} is not an existing absolute path")
+    return bind(source, target, access, propagation)
+
+
+def _security_option(text: str) -> str:
+    """Return a security option; a seccomp profile's file is read here, where the user's paths mean something."""
+    name, separator, value = text.partition("=")
+    if name == "seccomp" and separator and value not in ("unconfined", "builtin"):
+        return "seccomp=" + "\n".join(_read_lines("--security-opt", value))
+    return text
+
+
+def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mapping[str, str]) -> RunOptions:
+    """Return the daemon's options for what the command line said. Raises click.BadParameter."""
+    volumes = [parse_volume(text) for text in given["volume"]]
+    mounts = [
+        *(parse_mount(text) for text in given["mount"]),
+        *volumes,
+        *(parse_tmpfs(text) for text in given["tmpfs"]),
+    ]
+    options = RunOptions(
+        args=image_args,
+        env=environment(given["env"], given["env_file"], ours),
+        working_dir=given["workdir"] or "",
+        user=given["user"] or "",
+        additional_groups=given["group_add"],
+        terminal=given["tty"],
+        interactive=given["interactive"],
+        hostname=given["hostname"] or "",
+        privileged=given["privileged"],
+        init=given["init"],
+        read_only=given["read_only"],
+        mounts=mounts,
+        devices=given["device"],
+        capabilities_add=given["cap_add"],
+        capabilities_drop=given["cap_drop"],
+        security_options=[_security_option(text) for text in given["security_opt"]],
+        sysctls=parse_pairs("--sysctl", given["sysctl"]),
+        ulimits=given["ulimit"],
+        memory=_memory(given["memory"]) if given["memory"] else 0,
+        nano_cpus=round(given["cpus"] * 1e9) if given["cpus"] else 0,
+        pids_limit=max(0, given["pids_limit"] or 0),
+        network=given["network"] or "none",
+        stop_signal=given["stop_signal"] or "",
+        labels=parse_pairs("--label", given["label"]),
+        log_driver=given["log_driver"] or "",
+        log_options=parse_pairs("--log-opt", given["log_opt"]),
+        auto_remove=given["rm"],
+    )
+    if given["entrypoint"] is not None:
+        options.entrypoint.append(given["entrypoint"])
+    return options
+
+
+def make_missing_sources(options: RunOptions, volumes: Iterable[str]) -> None:
+    """Make the host directories that `-v` names and that are not there, as docker does."""
+    sources = {parse_volume(text).source for text in volumes}
+    for mount in options.mounts:
+        if mount.source in sources and not os.path.lexists(mount.source):
+            try:
+                Path(mount.source).mkdir(parents=True)
+            except OSError as error:
+                raise click.BadParameter(f"-v {mount.source}: {error.strerror}") from None

@@ -1,0 +1,47 @@
+"""What every command starts from: where the daemon is, which namespace, how to print."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+import click
+
+from pyctr.connection import Connection
+
+DEFAULT_ADDRESS: Final = "/run/pyctr/pyctrd.sock"
+DEFAULT_NAMESPACE: Final = "default"
+
+
+def default_address() -> str:
+    """Return the address from the environment, or the usual one."""
+    return os.environ.get("PYCTR_ADDRESS") or os.environ.get("CONTAINERD_ADDRESS") or DEFAULT_ADDRESS
+
+
+def default_namespace() -> str:
+    """Return the namespace from the environment, or the usual one."""
+    return os.environ.get("PYCTR_NAMESPACE") or os.environ.get("CONTAINERD_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+@dataclass
+class Session:
+    """One run of the command."""
+
+    address: str = field(default_factory=default_address)
+    namespace: str = field(default_factory=default_namespace)
+    format: str = "table"
+    _connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the daemon, made when it is first used."""
+        if self._connection is None:
+            self._connection = Connection(self.address, self.namespace)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+pass_session = click.make_pass_decorator(Session)

@@ -1,0 +1,30 @@
+"""Commands that take several objects: each is tried, one failure does not hide the others."""
+
+import sys
+from collections.abc import Callable, Iterable
+
+import click
+
+from pyctr import exit_codes
+from pyctr.errors import CommandError
+from pyctr_wire.errors import ApiError
+
+
+def each(references: Iterable[str], act: Callable[[str], None]) -> int:
+    """Call `act` with every reference and print those that worked, as docker does.
+
+    Returns the exit code: that of the last failure, 0 if there was none.
+    """
+    code = 0
+    for reference in references:
+        try:
+            act(reference)
+        except CommandError as error:
+            error.show()
+            code = error.exit_code
+        except ApiError as error:
+            print(f"pyctr: {reference}: {error}", file=sys.stderr)
+            code = exit_codes.FAILURE
+        else:
+            click.echo(reference)
+    return code

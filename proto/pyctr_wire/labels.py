@@ -1,0 +1,22 @@
+"""Labels on containers that the daemon writes and the command line reads."""
+
+from typing import Final
+
+NAME: Final = "pyctr.io/name"  # unique in a namespace
+AUTO_REMOVE: Final = "pyctr.io/auto-remove"  # "true": goes when its task has ended
+INTERACTIVE: Final = "pyctr.io/interactive"  # "true": stdin stays open for whoever attaches
+LOG_URI: Final = "pyctr.io/log-uri"  # what Tasks.Create is given for stdout and stderr
+LOG_DRIVER: Final = "pyctr.io/log-driver"
+LOG_PATH: Final = "pyctr.io/log-path"  # "": the driver keeps no file
+# Of containerd's own clients, which honour it too.
+STOP_SIGNAL: Final = "io.containerd.image.config.stop-signal"
+
+# An image never sets these on its containers: they steer daemons (CVE-2026-53488).
+CONTROL_PREFIXES: Final = (
+    "pyctr.io/",
+    "containerd.io/",
+    "io.containerd.",
+    "io.cri-containerd",
+    "nerdctl/",
+    "com.docker/",
+)
