@@ -70,6 +70,21 @@ def add_blob(transaction: Transaction, ns: str, digest: str, size: int, labels: 
     )
 
 
+def delete_blob(transaction: Transaction, ns: str, digest: str) -> bool:
+    """Let `ns` see a blob no longer; return whether it did."""
+    return bool(transaction.execute("DELETE FROM blobs WHERE ns = ? AND digest = ?", (ns, digest)).rowcount)
+
+
+def delete_blob_everywhere(transaction: Transaction, digest: str) -> None:
+    """Let no namespace see a blob any more."""
+    transaction.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+
+def used_digests(rows: Connection) -> set[str]:
+    """Return all digests that `is_used` is true of."""
+    return {digest for (digest,) in rows.execute("SELECT digest FROM blobs UNION SELECT expected FROM ingests")}
+
+
 def relabel_blob(transaction: Transaction, ns: str, info: BlobInfo) -> None:
     """Store the labels and the update time of `info`."""
     transaction.execute(
