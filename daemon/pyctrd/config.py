@@ -12,14 +12,16 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
 # Below sun_path's 108 bytes, less what we append to the address for sockets of our own.
 MAX_ADDRESS_BYTES: Final = 90
+
+_S = TypeVar("_S")
 
 
 class ConfigError(Exception):
@@ -43,71 +45,69 @@ class LogFormat(enum.StrEnum):
     JSON = "json"
 
 
-def _setting(default: Any, explanation: str, *, least: float | None = None) -> Any:
-    """Return a dataclass field with what `render` and the checks need to know."""
-    return field(default=default, metadata={"explanation": explanation, "least": least})
+@dataclass(frozen=True, slots=True)
+class Least:
+    """The least value that a number may have."""
 
-
-def _section(section: type, explanation: str) -> Any:
-    return field(default_factory=section, metadata={"explanation": explanation})
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
     """The [log] table."""
 
-    level: LogLevel = _setting(
-        LogLevel.INFO, "debug, info, warning or error. Read again on SIGHUP; `--log-level` wins over it."
+    level: Annotated[LogLevel, "debug, info, warning or error. Read again on SIGHUP; `--log-level` wins over it."] = (
+        LogLevel.INFO
     )
-    format: LogFormat = _setting(LogFormat.AUTO, "json, console, or auto: console where standard error is a terminal.")
+    format: Annotated[LogFormat, "json, console, or auto: console where standard error is a terminal."] = LogFormat.AUTO
 
 
 @dataclass(frozen=True, slots=True)
 class Grpc:
     """The [grpc] table."""
 
-    address: str = _setting(
-        "",
-        'The socket that clients connect to; "" is pyctrd.sock in the state directory. `.ttrpc` is'
-        " appended for the socket on which shims report. At most 90 bytes.",
-    )
-    uid: int = _setting(0, "Owner of the socket.", least=0)
-    gid: int = _setting(0, "Group of the socket, whose members may use it: they are as good as root.", least=0)
-    connection_age: float = _setting(
-        600.0,
-        "Seconds after which a client is asked to open a new connection; calls under way on the old"
-        " one are not disturbed.",
-        least=1,
-    )
+    address: Annotated[
+        str,
+        'The socket that clients connect to; "" is pyctrd.sock in the state directory. `.ttrpc` is appended'
+        " for the socket on which shims report. At most 90 bytes.",
+    ] = ""
+    uid: Annotated[int, "Owner of the socket.", Least(0)] = 0
+    gid: Annotated[int, "Group of the socket, whose members may use it: they are as good as root.", Least(0)] = 0
+    connection_age: Annotated[
+        float,
+        "Seconds after which a client is asked to open a new connection; calls under way on the old one are"
+        " not disturbed.",
+        Least(1),
+    ] = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
     """The [threads] table."""
 
-    metadata: int = _setting(8, "Threads for short work: rows, directories of snapshots.", least=1)
-    bulk: int = _setting(16, "Threads for long work: reading and writing content, unpacking, collecting.", least=1)
+    metadata: Annotated[int, "Threads for short work: rows, directories of snapshots.", Least(1)] = 8
+    bulk: Annotated[int, "Threads for long work: reading and writing content, unpacking, collecting.", Least(1)] = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
     """The [events] table."""
 
-    queue: int = _setting(
-        16384, "Events that wait for one slow subscriber. When there are more, its stream is ended.", least=1
-    )
+    queue: Annotated[
+        int, "Events that wait for one slow subscriber. When there are more, its stream is ended.", Least(1)
+    ] = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be set."""
 
-    root: Path = _setting(Path("/var/lib/pyctr"), "What must survive a reboot: metadata, content, snapshots, logs.")
-    state: Path = _setting(Path("/run/pyctr"), "What must not: sockets, bundles, exit records. Best on tmpfs.")
-    log: Log = _section(Log, "What is logged, on standard error.")
-    grpc: Grpc = _section(Grpc, "containerd's API and our own.")
-    events: Events = _section(Events, "Telling subscribers what happens.")
-    threads: Threads = _section(Threads, "Work that would block the event loop.")
+    root: Annotated[Path, "What must survive a reboot: metadata, content, snapshots, logs."] = Path("/var/lib/pyctr")
+    state: Annotated[Path, "What must not: sockets, bundles, exit records. Best on tmpfs."] = Path("/run/pyctr")
+    log: Annotated[Log, "What is logged, on standard error."] = field(default_factory=Log)
+    grpc: Annotated[Grpc, "containerd's API and our own."] = field(default_factory=Grpc)
+    events: Annotated[Events, "Telling subscribers what happens."] = field(default_factory=Events)
+    threads: Annotated[Threads, "Work that would block the event loop."] = field(default_factory=Threads)
 
     @property
     def address(self) -> str:
@@ -157,52 +157,57 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
 
 
-def _build(section: type[Any], table: Mapping[str, Any], source: str, prefix: str) -> Any:
+def _settings(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Return each key of a table with its type, its explanation, and what limits it."""
+    hints = typing.get_type_hints(section if isinstance(section, type) else type(section), include_extras=True)
+    return {name: (hint.__origin__, hint.__metadata__) for name, hint in hints.items()}
+
+
+def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str) -> _S:
     """Return an instance of the dataclass `section` with the values of `table`."""
-    hints = typing.get_type_hints(section)
-    known = {item.name: item for item in fields(section)}
+    settings = _settings(section)
     values = {}
     for key, value in table.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if key not in settings:
+            near = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
             raise ConfigError(f'{source}: unknown key "{prefix}{key}"; the nearest that there is: "{prefix}{near}"')
-        values[key] = _convert(hints[key], known[key], value, source, prefix + key)
+        kind, (_, *limits) = settings[key]
+        values[key] = _convert(kind, value, source, prefix + key)
+        for limit in limits:
+            if value < limit.value:
+                raise ConfigError(f"{source}: {prefix}{key} must be at least {limit.value:g}, not {value}")
     return section(**values)
 
 
-def _convert(hint: Any, item: "Field[Any]", value: Any, source: str, key: str) -> Any:
-    """Return `value` as the type `hint`, or raise ConfigError."""
-    match hint:
-        case type() if is_dataclass(hint) and isinstance(value, dict):
-            return _build(hint, value, source, key + ".")
-        case type() if issubclass(hint, enum.StrEnum) and isinstance(value, str):
-            if value in list(hint):
-                return hint(value)
-            raise ConfigError(f'{source}: {key} must be one of {", ".join(hint)}, not "{value}"')
-        case type() if hint in (Path, str) and isinstance(value, str):
-            return hint(value)
-        case type() if hint is bool and isinstance(value, bool):
+def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
+    """Return `value` as an instance of `kind`, or raise ConfigError."""
+    match kind:
+        case type() if is_dataclass(kind) and isinstance(value, dict):
+            return _build(kind, value, source, key + ".")
+        case type() if issubclass(kind, enum.StrEnum) and isinstance(value, str):
+            if value in list(kind):
+                return kind(value)
+            raise ConfigError(f'{source}: {key} must be one of {", ".join(kind)}, not "{value}"')
+        case type() if kind in (Path, str) and isinstance(value, str):
+            return kind(value)
+        case type() if kind is bool and isinstance(value, bool):
             return value
-        case type() if hint in (int, float) and type(value) in (int, hint):
-            least = item.metadata["least"]
-            if least is not None and value < least:
-                raise ConfigError(f"{source}: {key} must be at least {least:g}, not {value}")
-            return hint(value)
+        case type() if kind in (int, float) and type(value) in (int, kind):
+            return kind(value)
         case types.GenericAlias() if isinstance(value, list) and all(isinstance(one, str) for one in value):
             return tuple(value)
-    wanted = _TYPE_NAMES.get(hint, "a list of texts" if isinstance(hint, types.GenericAlias) else "a table")
-    raise ConfigError(f"{source}: {key} must be {wanted}, not {value!r}")
+    raise ConfigError(f"{source}: {key} must be {_name_of(kind)}, not {value!r}")
 
 
-_TYPE_NAMES: Final[Mapping[Any, str]] = {
-    LogLevel: "a text",
-    LogFormat: "a text",
-    Path: "a path",
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-}
+def _name_of(kind: Any) -> str:
+    match kind:
+        case types.GenericAlias():
+            return "a list of texts"
+        case type() if is_dataclass(kind):
+            return "a table"
+        case type() if issubclass(kind, str | Path):
+            return "a text"
+    return {bool: "true or false", int: "a whole number", float: "a number"}[kind]
 
 
 def render(config: Config) -> str:
@@ -212,24 +217,14 @@ def render(config: Config) -> str:
 
 def _render(section: Any, prefix: str) -> Iterator[str]:
     tables = []
-    for item in fields(section):
-        value = getattr(section, item.name)
+    for name, (_, (explanation, *_)) in _settings(section).items():
+        value = getattr(section, name)
+        comment = textwrap.wrap(explanation, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         if is_dataclass(value):
-            tables.append((item, value))
-            continue
-        yield from _comment(item)
-        yield f"{item.name} = {_toml(value)}"
-        yield ""
-    for item, table in tables:
-        yield from _comment(item)
-        yield f"[{prefix}{item.name}]"
-        yield from _render(table, f"{prefix}{item.name}.")
-
-
-def _comment(item: "Field[Any]") -> list[str]:
-    return textwrap.wrap(
-        item.metadata["explanation"], 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
-    )
+            tables += [*comment, f"[{prefix}{name}]", *_render(value, f"{prefix}{name}.")]
+        else:
+            yield from (*comment, f"{name} = {_toml(value)}", "")
+    yield from tables
 
 
 def _toml(value: Any) -> str:

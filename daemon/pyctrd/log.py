@@ -45,6 +45,8 @@ def set_up(level: str, style: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    # At debug level grpc has a line for every call that says nothing.
+    logging.getLogger("grpc").setLevel(logging.WARNING)
     set_level(level)
 
 

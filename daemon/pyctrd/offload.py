@@ -1,9 +1,10 @@
 """The only door from the event loop to threads."""
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -35,12 +36,34 @@ class Offload:
             future.add_done_callback(_report_unobserved)
             raise
 
+    @asynccontextmanager
+    async def holding(self, acquire: Callable[[], _T], release: Callable[[_T], object]) -> AsyncIterator[_T]:
+        """Enter with what `acquire` returns and give it to `release` at the end, both called in threads.
+
+        What `acquire` returns after the caller was cancelled is released at once.
+        """
+        acquiring = self._pool.submit(acquire)
+        try:
+            held = await asyncio.shield(asyncio.wrap_future(acquiring))
+        except asyncio.CancelledError:
+            acquiring.add_done_callback(lambda done: _release_unobserved(done, release))
+            raise
+        try:
+            yield held
+        finally:
+            await self.run(release, held)
+
     def close(self) -> None:
         """Wait for what was accepted and end the threads; blocks."""
         self._pool.shutdown()
 
 
-def _report_unobserved(future: "asyncio.Future[object]") -> None:
+def _release_unobserved(acquired: "Future[_T]", release: Callable[[_T], object]) -> None:
+    if acquired.exception() is None:
+        release(acquired.result())
+
+
+def _report_unobserved(future: "asyncio.Future[Any]") -> None:
     """Log a failure whose caller has gone; what a client was meant to see concerns nobody any more."""
     error = None if future.cancelled() else future.exception()
     if error is not None and not isinstance(error, ApiError):

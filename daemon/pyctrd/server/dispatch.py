@@ -5,16 +5,17 @@ twenty services that is more work than the calls themselves. So there is one tab
 and a servicer's method is wrapped once, when it is registered.
 """
 
+import asyncio
 import errno
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 import structlog
 from grpc.aio import ServicerContext
 
-from pyctr_wire.errors import ApiError, ResourceExhausted, Unimplemented, UnknownError
+from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable, Unimplemented, UnknownError
 
 # A status message travels in a header, and peers refuse header lists of more than 8 KiB or so.
 _MAX_MESSAGE_CHARACTERS: Final = 4096
@@ -23,93 +24,152 @@ _STATUS: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in
 
 _EXHAUSTED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
+# Calls that end when something happens elsewhere, perhaps in days: a daemon that stops does not wait for them.
+_PARKED: Final = frozenset(
+    {
+        "/containerd.services.events.v1.Events/Subscribe",
+        "/containerd.services.sandbox.v1.Controller/Wait",
+        "/containerd.services.streaming.v1.Streaming/Stream",
+        "/containerd.services.tasks.v1.Tasks/Wait",
+        "/grpc.health.v1.Health/Watch",
+    }
+)
+
 _log = structlog.stdlib.get_logger("pyctrd.server")
 
-Behaviour = Callable[[Any, "ServicerContext[Any, Any]"], Any]
-Details = grpc.HandlerCallDetails
+Context: TypeAlias = "ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Context], Any]
+
+if TYPE_CHECKING:  # the class is generic only in its stubs
+    _GenericHandler = grpc.GenericRpcHandler[Any, Any]
+else:
+    _GenericHandler = grpc.GenericRpcHandler
 
 
-class Dispatch(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc-stubs knows it as Any
-    """The table of methods. Takes the place of a server in the generated `add_XServicer_to_server`."""
+class Dispatch(_GenericHandler):
+    """The table of methods. Takes the place of a server in the generated `add_XServicer_to_server`.
+
+    A servicer's method may return bytes that are its response in encoded form.
+    """
 
     def __init__(self) -> None:
         """Start with no method."""
-        self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._divert: Callable[[Details], grpc.RpcMethodHandler[Any, Any]] | None = None
+        self._methods: dict[str, Handler] = {}
+        self._divert: Callable[[grpc.HandlerCallDetails], Handler] | None = None
+        self._parked: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Ignore what generated code passes: the next call brings the same methods by name."""
+        """Ignore what generated code passes: its next call brings the same methods by name."""
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
-    ) -> None:
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Take in the methods of a service."""
         for name, handler in handlers.items():
-            self._methods[f"/{service}/{name}"] = _wrapped(handler)
+            method = f"/{service}/{name}"
+            self._methods[method] = self._wrapped(method, handler)
 
     def services(self) -> set[str]:
         """Return the full names of the services that there are."""
         return {method.split("/")[1] for method in self._methods}
 
-    def divert(self, handler_for: Callable[[Details], "grpc.RpcMethodHandler[Any, Any]"]) -> None:
-        """Let `handler_for` serve every call that arrives from now on, whatever its method."""
-        self._divert = handler_for
-
-    def service(self, details: Details) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Return the handler of a call; None is answered with UNIMPLEMENTED. Called by grpc for every call."""
+    def service(self, details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return the handler of a call, None for UNIMPLEMENTED. grpc asks this for every call."""
         if self._divert is not None:
             return self._divert(details)
         return self._methods.get(details.method)
 
+    def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler]) -> None:
+        """Let `handler_for` choose the handler of every call that arrives from now on."""
+        self._divert = handler_for
 
-def _wrapped(handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
-    """Return `handler` with its behaviour wrapped so that exceptions become statuses."""
-    for field in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-        behaviour = getattr(handler, field)
-        if behaviour is not None:
-            wrap = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
-            return handler._replace(**{field: wrap(behaviour)})  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 - a namedtuple's
-    raise TypeError(f"{handler!r} has no behaviour")
+    def end_parked(self) -> None:
+        """End calls that only wait for something to happen, and those to come, with UNAVAILABLE."""
+        self._stopping = True
+        for task in self._parked:
+            task.cancel()
+
+    def _wrapped(self, method: str, handler: Handler) -> Handler:
+        """Return `handler` so that it takes encoded responses and turns exceptions into statuses."""
+        kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
+        behaviour = getattr(handler, kind)
+        if method in _PARKED:
+            behaviour = self._parking(behaviour)
+        guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
+        return _KINDS[kind](
+            guard(method, behaviour),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=_passing_bytes(handler.response_serializer),
+        )
+
+    def _parking(self, behaviour: Behaviour) -> Behaviour:
+        async def call(request: Any, context: Context) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            self._parked.add(task)
+            try:
+                if not self._stopping:
+                    return await behaviour(request, context)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
+            finally:
+                self._parked.discard(task)
+            raise Unavailable("the daemon is stopping")
+
+        return call
 
 
-def _guard(behaviour: Behaviour) -> Callable[[Any, "ServicerContext[Any, Any]"], Awaitable[Any]]:
-    async def call(request: Any, context: "ServicerContext[Any, Any]") -> Any:
+_KINDS: Final[Mapping[str, Callable[..., Handler]]] = {
+    "unary_unary": grpc.unary_unary_rpc_method_handler,
+    "unary_stream": grpc.unary_stream_rpc_method_handler,
+    "stream_unary": grpc.stream_unary_rpc_method_handler,
+    "stream_stream": grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _passing_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    assert serialize is not None, "generated handlers have one"
+    return lambda response: response if type(response) is bytes else serialize(response)
+
+
+def _guard(method: str, behaviour: Behaviour) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:
         try:
             return await behaviour(request, context)
         except (ApiError, OSError, NotImplementedError) as error:
-            await _abort(context, error, behaviour)
+            await _abort(context, method, error)
 
     return call
 
 
-def _guard_generator(behaviour: Behaviour) -> Callable[[Any, "ServicerContext[Any, Any]"], AsyncIterator[Any]]:
-    async def call(request: Any, context: "ServicerContext[Any, Any]") -> AsyncIterator[Any]:
+def _guard_generator(method: str, behaviour: Behaviour) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async for response in behaviour(request, context):
                 yield response
         except (ApiError, OSError, NotImplementedError) as error:
-            await _abort(context, error, behaviour)
+            await _abort(context, method, error)
 
     return call
 
 
-async def _abort(context: "ServicerContext[Any, Any]", error: Exception, behaviour: Behaviour) -> None:
+async def _abort(context: Context, method: str, error: Exception) -> None:
     """End the call with the status that stands for `error`.
 
     Every other exception is a bug: grpc answers UNKNOWN and logs the trace.
     """
-    answer = _answer(error, behaviour)
+    answer = _answer(method, error)
     await context.abort(_STATUS[answer.code], str(answer)[:_MAX_MESSAGE_CHARACTERS])
 
 
-def _answer(error: Exception, behaviour: Behaviour) -> ApiError:
+def _answer(method: str, error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case NotImplementedError():  # raised by generated servicers for methods that ours do not define
-            return Unimplemented(f"method {behaviour.__name__}")
-    # The system refused something: a full disk is the client's business too, so it gets the text.
-    _log.error("call.failed", method=behaviour.__qualname__, exc_info=error)
-    assert isinstance(error, OSError)
-    failure = ResourceExhausted if error.errno in _EXHAUSTED else UnknownError
-    return failure(f"{behaviour.__name__}: {error}")
+        case OSError():
+            # The system refused something, a full disk perhaps: the client's business too, so it gets the text.
+            _log.error("call.failed", method=method, exc_info=error)
+            failure = ResourceExhausted if error.errno in _EXHAUSTED else UnknownError
+            return failure(f"{method}: {error}")
+    return Unimplemented(f"method {method}")  # what generated servicers raise for methods that ours do not define

@@ -1,0 +1,110 @@
+"""pyctrd: the daemon.
+
+It starts the zygote before it imports grpc: shims are forked from a process without threads.
+"""
+
+import argparse
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from pyctrd import config as configuration
+from pyctrd import log
+from pyctrd.config import Config, ConfigError, LogLevel
+
+_DESCRIPTION: Final = """\
+Supervise containers: serve containerd's API, and keep the containers running whatever happens to
+this process.
+
+Signals: SIGTERM, SIGINT and SIGQUIT stop the daemon, never a container; SIGHUP reads the log level
+again; SIGUSR1 writes the stack of every thread to standard error; SIGUSR2 is ignored.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyctrd", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
+    parser.add_argument("--address", "-a", metavar="SOCKET", help="default: pyctrd.sock in the state directory")
+    parser.add_argument(
+        "--log-level", "-l", type=LogLevel, choices=list(LogLevel), metavar="LEVEL", help="debug … error"
+    )
+    parser.add_argument("--version", "-v", action="version", version=f"pyctrd {version('pyctr')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    config = commands.add_parser("config", help="print the default configuration, or check one")
+    config.add_argument("action", choices=("default", "check"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "config" and options.action == "default":
+        sys.stdout.write(configuration.render(Config()))
+        return 0
+    try:
+        config = _configured(options)
+    except ConfigError as error:
+        sys.stderr.write(f"pyctrd: {error}\n")
+        return 1
+    if options.command == "config":
+        sys.stdout.write(f"{options.config or configuration.DEFAULT_PATH}: good\n")
+        return 0
+    return _serve(config, options)
+
+
+def _configured(options: argparse.Namespace) -> Config:
+    """Return the configuration, with what the command line says on top. Raises ConfigError."""
+    config = configuration.load(options.config)
+    if options.root:
+        config = replace(config, root=options.root.absolute())
+    if options.state:
+        config = replace(config, state=options.state.absolute())
+    if options.address:
+        config = replace(config, grpc=replace(config.grpc, address=options.address))
+    if options.log_level:
+        config = replace(config, log=replace(config.log, level=options.log_level))
+    configuration.check(config, "command line")
+    return config
+
+
+def _serve(config: Config, options: argparse.Namespace) -> int:
+    log.set_up(config.log.level, config.log.format)
+    # Sockets must not be open to others before their mode is set, directories never to be written by them.
+    os.umask(0o022)
+    faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+    from pyctrd.runtime.zygote_client import Zygote
+
+    zygote = Zygote()
+    zygote.spawn()
+
+    # grpc has a handler for forks, which never happen here, and logs of its own, which repeat ours.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import uvloop
+
+    from pyctrd.supervisor import Refused, Supervisor
+
+    try:
+        uvloop.run(Supervisor(config, zygote, lambda: _configured(options)).run())
+    except Refused as error:
+        sys.stderr.write(f"pyctrd: {error}\n")
+        return 1
+    finally:
+        zygote.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The exchange: whoever publishes never waits, and every subscriber has a bounded queue of its own."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.events import Event
+from pyctrd.core.filters import Filter, compile_filters
+from pyctrd.core.identifiers import validate_namespace, validate_topic
+from pyctrd.events.fields import adaptor_for
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An event as it travels."""
+
+    timestamp: datetime
+    namespace: str
+    topic: str
+    event: AnyValue
+
+
+class Subscription:
+    """The events since it was made that match its filters: an asynchronous iterator, and a context that ends it."""
+
+    def __init__(self, matches: Filter, limit: int, leave: "Callable[[Subscription], None]") -> None:
+        """Hold up to `limit` events; `leave` is called when the context ends."""
+        self._matches = matches
+        self._limit = limit
+        self._leave = leave
+        self._waiting: deque[Envelope] = deque()
+        self._arrived = asyncio.Event()
+        self._end: ApiError | None = None
+
+    def offer(self, envelope: Envelope) -> None:
+        """Queue `envelope` if it matches; a full queue ends the subscription instead."""
+        if not self._matches(adaptor_for(envelope.namespace, envelope.topic, envelope.event)):
+            return
+        if len(self._waiting) >= self._limit:
+            self.end(ResourceExhausted(f"subscriber is too slow: {self._limit} events wait for it; subscribe again"))
+            return
+        self._waiting.append(envelope)
+        self._arrived.set()
+
+    def end(self, error: ApiError) -> None:
+        """Drop what waits and let the reader get `error`."""
+        self._leave(self)
+        self._waiting.clear()
+        self._end = error
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Envelope:
+        """Return the next event. Raises ResourceExhausted if the queue was full, Unavailable when the daemon stops."""
+        while not self._waiting:
+            if self._end is not None:
+                raise self._end
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the exchange."""
+        self._leave(self)
+
+
+class Exchange:
+    """Passes events of all namespaces to all subscribers, in the order in which each publisher sent them."""
+
+    def __init__(self, encode: Callable[[Event], AnyValue], queue: int) -> None:
+        """Belong to the running event loop.
+
+        `encode` makes the wire form of our own events; `queue` is how many events may wait for one subscriber.
+        """
+        self._encode = encode
+        self._queue = queue
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._subscriptions: set[Subscription] = set()
+
+    def publish(self, namespace: str, topic: str, event: AnyValue, timestamp: datetime | None = None) -> None:
+        """Tell subscribers of `event`; from any thread, and without waiting for anybody.
+
+        Raises InvalidArgument for a malformed namespace or topic.
+        """
+        validate_namespace(namespace)
+        validate_topic(topic)
+        envelope = Envelope(timestamp or datetime.now(UTC), namespace, topic, event)
+        if threading.get_ident() == self._thread:
+            self._deliver(envelope)
+        else:
+            self._loop.call_soon_threadsafe(self._deliver, envelope)
+
+    def publish_core(self, namespace: str, event: Event) -> None:
+        """Tell subscribers of one of our own events; from any thread."""
+        self.publish(namespace, event.topic, self._encode(event))
+
+    def subscribe(self, filters: Sequence[str]) -> Subscription:
+        """Return a subscription to what is published from now on and matches any of `filters`.
+
+        Raises InvalidArgument for a malformed filter.
+        """
+        subscription = Subscription(compile_filters(filters), self._queue, self._subscriptions.discard)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """End every subscription: the daemon stops."""
+        for subscription in tuple(self._subscriptions):
+            subscription.end(Unavailable("the daemon is stopping"))
+
+    def _deliver(self, envelope: Envelope) -> None:
+        for subscription in tuple(self._subscriptions):
+            subscription.offer(envelope)

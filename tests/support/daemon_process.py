@@ -1,0 +1,205 @@
+"""A private pyctrd for a test: started on directories of its own, killed and restarted at will, and checked at the end.
+
+    with DaemonProcess() as daemon:
+        channel = grpc.insecure_channel(f"unix:{daemon.address}")
+        daemon.kill(); daemon.start()
+
+Leaving the context stops the daemon and asserts that no process, mount or socket of it is left.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
+
+DEADLINE = 30.0  # seconds until a wait is given up; generous, for machines under load
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
+    """Return when `condition` holds; fail the test, naming `what` was awaited, after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"gave up after {deadline:g} s: {what}"
+        time.sleep(0.02)
+
+
+class DaemonProcess:
+    """One pyctrd after the other on the same directories. Needs root."""
+
+    def __init__(
+        self,
+        *,
+        config: str = "",
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        """Prepare directories; `config` is TOML, `wrapper` a command that runs the daemon (strace, say)."""
+        # Short: a socket's path has 108 bytes at most, and pytest's own directories are long.
+        self.base = Path(tempfile.mkdtemp(prefix="pyctr-", dir="/tmp"))
+        self.root, self.state = self.base / "root", self.base / "state"
+        self.address = self.state / "pyctrd.sock"
+        self.log = self.base / "log"
+        (self.base / "config.toml").write_text(config)
+        self.environment = {**os.environ, **(environment or {})}
+        self.wrapper = tuple(wrapper)
+        self.command = (
+            sys.executable, "-m", "pyctrd",
+            "--config", str(self.base / "config.toml"),
+            "--root", str(self.root),
+            "--state", str(self.state),
+            "--log-level", "debug",
+            *arguments,
+        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the daemon, or of its wrapper."""
+        assert self.process is not None, "the daemon is not running"
+        return self.process.pid
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start the daemon; return when it answers, or at once."""
+        assert self.process is None, "the daemon is running already"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.wrapper, *self.command],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd="/",
+            )  # fmt: skip
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        """Return when the daemon answers; fail with its log if it ends or takes too long."""
+        end = time.monotonic() + DEADLINE
+        while not self._answers():
+            assert self.process is not None
+            status = self.process.poll()
+            assert status is None, f"pyctrd ended with {status}:\n{self.log_text()}"
+            assert time.monotonic() < end, f"pyctrd does not answer:\n{self.log_text()}"
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end and return the exit status."""
+        assert self.process is not None, "the daemon is not running"
+        process, self.process = self.process, None
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            return process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"pyctrd did not stop on {number.name}:\n{self.log_text()}") from None
+
+    def kill(self) -> None:
+        """End the daemon with SIGKILL."""
+        self.stop(signal.SIGKILL)
+
+    def wait_ended(self) -> int:
+        """Wait until the daemon has ended by itself and return its exit status."""
+        assert self.process is not None, "the daemon is not running"
+        status = self.process.wait(DEADLINE)
+        self.process = None
+        return status
+
+    def restart(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the daemon and start another one on the same directories."""
+        self.stop(number)
+        self.start()
+
+    def channel(self) -> grpc.Channel:
+        """Return a channel to the daemon, owned by the caller."""
+        # Channels of one process share connections by default, and back off together after a restart.
+        return grpc.insecure_channel(
+            f"unix:{self.address}",
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.max_receive_message_length", 16 << 20),
+                ("grpc.max_send_message_length", 16 << 20),
+            ],
+        )
+
+    def ctr(self, *arguments: str, namespace: str = "default", check: bool = True) -> str:
+        """Run Debian's ctr against the daemon and return its output; fail with its errors unless not `check`."""
+        command = ["ctr", "--address", str(self.address), "--namespace", namespace, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
+        if check:
+            assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{self.log_text()[-4000:]}"
+            return done.stdout
+        return done.stdout + done.stderr
+
+    def log_text(self) -> str:
+        """Return what the daemon wrote to standard error so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def log_records(self) -> Iterator[dict[str, Any]]:
+        """Yield the daemon's records; lines that are none (tracebacks of a crash, say) are passed over."""
+        for line in self.log_text().splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
+
+    def leftovers(self) -> list[str]:
+        """Return the processes and mounts that mention our directories, as text."""
+        found = [f"mount {line.split()[4]}" for line in _lines("/proc/self/mountinfo") if str(self.base) in line]
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and process.name != str(os.getpid()):
+                command = _read(process / "cmdline").replace("\0", " ").strip()
+                if str(self.base) in command + _read(process / "environ"):
+                    found.append(f"process {process.name}: {command}")
+        return found
+
+    def __enter__(self) -> Self:
+        """Start the daemon unless that was done."""
+        if self.process is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the daemon, remove its directories, and assert that nothing else of it is left."""
+        try:
+            if self.process is not None:
+                status = self.stop()
+                assert error or status == 0, f"pyctrd ended with {status}:\n{self.log_text()}"
+            if error is None:
+                wait_until(lambda: not self.leftovers(), f"nothing left of the daemon, but: {self.leftovers()}")
+                assert "Traceback" not in self.log_text(), self.log_text()
+        finally:
+            if error is not None:
+                sys.stderr.write(self.log_text()[-8000:])
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        with self.channel() as channel:
+            try:
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            except grpc.RpcError:
+                return False
+        return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # ended meanwhile, or a kernel thread
+        return ""
+
+
+def _lines(path: str) -> list[str]:
+    return _read(Path(path)).splitlines()
