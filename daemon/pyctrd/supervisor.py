@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -12,17 +12,20 @@ from typing import Any, Final
 import structlog
 
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2_grpc
+from pyctr_wire.containerd.services.content.v1 import content_pb2_grpc
 from pyctr_wire.containerd.services.events.v1 import events_pb2_grpc
 from pyctr_wire.containerd.services.images.v1 import images_pb2_grpc
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2_grpc
 from pyctr_wire.containerd.services.leases.v1 import leases_pb2_grpc
 from pyctr_wire.containerd.services.mounts.v1 import mounts_pb2_grpc
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2_grpc
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2_grpc
 from pyctr_wire.containerd.services.version.v1 import version_pb2_grpc
 from pyctr_wire.errors import ApiError
 from pyctr_wire.health.v1 import health_pb2_grpc
 from pyctrd import log
 from pyctrd.config import Config, ConfigError
+from pyctrd.content.store import ContentStore
 from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate, Event
 from pyctrd.events.exchange import Exchange
 from pyctrd.metadata.containers import Containers
@@ -32,13 +35,36 @@ from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.namespaces import Namespaces
 from pyctrd.offload import Offload
-from pyctrd.rpc import containers, convert, events, health, images, introspection, leases, mounts, namespaces, version
+from pyctrd.rpc import (
+    containers,
+    content,
+    convert,
+    events,
+    forward,
+    health,
+    images,
+    introspection,
+    leases,
+    mounts,
+    namespaces,
+    tasks,
+    version,
+)
 from pyctrd.rpc.container_index import ContainerIndex
+from pyctrd.runtime.bundle import Bundles
+from pyctrd.runtime.burial import Undertaker
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.operations import Operations
+from pyctrd.runtime.owner import Owners
+from pyctrd.runtime.recovery import Recovery
+from pyctrd.runtime.shims import Endpoints, Shims
+from pyctrd.runtime.tasks import Tasks
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server import public_socket
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import Listener
 from pyctrd.server.notify import notify
+from pyctrd.server.ttrpc import TtrpcListener
 
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 
@@ -47,6 +73,10 @@ _log = structlog.stdlib.get_logger("pyctrd")
 
 class Refused(Exception):
     """The daemon cannot start here; the text says why, for whoever started it."""
+
+
+class _Stopped(Exception):
+    """Ends the group of everything that runs by itself."""
 
 
 class Supervisor:
@@ -64,17 +94,16 @@ class Supervisor:
         """Serve until a signal says stop. Raises Refused if another daemon owns what we need."""
         with self._resources:
             self._claim()
-            async with asyncio.TaskGroup() as group:
-                loops: list[asyncio.Task[None]] = []
-                self._build(lambda loop: loops.append(group.create_task(loop)))
-                await self._listener.start()
-                stop = self._stop_on_signals()
-                notify("READY=1", f"MAINPID={os.getpid()}")
-                _log.info("ready", address=self._config.address, pid=os.getpid())
-                await stop.wait()
-                await self._drain()
-                for loop in loops:
-                    loop.cancel()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    self._build(group)
+                    await self._recover()
+                    await self._serve()
+                    await self._drain()
+                    # What the group still runs are loops, and work that the next daemon finds and does.
+                    raise _Stopped  # noqa: TRY301 - how a group is ended
+            except* _Stopped:
+                _log.info("stopped")
 
     def _claim(self) -> None:
         """Make the directories, and refuse to share them or the socket with another daemon."""
@@ -90,8 +119,8 @@ class Supervisor:
         except (ApiError, OSError) as error:
             raise Refused(str(error)) from error
 
-    def _build(self, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-        """Build every part, each from those before it; `run` keeps a loop running until the daemon stops."""
+    def _build(self, group: asyncio.TaskGroup) -> None:
+        """Build every part, each from those before it; what runs by itself runs in `group`."""
         config = self._config
         self._rows = Offload(config.threads.metadata, "rows")
         self._resources.callback(self._rows.close)
@@ -99,19 +128,18 @@ class Supervisor:
         self._resources.callback(self._bulk.close)
         self._exchange = Exchange(convert.event_to_any, config.events.queue)
         self._build_stores()
+        self._build_runtime(group)
         self._build_services()
-        run(self._zygote.serve())
+        owner = {"uid": config.grpc.uid, "gid": config.grpc.gid}
         self._listener = Listener(
-            self._dispatch,
-            Path(config.address),
-            uid=config.grpc.uid,
-            gid=config.grpc.gid,
-            connection_age=config.grpc.connection_age,
+            self._dispatch, Path(config.address), connection_age=config.grpc.connection_age, **owner
         )
+        self._shim_listener = TtrpcListener(forward.services(self._tasks), Path(config.ttrpc_address), **owner)
 
     def _build_stores(self) -> None:
         self._database = Database(self._config.root / "metadata.db", self._publish)
         self._resources.callback(self._database.close)
+        self._content = ContentStore(self._config.root / "content", self._database)
         self._namespaces = Namespaces(self._database)
         self._containers = Containers(self._database)
         self._container_index = ContainerIndex(self._containers, self._rows)
@@ -121,6 +149,19 @@ class Supervisor:
     async def _collect(self) -> None:
         pass
 
+    def _build_runtime(self, group: asyncio.TaskGroup) -> None:
+        config = self._config
+        endpoints = Endpoints(config.state, config.address, config.ttrpc_address, config.log.level)
+        bundles = Bundles(config.state)
+        operations = Operations()
+        owners = Owners(group)
+        shims = Shims(endpoints, self._zygote, self._bulk)
+        self._tasks = Tasks(self._exchange, group)
+        undertaker = Undertaker(self._tasks, shims, owners, operations, group)
+        self._lifecycle = Lifecycle(self._tasks, bundles, shims, owners, undertaker, operations, group)
+        self._recovery = Recovery(self._tasks, bundles, shims, owners, undertaker, self._lifecycle, group)
+        group.create_task(self._zygote.serve(), name="zygote")
+
     def _build_services(self) -> None:
         """Register the services with the dispatch."""
         rows = self._rows
@@ -129,6 +170,10 @@ class Supervisor:
             (
                 containers_pb2_grpc.add_ContainersServicer_to_server,
                 containers.Containers(self._containers, self._container_index, rows),
+            ),
+            (
+                content_pb2_grpc.add_ContentServicer_to_server,
+                content.Content(self._content, rows, self._bulk),
             ),
             (events_pb2_grpc.add_EventsServicer_to_server, events.Events(self._exchange)),
             (health_pb2_grpc.add_HealthServicer_to_server, health.Health(self._dispatch.services)),
@@ -143,6 +188,10 @@ class Supervisor:
                 namespace_pb2_grpc.add_NamespacesServicer_to_server,
                 namespaces.Namespaces(self._namespaces, rows),
             ),
+            (
+                tasks_pb2_grpc.add_TasksServicer_to_server,
+                tasks.Tasks(self._tasks, self._lifecycle, self._container_index),
+            ),
             (version_pb2_grpc.add_VersionServicer_to_server, version.Version()),
         )
         for add, servicer in services:
@@ -154,14 +203,22 @@ class Supervisor:
             self._container_index.changed(namespace, event.id)
         self._exchange.publish_core(namespace, event)
 
-    def _stop_on_signals(self) -> asyncio.Event:
-        """Install what signals do; return what is set when the daemon shall stop."""
+    async def _recover(self) -> None:
+        """Find out what there is. Shims are heard from now on: they repeat what nobody acknowledged."""
+        await self._shim_listener.start()
+        await self._recovery.run()
+
+    async def _serve(self) -> None:
+        """Answer clients until a signal says stop."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        return stop
+        await self._listener.start()
+        notify("READY=1", f"MAINPID={os.getpid()}")
+        _log.info("ready", address=self._config.address, pid=os.getpid())
+        await stop.wait()
 
     def _reload(self) -> None:
         """Take over what may change while the daemon runs: the log level."""
@@ -174,11 +231,13 @@ class Supervisor:
         _log.info("reloaded", level=level)
 
     async def _drain(self) -> None:
-        """Stop accepting calls, end those that only wait, and let the others finish."""
+        """Stop accepting calls, end those that only wait for something, and let the others finish."""
         notify("STOPPING=1")
         _log.info("stopping")
+        self._exchange.close()
         self._dispatch.end_parked()
         await self._listener.stop(_STOP_GRACE)
+        await self._shim_listener.stop()
 
 
 def _persistent_uuid(path: Path) -> str:

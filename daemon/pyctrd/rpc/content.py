@@ -11,10 +11,9 @@ from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
 from pyctr_wire.containerd.services.content.v1 import content_pb2_grpc
 from pyctr_wire.errors import DataLoss, InvalidArgument, OutOfRange
 from pyctrd.core.content import BlobInfo, IngestStatus
-from pyctrd.core.labels import Labels
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
-from pyctrd.rpc.content_write import BlobWriter, WriteStream
+from pyctrd.rpc.content_write import BlobWriter, step
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
 _CHUNK: Final = 1 << 20  # bytes of a blob in a message
@@ -23,15 +22,15 @@ _CHUNK: Final = 1 << 20  # bytes of a blob in a message
 class ContentStore(Protocol):
     """Where content is kept."""
 
-    def info(self, ns: str, digest: str) -> BlobInfo: ...
-    def update(self, ns: str, digest: str, labels: Labels, mask: tuple[str, ...]) -> BlobInfo: ...
-    def list(self, ns: str, filters: Sequence[str]) -> Iterator[Sequence[BlobInfo]]: ...
-    def delete(self, ns: str, digest: str) -> None: ...
-    def open_blob(self, ns: str, digest: str) -> tuple[int, int]: ...
-    def status(self, ns: str, ref: str) -> IngestStatus: ...
-    def list_statuses(self, ns: str, filters: Sequence[str]) -> Sequence[IngestStatus]: ...
-    def abort(self, ns: str, ref: str) -> None: ...
-    def open_writer(self, ns: str, ref: str, total: int, expected: str, lease: str = "") -> BlobWriter: ...
+    def info(self, ns: str, digest: str, /) -> BlobInfo: ...
+    def update(self, ns: str, info: BlobInfo, mask: tuple[str, ...], /) -> BlobInfo: ...
+    def list(self, ns: str, filters: Sequence[str], /) -> Iterator[list[BlobInfo]]: ...
+    def delete(self, ns: str, digest: str, /, lease: str) -> None: ...
+    def open_blob(self, ns: str, digest: str, /) -> tuple[int, int]: ...
+    def status(self, ns: str, ref: str, /) -> IngestStatus: ...
+    def list_statuses(self, ns: str, filters: Sequence[str], /) -> Sequence[IngestStatus]: ...
+    def abort(self, ns: str, ref: str, /) -> None: ...
+    def open_writer(self, ns: str, ref: str, total: int, expected: str, /, lease: str) -> BlobWriter: ...
 
 
 class Content(content_pb2_grpc.ContentServicer):
@@ -53,8 +52,7 @@ class Content(content_pb2_grpc.ContentServicer):
         info = await self._rows.run(
             self._store.update,
             namespace_of(context),
-            request.info.digest,
-            dict(request.info.labels),
+            convert.blob_from_proto(request.info),
             convert.mask_from_proto(request.update_mask),
         )
         return pb.UpdateResponse(info=convert.blob_to_proto(info))
@@ -62,12 +60,12 @@ class Content(content_pb2_grpc.ContentServicer):
     async def List(self, request: pb.ListContentRequest, context: Context) -> None:
         """Send the blobs that match, a batch a message. InvalidArgument."""
         batches = await self._rows.run(self._store.list, namespace_of(context), tuple(request.filters))
-        while batch := await self._rows.run(next, batches, ()):
+        while batch := await self._rows.run(next, batches, None):
             await context.write(pb.ListContentResponse(info=map(convert.blob_to_proto, batch)))
 
     async def Delete(self, request: pb.DeleteContentRequest, context: Context) -> Empty:
         """Delete a blob from the namespace; the next collection frees its bytes. NotFound."""
-        await self._rows.run(self._store.delete, namespace_of(context), request.digest)
+        await self._rows.run(self._store.delete, namespace_of(context), request.digest, lease=lease_of(context))
         return Empty()
 
     async def Read(self, request: pb.ReadContentRequest, context: Context) -> None:
@@ -116,15 +114,18 @@ class Content(content_pb2_grpc.ContentServicer):
         first = await context.read()
         if not isinstance(first, pb.WriteContentRequest) or not first.ref:
             raise InvalidArgument("first message must have a reference")
-        namespace = namespace_of(context)
         opening = partial(
-            self._store.open_writer, namespace, first.ref, first.total, first.expected, lease=lease_of(context)
+            self._store.open_writer,
+            namespace_of(context),
+            first.ref,
+            first.total,
+            first.expected,
+            lease=lease_of(context),
         )
         async with self._bulk.holding(opening, lambda writer: writer.close()) as writer:
-            stream = WriteStream(self._store, namespace, first, writer)
             request, response = first, None
             while isinstance(request, pb.WriteContentRequest):  # the end of the stream is another object
-                response = await self._bulk.run(stream.step, request)
+                response = await self._bulk.run(step, writer, request)
                 await context.write(response)
                 if request.action == pb.WriteAction.COMMIT:
                     return

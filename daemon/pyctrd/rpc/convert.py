@@ -24,6 +24,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.content import BlobInfo, IngestStatus
 from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.digests import Digest
 from pyctrd.core.images import Image
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import Mount
@@ -152,6 +153,11 @@ def blob_to_proto(info: BlobInfo) -> content_service_pb2.Info:
         updated_at=time_to_proto(info.updated_at),
         labels=info.labels,
     )
+
+
+def blob_from_proto(message: content_service_pb2.Info) -> BlobInfo:
+    """Return the blob that a client sent."""
+    return BlobInfo(Digest(message.digest), message.size, UNSET, UNSET, dict(message.labels))
 
 
 def ingest_to_proto(status: IngestStatus) -> content_service_pb2.Status:
