@@ -89,6 +89,8 @@ class ShimClient(asyncio.Protocol):
         try:
             async with asyncio.timeout(seconds):
                 payload = await future
+        except ConnectionResetError:
+            raise ShimGone(f"{self._name}: {method}: ttrpc: closed") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._name}: {method}: the shim did not answer in {seconds:g} s") from None
         finally:
@@ -131,6 +133,6 @@ class ShimClient(asyncio.Protocol):
         self._gone.set()
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(ShimGone(f"{self._name}: ttrpc: closed"))
+                future.set_exception(ConnectionResetError())
         if self.on_close is not None:
             self.on_close()

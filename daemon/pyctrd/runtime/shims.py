@@ -19,7 +19,7 @@ from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.shim_client import ShimClient, ShimGone
-from pyctrd.runtime.zygote_client import ShimRequest, Zygote
+from pyctrd.runtime.zygote_client import ShimRequest
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds
 PROGRAM_TIMEOUT: Final = 30.0  # seconds; a cold start or a clean-up
@@ -40,6 +40,13 @@ class Offload(Protocol):
         """Call in a thread and return the result."""
 
 
+class ShimSource(Protocol):
+    """Who makes shim processes quickly."""
+
+    def request(self, request: ShimRequest, connection: socket.socket, /) -> "asyncio.Future[int]":
+        """Ask for a shim that serves on `connection` (borrowed); raises Unavailable if that cannot be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """Where shims are told to find the daemon, and the daemon its shims."""
@@ -53,7 +60,7 @@ class Endpoints:
 class Shims:
     """Knows how to get at shims; which of them there are is the table's business."""
 
-    def __init__(self, endpoints: Endpoints, zygote: Zygote, offload: Offload) -> None:
+    def __init__(self, endpoints: Endpoints, zygote: ShimSource, offload: Offload) -> None:
         """Make the directory of shim sockets if it is not there."""
         self._endpoints = endpoints
         self._zygote = zygote

@@ -1,0 +1,244 @@
+"""Lost shims and restarted daemons, on scripted shims."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.errors import AlreadyExists, ApiError, NotFound
+from pyctrd.core.tasks import Status
+from pyctrd.runtime import recovery
+from support.runtime_engine import NS, Engine, engine, until
+from support.scripted_shim import Die, Hang, ScriptedZygote
+
+
+@pytest.fixture
+async def zygote() -> AsyncIterator[ScriptedZygote]:
+    scripted = ScriptedZygote()
+    yield scripted
+    await scripted.close()
+
+
+def exit_events(daemon: Engine) -> list[tuple[str, int]]:
+    """Id and status of the exits that were told, in order."""
+    told = [
+        events.TaskExit.FromString(event.value) for topic, event in daemon.published.events if topic == "/tasks/exit"
+    ]
+    return [(event.id, event.exit_status) for event in told]
+
+
+async def test_lost_shim_is_buried(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        for exec_id, status in (("ended", 3), ("running", None), ("waiting", None)):
+            await daemon.exec(exec_id)
+            if exec_id != "waiting":
+                await daemon.start(exec_id=exec_id)
+            if status is not None:
+                one.exit(exec_id, status)
+        waiting = asyncio.ensure_future(daemon.tasks.wait(NS, "web", ""))
+        one.die()
+
+        assert (await waiting).exit_status == 255
+        assert daemon.programs.commands == ["delete"]
+        assert exit_events(daemon) == [("ended", 3), ("running", 255), ("web", 255)]
+        ended = daemon.tasks.find(NS, "web").init.exit
+        assert ended is not None
+        assert ended.reason == "shim lost"
+        with pytest.raises(NotFound, match="process already finished"):
+            await daemon.tasks.kill(NS, shim.KillRequest(id="web", signal=9))
+        assert (await daemon.lifecycle.delete(NS, "web")).exit.exit_status == 255
+        await until(lambda: daemon.left() == [])
+        assert daemon.published.topics[-1] == "/tasks/delete"
+
+
+async def test_shim_lost_after_the_exit_was_recorded(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        one.record("", 4000, 42)
+        one.die()
+        assert (await daemon.tasks.wait(NS, "web", "")).exit_status == 42
+        assert exit_events(daemon) == [("web", 42)]
+
+
+@pytest.mark.parametrize("method", ["Start", "Delete"])
+async def test_shim_lost_in_a_call(tmp_path: Path, zygote: ScriptedZygote, method: str) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        await daemon.create()
+        zygote.shims["web"].script[method].append(Die)
+        if method == "Start":
+            with pytest.raises(ApiError):
+                await daemon.start()
+        assert (await daemon.lifecycle.delete(NS, "web")).exit.exit_status == 255
+        await until(lambda: daemon.left() == [])
+        assert exit_events(daemon) == [("web", 255)]
+
+
+async def test_connection_lost_and_found(
+    tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyctrd.runtime.burial.LAST_WORDS", 0.05)
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        task = daemon.tasks.find(NS, "web")
+        before = task.shim
+        one.hang_up()
+        await until(lambda: task.shim not in (None, before))
+        one.exit("", 5)
+        assert (await daemon.lifecycle.delete(NS, "web")).exit.exit_status == 5
+        assert daemon.programs.commands == []
+
+
+async def test_clean_up_that_fails_is_tried_again_by_delete(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        daemon.programs.returncodes = [1]
+        one.die()
+        await until(lambda: daemon.programs.commands == ["delete"])
+        await until(lambda: not daemon.operations.running())
+        assert daemon.operations.about("web")[0].name == "bury"
+        assert (await daemon.lifecycle.delete(NS, "web")).exit.exit_status == 255
+
+
+async def test_adoption(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """A new daemon knows each task's state, and learns of execs when it is asked."""
+    async with engine(tmp_path, zygote) as old:
+        await old.create("created")
+        (await old.run("stopped")).exit("", 139)
+        running = await old.run("running")
+        await old.exec("one", id="running")
+        await old.exec("two", id="running")
+        await old.start("running", "one")
+        await old.start("running", "two")
+        running.exit("two", 7)
+        await old.run("dead")
+    running.exit("one", 137)
+    zygote.shims["dead"].die()
+
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        await until(lambda: all(task.init.exit or task.shim for task in new.tasks.table))
+        states = {task.id: task.init.status for task in new.tasks.table}
+        assert states == {
+            "created": Status.CREATED,
+            "stopped": Status.STOPPED,
+            "running": Status.RUNNING,
+            "dead": Status.STOPPED,
+        }
+        assert (await new.tasks.wait(NS, "stopped", "")).exit_status == 139
+        assert (await new.tasks.wait(NS, "running", "one")).exit_status == 137
+        assert (await new.tasks.wait(NS, "running", "two")).exit_status == 7
+        assert (await new.tasks.wait(NS, "dead", "")).exit_status == 255
+        assert exit_events(new) == [("dead", 255)]
+        with pytest.raises(NotFound):
+            await new.tasks.wait(NS, "running", "three")
+        await new.start("created")
+
+
+async def test_exec_that_runs_on_is_found(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as old:
+        one = await old.run()
+        await old.exec("sh")
+        await old.start(exec_id="sh")
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        waiting = asyncio.ensure_future(new.tasks.wait(NS, "web", "sh"))
+        await until(lambda: one.calls[-1] == "State")
+        await asyncio.sleep(0.01)
+        one.exit("sh", 6)
+        assert (await waiting).exit_status == 6
+
+
+async def test_create_retried_after_a_restart(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """The answer was lost with the daemon: the same call gets it from the next one, another call does not."""
+    async with engine(tmp_path, zygote) as old:
+        await old.create(stdout="/out")
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        with pytest.raises(AlreadyExists):
+            await new.create(stdout="/elsewhere")
+        assert await new.create(stdout="/out") == 4000
+        with pytest.raises(AlreadyExists):
+            await new.create(stdout="/out")
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_unfinished_create_is_undone(tmp_path: Path, zygote: ScriptedZygote, alive: bool) -> None:
+    zygote.prepare = lambda one: one.script["Create"].append(Hang)
+    async with engine(tmp_path, zygote) as old:
+        call = asyncio.ensure_future(old.create())
+        await until(lambda: "web" in zygote.shims and "Create" in zygote.shims["web"].calls)
+    call.cancel()
+    one = zygote.shims["web"]
+    if not alive:
+        one.die()
+    async with engine(tmp_path, zygote) as new:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pyctrd.runtime.shims._kill", lambda _: one.alive and one.die())
+            await new.recovery.run()
+            await until(lambda: new.left() == [])
+        assert not one.alive
+        zygote.prepare = lambda _: None
+        await new.create()
+
+
+async def test_delete_interrupted_before_its_answer(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """The shim had deleted the container, or even the bundle had its new name: the retry gets the real status."""
+    async with engine(tmp_path, zygote) as old:
+        for id in ("early", "late"):
+            one = await old.run(id)
+            one.exit("", 11)
+            del one.processes[""]
+        old.bundles.retire(old.tasks.find(NS, "late").bundle)
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        for id in ("early", "late"):
+            assert (await new.lifecycle.delete(NS, id)).exit.exit_status == 11
+            with pytest.raises(ApiError, match="not found"):
+                await new.lifecycle.delete(NS, id)
+        await until(lambda: new.left() == [] and not any(one.alive for one in zygote.shims.values()))
+
+
+async def test_buried_task_stays_buried(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as old:
+        (await old.run()).die()
+        await old.tasks.wait(NS, "web", "")
+        await until(lambda: not old.operations.running())
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        assert new.programs.commands == []
+        assert new.published.topics == []
+        assert (await new.lifecycle.delete(NS, "web")).exit.exit_status == 255
+        await until(lambda: new.left() == [])
+
+
+async def test_rubbish_is_swept(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    for name in ("tasks/default/.web.1234", "tasks/default/empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "tasks/default/.web.1234/config.json").write_text("{")
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        assert new.left() == []
+
+
+async def test_stopped_shims_delay_nobody(
+    tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery ends without them; what their files tell is served meanwhile, and what they say later is believed."""
+    monkeypatch.setattr(recovery, "FIRST_ANSWER", 0.05)
+    async with engine(tmp_path, zygote) as old:
+        for number in range(20):
+            await old.run(f"c{number}")
+    for number in range(5):
+        zygote.shims[f"c{number}"].script["State"].append(Hang)
+    async with engine(tmp_path, zygote) as new:
+        async with asyncio.timeout(5):
+            await new.recovery.run()
+        assert len(new.tasks.table) == 20
+        assert {task.init.status for task in new.tasks.table} == {Status.RUNNING}
+        zygote.shims["c0"].exit("", 3)
+        zygote.shims["c0"].wake()
+        assert (await new.tasks.wait(NS, "c0", "")).exit_status == 3
