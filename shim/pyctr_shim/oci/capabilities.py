@@ -1,0 +1,58 @@
+"""The five capability sets of a container's process."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys import capabilities as kernel
+
+_NUMBERS: Final = {name: number for number, name in enumerate(kernel.NAMES)}
+_SETS: Final = ("bounding", "effective", "permitted", "inheritable", "ambient")
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilitySets:
+    """Bit masks, already cut to what this process may hand on."""
+
+    bounding: int
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+
+def parse(capabilities: Mapping[str, Any], available: int) -> CapabilitySets:
+    """Turn names into masks; without any the process gets none.
+
+    A known capability that the runtime lacks itself (`available`) is left out, as in runc: the
+    process could not have it. Raises OciError for a name that no kernel has.
+    """
+    masks = {name: _mask(name, capabilities.get(name) or ()) & available for name in _SETS}
+    return CapabilitySets(**masks)
+
+
+def _mask(name: str, names: Iterable[str]) -> int:
+    mask = 0
+    for capability in names:
+        number = _NUMBERS.get(capability)
+        if number is None:
+            raise OciError(f"process.capabilities.{name}: unknown capability {capability!r}")
+        mask |= 1 << number
+    return mask
+
+
+def drop_bounding(sets: CapabilitySets, bounding_now: int) -> None:
+    """Shrink the bounding set; needs CAP_SETPCAP, so it comes before the change of user."""
+    excess = bounding_now & ~sets.bounding
+    kernel.drop_from_bounding_set(number for number in range(excess.bit_length()) if excess >> number & 1)
+
+
+def apply(sets: CapabilitySets) -> None:
+    """Set the other four; comes after the change of user, with PR_SET_KEEPCAPS before it."""
+    kernel.clear_ambient_set()
+    kernel.capset(sets.effective, sets.permitted, sets.inheritable)
+    for number in range(sets.ambient.bit_length()):
+        # What is not inheritable and permitted cannot be ambient; runc lets that pass too.
+        if sets.ambient & sets.permitted & sets.inheritable & 1 << number:
+            kernel.raise_ambient(number)

@@ -1,0 +1,91 @@
+"""Every message between the runtime's parent side and the process that becomes the container's.
+
+    message    direction        when                                              answer
+    RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
+    MAPS       stager → parent  it has a new user namespace: write its id maps     GO
+    INIT       stager → parent  the container's init is another process: its pid   -
+    HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
+    CONSOLE    init → parent    with an fd: the terminal's master side             -
+    CREATED    init → parent    ready to execute                                   START
+    FAILED     child → parent   text and errno; the child has ended                -
+    end of file child → parent  it executes the program (the socket is close-on-exec)
+
+The socket is of type SOCK_SEQPACKET: a message is a packet, and the end of either side is seen by the other.
+"""
+
+import array
+import fcntl
+import json
+import socket
+from enum import StrEnum
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+
+_LARGEST: Final = 160 * 1024  # below the default send buffer, so that a packet is never refused
+
+
+class Message(StrEnum):
+    """What a packet says."""
+
+    RESTAGE = "restage"
+    MAPS = "maps"
+    INIT = "init"
+    HOOKS = "hooks"
+    CONSOLE = "console"
+    CREATED = "created"
+    FAILED = "failed"
+    GO = "go"
+    START = "start"
+
+
+class Channel:
+    """One end of the socket; owns it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over `end`."""
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple["Channel", "Channel"]:
+        """Return two connected ends, close-on-exec."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), cls(other)
+
+    def fileno(self) -> int:
+        """Return the socket's fd, for selectors and for close_range's exceptions."""
+        return self._socket.fileno()
+
+    def move_above(self, lowest: int) -> None:
+        """Give the socket an fd of at least `lowest`, which tells what to keep when all else is closed."""
+        if self._socket.fileno() < lowest:
+            raised = fcntl.fcntl(self._socket.fileno(), fcntl.F_DUPFD_CLOEXEC, lowest)
+            self._socket.close()
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=raised)
+
+    def send(self, message: Message, fd: int | None = None, **fields: Any) -> None:
+        """Send one message, with an fd (borrowed) where it carries one. Raises BrokenPipeError."""
+        packet = json.dumps({"message": message, **fields}).encode()
+        if len(packet) > _LARGEST:
+            raise OciError(f"handshake: {message.value} message of {len(packet)} bytes is too long")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+        self._socket.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[Message, dict[str, Any], int | None] | None:
+        """Wait for a message: what it is, its fields and its fd. None when the other side has ended."""
+        try:
+            packet, ancillary, _, _ = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return None
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data)
+        if not packet:
+            return None
+        fields = json.loads(packet)
+        return Message(fields.pop("message")), fields, fds[0] if fds else None
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()

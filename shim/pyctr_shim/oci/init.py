@@ -1,0 +1,384 @@
+"""The process that becomes a new container's first one, from fork to exec.
+
+`become` is the step list; a crash between two steps leaves what state.json names (written before
+the first cgroup), and the parent, or whoever reads that file later, removes it.
+
+Where the first fork is not enough (a user namespace, a joined or no PID namespace, cgroup v2), the
+child is a *stager*: it prepares everything as the host's root, clones the real init as its sibling
+and ends.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from pyctr_shim.oci import (
+    console,
+    devices,
+    hooks,
+    identity,
+    lockdown,
+    lsm,
+    masked_paths,
+    mounts,
+    namespaces,
+    program,
+    rlimits,
+    rootfs,
+    scheduling,
+    seccomp,
+    state,
+    sysctl,
+    user,
+    validate,
+)  # fmt: skip
+from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path
+from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim.oci.handshake import Channel, Message
+from pyctr_shim.oci.mounts import PlannedMount
+from pyctr_shim.oci.namespaces import Plan
+from pyctr_shim.oci.rootfs import RootfsMount
+from pyctr_shim.oci.state import State, Status
+from pyctr_sys.mount import MountFlag, mount
+from pyctr_sys.namespaces import Clone, clone3
+from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
+
+_IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the parent hands to the child by fork."""
+
+    id: str
+    bundle: str
+    state_directory: str
+    stdio: tuple[int, int, int]
+    preserve_fds: int
+    rootfs: tuple[RootfsMount, ...]
+    no_pivot_root: bool
+    no_new_keyring: bool
+    console_size: tuple[int, int] | None
+    seccomp_cache: str
+    hierarchies: Hierarchies
+    staged: bool
+
+
+@dataclass(slots=True)
+class _Build:
+    """What the steps know and make."""
+
+    request: Request
+    channel: Channel
+    spec: dict[str, Any]
+    plan: Plan
+    state: State
+    cgroup: Cgroup
+    mounts: list[PlannedMount] = field(default_factory=list)
+    host_nodes: dict[str, int] = field(default_factory=dict)
+    filter: seccomp.Filter | None = None
+    root_fd: int = -1
+    proc_fd: int = -1
+    terminal_fd: int = -1
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def linux(self) -> Mapping[str, Any]:
+        return self.spec["linux"]  # type: ignore[no-any-return]
+
+    @property
+    def process(self) -> Mapping[str, Any]:
+        return self.spec["process"]  # type: ignore[no-any-return]
+
+
+def become(request: Request, channel: Channel) -> NoReturn:
+    """Run in the forked child: set up the container, wait for the start, execute its program."""
+    try:
+        lockdown.take_stdio(request.stdio, channel, request.preserve_fds)
+        build = _read(request, channel)
+        if build is not None:
+            for step in _STEPS:
+                step(build)
+    except OciError as error:
+        _fail(channel, str(error), error.errno)
+    except BrokenPipeError:
+        pass  # the parent is gone, and with it the wish for this container
+    except OSError as error:
+        _fail(channel, f"error during container init: {describe(error)}", error.errno or 0)
+    finally:
+        os._exit(1)
+
+
+def _fail(channel: Channel, text: str, number: int) -> None:
+    try:
+        channel.send(Message.FAILED, text=text[:8192], errno=number)
+    except OSError:
+        return
+
+
+def _read(request: Request, channel: Channel) -> _Build | None:
+    """Read the spec; None if the parent has to fork differently for it."""
+    spec = validate.load_spec(f"{request.bundle}/config.json")
+    linux = spec["linux"]
+    plan = namespaces.plan(linux.get("namespaces") or ())
+    if not request.staged and _needs_stager(plan, request.hierarchies):
+        channel.send(Message.RESTAGE)
+        return None
+    path = cgroup_path(linux.get("cgroupsPath") or "", request.id)
+    record = State(
+        id=request.id,
+        bundle=request.bundle,
+        cgroup=path,
+        created_ns=time.time_ns(),
+        namespaces=plan.flags,
+        own_pid_namespace=bool(plan.new & Clone.NEWPID),
+        annotations=spec.get("annotations") or {},
+        hooks={kind: list_ for kind, list_ in (spec.get("hooks") or {}).items() if list_},
+    )
+    return _Build(request, channel, spec, plan, record, cgroup_for(request.hierarchies, path))
+
+
+def _needs_stager(plan: Plan, hierarchies: Hierarchies) -> bool:
+    return (
+        hierarchies.is_v2 or not plan.new & Clone.NEWPID or plan.has(Clone.NEWUSER) or plan.has(Clone.NEWTIME)
+    )  # fmt: skip
+
+
+# -- steps in the runtime's namespaces
+
+
+def _record(build: _Build) -> None:
+    request, record = build.request, build.state
+    host_mount = ""
+    if request.rootfs and _wants_host_mount(build):
+        host_mount = _rootfs_directory(build)
+    filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache)
+    build.filter = filter_
+    build.state = record = replace(
+        record,
+        host_mount=host_mount,
+        seccomp=filter_.path if filter_ else "",
+        seccomp_flags=filter_.flags if filter_ else 0,
+    )
+    if not request.staged:
+        # The host's /proc is still ours, so this is the pid as the host knows it.
+        build.state = record = record.with_pid(int(os.readlink("/proc/self")))
+    state.write(request.state_directory, record)
+
+
+def _wants_host_mount(build: _Build) -> bool:
+    """Whether the host must see the root: hooks of its side look at it, or mounts are to travel out of it."""
+    propagation = build.linux.get("rootfsPropagation") or ""
+    return bool(build.state.hooks.keys() & {"prestart", "createRuntime"}) or rootfs.is_shared(propagation)
+
+
+def _rootfs_directory(build: _Build) -> str:
+    return os.path.join(build.request.bundle, build.spec["root"]["path"])
+
+
+def _make_cgroup(build: _Build) -> None:
+    build.cgroup.create()
+    build.cgroup.apply(build.linux.get("resources") or {})
+    # Moving oneself is cheap on v1. On v2 being cloned into the cgroup is, unless a joined user
+    # namespace will by then have taken the right to it away.
+    if not build.cgroup.directory_for_clone() or Clone.NEWUSER in build.plan.joined:
+        build.cgroup.join()
+
+
+def _open_sources(build: _Build) -> None:
+    build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle)
+    if build.plan.has(Clone.NEWUSER):
+        build.host_nodes = devices.open_host_nodes(build.linux.get("devices") or ())
+    build.proc_fd = lockdown.open_proc()
+    if build.state.host_mount:
+        os.makedirs(build.state.host_mount, 0o711, exist_ok=True)
+        rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
+
+
+def _set_own_limits(build: _Build) -> None:
+    process = build.process
+    build.notes += scheduling.set_oom_score(process.get("oomScoreAdj"))
+    build.notes += rlimits.raise_hard(process.get("rlimits") or ())
+    scheduling.apply(process)
+    scheduling.set_personality(build.linux.get("personality"))
+
+
+def _enter_namespaces(build: _Build) -> None:
+    """Leave the runtime's namespaces. In a stager, the process that returns from here is the clone."""
+    plan, with_user = build.plan, build.plan.has(Clone.NEWUSER)
+    first = Clone.NEWNS if with_user else plan.new & ~(Clone.NEWPID | Clone.NEWTIME | Clone.NEWCGROUP)
+    if not build.request.staged:
+        first |= Clone.NEWCGROUP  # the cgroup has been joined already
+    plan.enter_new(first)
+    propagation = rootfs.propagation_flag(build.linux.get("rootfsPropagation") or "")
+    # The copy of the host's mounts must not send anything back.
+    mount(None, "/", None, MountFlag.REC | MountFlag.SLAVE)
+    directory = _rootfs_directory(build)
+    if build.request.rootfs and not build.state.host_mount:
+        os.makedirs(directory, 0o711, exist_ok=True)
+        rootfs.mount_rootfs(build.request.rootfs, directory)
+    build.root_fd = rootfs.clone_tree(directory)
+    rootfs.set_propagation(build.root_fd, propagation)
+    plan.join()
+    if build.request.staged:
+        _clone_init(build)
+        plan.enter_new(plan.new & ~(Clone.NEWPID | Clone.NEWUSER | Clone.NEWTIME | (0 if with_user else first)))
+
+
+def _clone_init(build: _Build) -> None:
+    """Clone the real init where this process cannot be it; returns in whoever goes on as init."""
+    plan, cgroup_directory = build.plan, build.cgroup.directory_for_clone()
+    if Clone.NEWUSER in plan.joined:
+        cgroup_directory = ""
+    if not (plan.has(Clone.NEWPID) or plan.has(Clone.NEWUSER) or plan.has(Clone.NEWTIME) or cgroup_directory):
+        _announce(build, os.getpid())
+        return
+    if plan.new & Clone.NEWTIME:
+        namespaces.enter_time(build.linux.get("timeOffsets") or {})
+    flags = Clone.PARENT | plan.new & _IN_CHILD
+    cgroup_fd = -1
+    if cgroup_directory:
+        cgroup_fd = os.open(cgroup_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags |= Clone.INTO_CGROUP
+    ready_fd, go_fd = os.pipe()
+    # A sibling, not a child: the parent is who waits for it. It inherits this process's exit signal.
+    pid = clone3(flags, 0, max(cgroup_fd, 0))
+    if pid:
+        try:
+            if plan.new & Clone.NEWUSER:
+                namespaces.write_maps(pid, build.linux["uidMappings"], build.linux["gidMappings"])
+            _announce(build, pid)
+            os.write(go_fd, b"1")
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        os._exit(0)
+    os.close(go_fd)
+    if os.read(ready_fd, 1) != b"1":
+        os._exit(1)  # the stager failed and has said why
+    os.close(ready_fd)
+    if cgroup_fd >= 0:
+        os.close(cgroup_fd)
+    if plan.has(Clone.NEWUSER):
+        user.become_root()
+
+
+def _announce(build: _Build, pid: int) -> None:
+    build.state = build.state.with_pid(pid)
+    state.write(build.request.state_directory, build.state)
+    build.channel.send(Message.INIT, pid=pid)
+
+
+# -- steps in the container's namespaces, still on the host's root
+
+
+def _detach(build: _Build) -> None:
+    """From here on the container's files are within reach: nothing of ours may be replaced by them."""
+    lockdown.forbid_imports()
+    set_dumpable(0)
+    set_name("pyctr-init")
+    os.setsid()
+    os.umask(0)
+    if not build.request.no_new_keyring:
+        try:
+            join_session_keyring(f"_ses.{build.request.id}")
+        except OSError as error:
+            build.notes.append(f"no session keyring: {error.strerror}")
+    if build.plan.new & Clone.NEWNET:
+        namespaces.bring_loopback_up()
+    if name := build.spec.get("hostname"):
+        sethostname(name)
+    if name := build.spec.get("domainname"):
+        setdomainname(name)
+
+
+def _mount_everything(build: _Build) -> None:
+    linux = build.linux
+    propagation = rootfs.propagation_flag(linux.get("rootfsPropagation") or "")
+    rootfs.attach(build.root_fd)
+    mounts.mount_all(build.root_fd, build.mounts, propagation)
+    if not any(item.destination == "/dev" and item.tree_fd >= 0 for item in build.mounts):
+        devices.populate(build.root_fd, linux.get("devices") or (), build.host_nodes)
+    if build.process.get("terminal"):
+        box = build.process.get("consoleSize") or {}
+        size = (box.get("width", 0), box.get("height", 0)) if box else build.request.console_size
+        master_fd, build.terminal_fd = console.open_pair(build.root_fd, size)
+        console.bind_console(build.root_fd, build.terminal_fd)
+        build.channel.send(Message.CONSOLE, fd=master_fd)
+        os.close(master_fd)
+
+
+def _run_hooks(build: _Build) -> None:
+    found = build.state.hooks
+    if found.keys() & {"prestart", "createRuntime"}:
+        build.channel.send(Message.HOOKS)
+        if build.channel.receive() is None:
+            os._exit(1)  # a hook failed; the parent knows
+    if create := found.get("createContainer"):
+        hooks.run("createContainer", create, build.state.document(Status.CREATING))
+
+
+def _hide(build: _Build) -> None:
+    linux = build.linux
+    sysctl.apply(build.proc_fd, linux.get("sysctl") or {})
+    masked_paths.make_readonly(build.root_fd, linux.get("readonlyPaths") or ())
+    masked_paths.mask(build.root_fd, linux.get("maskedPaths") or ())
+    if build.spec["root"].get("readonly"):
+        rootfs.make_readonly(build.root_fd)
+    lsm.set_exec_label(build.proc_fd, build.process)
+
+
+def _pivot(build: _Build) -> None:
+    if build.request.no_pivot_root:
+        rootfs.move(build.root_fd)
+    else:
+        rootfs.pivot(build.root_fd)
+    os.close(build.root_fd)
+    os.close(build.proc_fd)
+
+
+# -- steps in the container's root
+
+
+def _become_user(build: _Build) -> None:
+    process = build.process
+    uid = (process.get("user") or {}).get("uid") or 0
+    if build.terminal_fd >= 0:
+        console.take(build.terminal_fd, uid)
+    else:
+        user.give_stdio(uid)
+    identity.assume(process, build.filter)
+    env = user.environment(process)
+    user.add_home(env, uid)
+    path = program.find(process["args"][0], env)
+    build.channel.send(
+        Message.CREATED,
+        pid=build.state.pid,
+        namespaces=build.state.namespaces,
+        own_pid_namespace=build.state.own_pid_namespace,
+        cgroup=build.state.cgroup,
+        seccomp=build.state.seccomp,
+        seccomp_flags=build.state.seccomp_flags,
+        hooks=sorted(build.state.hooks),
+        notes=build.notes,
+    )
+    _wait_for_start(build)
+    if found := build.state.hooks.get("startContainer"):
+        hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
+    identity.seal(process, build.filter)
+    error = program.execute(path, process["args"], env)
+    _fail(build.channel, str(error), error.errno)
+
+
+def _wait_for_start(build: _Build) -> None:
+    if build.channel.receive() is None:
+        os._exit(0)  # deleted before it was started, or the shim is gone
+
+
+_STEPS: tuple[Callable[[_Build], None], ...] = (
+    _record, _make_cgroup, _open_sources, _set_own_limits, _enter_namespaces, _detach, _mount_everything, _run_hooks,
+    _hide, _pivot, _become_user,
+)  # fmt: skip

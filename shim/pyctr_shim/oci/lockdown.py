@@ -1,0 +1,53 @@
+"""What keeps the container's files and processes away from the interpreter that sets it up."""
+
+import fcntl
+import os
+import sys
+from typing import Final
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.handshake import Channel
+from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.process import PROC_SUPER_MAGIC, close_range, file_system_type
+
+_STDIO: Final = 3
+
+
+def take_stdio(stdio: tuple[int, int, int], channel: Channel, preserved: int, also: int = -1) -> int:
+    """Make `stdio` fds 0 to 2 and close all that the shim had open, save `preserved` fds from 3 on.
+
+    A lock or a client's pipe kept open here would outlive the shim. The channel keeps working, and
+    the fd `also` (if not -1), whose new number is returned.
+    """
+    lowest = _STDIO + preserved
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest) for fd in stdio]  # they may be 0 to 2 in another order
+    channel.move_above(lowest)
+    if also >= 0:
+        also = fcntl.fcntl(also, fcntl.F_DUPFD_CLOEXEC, lowest)
+    for number, fd in enumerate(above):
+        os.dup2(fd, number, inheritable=True)
+    for number in range(_STDIO, lowest):
+        os.set_inheritable(number, True)
+    first = lowest
+    for kept in sorted(fd for fd in (channel.fileno(), also) if fd >= 0):
+        close_range(first, kept - 1)
+        first = kept + 1
+    close_range(first)
+    return also
+
+
+def forbid_imports() -> None:
+    """Make every later import fail: a module found then would be the container's, run as the host's root."""
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+    sys.path.clear()
+
+
+def open_proc() -> int:
+    """Return an O_PATH fd of the runtime's own /proc, for writes that must not meet another file system."""
+    fd = os.open("/proc", O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if file_system_type(fd) != PROC_SUPER_MAGIC:
+        os.close(fd)
+        raise OciError("/proc of the runtime is not a proc file system")
+    return fd

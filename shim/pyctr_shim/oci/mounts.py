@@ -1,0 +1,238 @@
+"""The mounts of a spec, below the container's root.
+
+A target is opened with openat2 and mounted on by its fd, so nothing that a container's files or a
+racing neighbour do to names can redirect it. What is bind-mounted is opened as a detached copy in
+the runtime's own mount namespace, gets its attributes while nobody can reach it, and is never
+writable in between.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyctr_shim.oci import mount_options
+from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim.oci.mount_options import MountOptions
+from pyctr_sys.mount import (
+    AT_FDCWD,
+    AT_RECURSIVE,
+    OPEN_TREE_CLONE,
+    MountFlag,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+)
+from pyctr_sys.openat2 import O_PATH, Resolve, is_directory, make_directories, make_file, open_in_root, openat2
+from pyctr_sys.process import PROC_SUPER_MAGIC, file_system_type
+
+# Files of /proc that may be replaced, as lxcfs does. Source: runc's list.
+_PROC_REPLACEABLE: Final = frozenset(
+    f"/proc/{name}"
+    for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev")
+    + ("sys/kernel/ns_last_pid", "sys/crypto/fips_enabled")
+)
+DEFAULT_DEV: Final[Mapping[str, Any]] = {
+    "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+    "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMount:
+    """A mount of the spec with its options parsed and, for a bind mount, its source open."""
+
+    destination: str
+    kind: str
+    source: str
+    options: MountOptions
+    tree_fd: int  # -1 unless it is a bind mount
+
+
+def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]:
+    """Parse the mounts and open what they bind, in the runtime's mount namespace and with its privileges.
+
+    A container without a mount on /dev gets a fresh one: the image's own is never used.
+    """
+    mounts = list(mounts)
+    if not any(os.path.normpath(item["destination"]) == "/dev" for item in mounts):
+        mounts.insert(0, DEFAULT_DEV)
+    planned = []
+    for item in mounts:
+        options = mount_options.parse(item.get("options") or ())
+        kind = item.get("type") or ("bind" if options.is_bind else "")
+        if kind == "bind" and not options.is_bind:
+            options = mount_options.parse([*(item.get("options") or ()), "bind"])
+        source = item.get("source") or kind
+        tree_fd = -1
+        if options.is_bind and not options.flags & MountFlag.REMOUNT:
+            tree_fd = _open_source(os.path.join(bundle, source), options)
+        planned.append(PlannedMount(os.path.normpath("/" + item["destination"]), kind, source, options, tree_fd))
+    return planned
+
+
+def _open_source(source: str, options: MountOptions) -> int:
+    recursive = AT_RECURSIVE if options.flags & MountFlag.REC else 0
+    try:
+        return open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | recursive)
+    except OSError as error:
+        raise OciError(f"mounts: bind source {source}: {error.strerror}", error.errno or 0) from None
+
+
+def mount_all(root_fd: int, planned: Sequence[PlannedMount], default_propagation: int) -> None:
+    """Mount everything below `root_fd` in the spec's order. Raises OciError naming the mount."""
+    for item in planned:
+        try:
+            if item.tree_fd >= 0:
+                _bind(root_fd, item, default_propagation)
+            elif item.options.flags & MountFlag.REMOUNT:
+                _remount(root_fd, item)
+            else:
+                _mount_new(root_fd, item)
+        except OSError as error:
+            raise OciError(
+                f'error mounting "{item.source}" to rootfs at "{item.destination}": {describe(error)}',
+                error.errno or 0,
+            ) from None
+
+
+def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
+    options = item.options
+    if is_directory(item.tree_fd):
+        target_fd = make_directories(root_fd, item.destination)
+    else:
+        target_fd = make_file(root_fd, item.destination)
+    _guard_proc(target_fd, item)
+    # The copy is still a peer of the host's mount: what the container unmounts must not reach the host.
+    mount_setattr(
+        item.tree_fd,
+        attr_set=options.recursive_set,
+        attr_clr=options.recursive_clear,
+        propagation=default_propagation,
+        recursive=True,
+    )
+    if options.attributes:
+        mount_setattr(item.tree_fd, attr_set=options.attributes)
+    for propagation in options.propagation:
+        _set_propagation(item.tree_fd, propagation)
+    move_mount(item.tree_fd, target_fd)
+    os.close(target_fd)
+    os.close(item.tree_fd)
+
+
+def _mount_new(root_fd: int, item: PlannedMount) -> None:
+    options = item.options
+    if item.kind in {"proc", "sysfs"}:
+        target_fd = _ordinary_directory(root_fd, item)
+    else:
+        target_fd = make_directories(root_fd, item.destination)
+        _guard_proc(target_fd, item)
+    mode = stat.S_IMODE(os.fstat(target_fd).st_mode)
+    data = options.data
+    if item.kind == "tmpfs" and "mode=" not in data:
+        data = f"{data},mode={mode:o}" if data else f"mode={mode:o}"  # a tmpfs keeps what it covers, as in runc
+    mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
+    if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up:
+        mounted_fd = open_in_root(root_fd, item.destination, O_PATH | os.O_DIRECTORY)
+        if options.recursive_set or options.recursive_clear:
+            mount_setattr(mounted_fd, attr_set=options.recursive_set, attr_clr=options.recursive_clear, recursive=True)
+        for propagation in options.propagation:
+            _set_propagation(mounted_fd, propagation)
+        if options.copy_up:
+            copy_tree(target_fd, mounted_fd)
+        os.close(mounted_fd)
+    os.close(target_fd)
+
+
+def _remount(root_fd: int, item: PlannedMount) -> None:
+    fd = open_in_root(root_fd, item.destination)
+    mount(None, f"/proc/self/fd/{fd}", None, item.options.flags, item.options.data or None)
+    os.close(fd)
+
+
+def _set_propagation(tree_fd: int, propagation: int) -> None:
+    recursive = bool(propagation & MountFlag.REC)
+    mount_setattr(tree_fd, propagation=propagation & ~MountFlag.REC, recursive=recursive)
+
+
+def _ordinary_directory(root_fd: int, item: PlannedMount) -> int:
+    """Return the target of a proc or sysfs: with a symlink in its path, later checks would look elsewhere."""
+    strict = int(Resolve.IN_ROOT | Resolve.NO_SYMLINKS)
+    try:
+        return openat2(root_fd, item.destination, O_PATH | os.O_DIRECTORY, strict)
+    except FileNotFoundError:
+        os.close(make_directories(root_fd, item.destination))
+        return openat2(root_fd, item.destination, O_PATH | os.O_DIRECTORY, strict)
+    except OSError:
+        raise OciError(f'filesystem "{item.kind}" must be mounted on ordinary directory: {item.destination}') from None
+
+
+def _guard_proc(target_fd: int, item: PlannedMount) -> None:
+    """Refuse to cover /proc or what is in it: labels and sysctls are written there later."""
+    if item.destination == "/proc":
+        if item.tree_fd >= 0 and file_system_type(item.tree_fd) == PROC_SUPER_MAGIC:
+            return
+        raise OciError(f'"{item.source}" cannot be mounted at "/proc": it is not of type proc')
+    if file_system_type(target_fd) == PROC_SUPER_MAGIC and item.destination not in _PROC_REPLACEABLE:
+        raise OciError(f'"{item.destination}" cannot be mounted because it is inside /proc')
+
+
+def copy_tree(source_fd: int, target_fd: int) -> None:
+    """Copy a directory's content with owners, modes, times and xattrs, by fds only."""
+    readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
+    try:
+        for name in os.listdir(readable):
+            _copy_entry(source_fd, target_fd, name)
+    finally:
+        os.close(readable)
+    _copy_metadata(source_fd, target_fd)
+
+
+def _copy_entry(source_fd: int, target_fd: int, name: str) -> None:
+    status = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source_fd), name, dir_fd=target_fd)
+        os.chown(name, status.st_uid, status.st_gid, dir_fd=target_fd, follow_symlinks=False)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        os.mkdir(name, dir_fd=target_fd)
+    elif stat.S_ISREG(status.st_mode):
+        _copy_data(source_fd, target_fd, name)
+        return
+    else:
+        os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target_fd)
+    inner_source = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_fd)
+    inner_target = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target_fd)
+    try:
+        if stat.S_ISDIR(status.st_mode):
+            copy_tree(inner_source, inner_target)
+        else:
+            _copy_metadata(inner_source, inner_target)
+    finally:
+        os.close(inner_source)
+        os.close(inner_target)
+
+
+def _copy_data(source_fd: int, target_fd: int, name: str) -> None:
+    reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source_fd)
+    writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target_fd)
+    try:
+        while os.sendfile(writer, reader, None, 1 << 20):
+            pass
+        _copy_metadata(reader, writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _copy_metadata(source_fd: int, target_fd: int) -> None:
+    status = os.fstat(source_fd)
+    source, target = f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target_fd}"  # both may be O_PATH
+    os.chown(target, status.st_uid, status.st_gid)
+    os.chmod(target, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        if name.startswith(("security.", "user.")):
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,0 +1,121 @@
+"""Which namespaces a container gets: new ones, others' by path, or the runtime's own."""
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys.namespaces import Clone, setns, unshare
+
+KINDS: Final[Mapping[str, Clone]] = {
+    "pid": Clone.NEWPID, "network": Clone.NEWNET, "mount": Clone.NEWNS, "ipc": Clone.NEWIPC,
+    "uts": Clone.NEWUTS, "user": Clone.NEWUSER, "cgroup": Clone.NEWCGROUP, "time": Clone.NEWTIME,
+}  # fmt: skip
+
+# In the order of joining: what a joined user namespace may not own comes while we are the host's root.
+_JOIN_ORDER: Final = (
+    Clone.NEWNET, Clone.NEWIPC, Clone.NEWUTS, Clone.NEWCGROUP, Clone.NEWTIME, Clone.NEWPID, Clone.NEWUSER,
+)  # fmt: skip
+
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 0x1
+_IFF_RUNNING: Final = 0x40
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """New namespaces as clone flags, and fds of those to join by flag."""
+
+    new: int
+    joined: Mapping[Clone, int]
+
+    def has(self, kind: Clone) -> bool:
+        """Whether the container has a namespace of this kind that is not the runtime's own."""
+        return bool(self.new & kind) or kind in self.joined
+
+    @property
+    def flags(self) -> int:
+        """All kinds in which the container differs from the runtime."""
+        flags = self.new
+        for kind in self.joined:
+            flags |= kind
+        return flags
+
+    def join(self) -> None:
+        """Enter the namespaces given by path, except mount namespaces; PID for the next child only."""
+        for kind in _JOIN_ORDER:
+            if kind in self.joined:
+                try:
+                    setns(self.joined[kind], kind)
+                except OSError as error:
+                    raise OciError(f"joining {kind.name} namespace: {error.strerror}", error.errno or 0) from None
+
+    def enter_new(self, kinds: int) -> None:
+        """Create those of the new namespaces that `kinds` names."""
+        if flags := self.new & kinds:
+            unshare(flags)
+
+
+def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
+    """Open what is joined by path and return the plan.
+
+    The fds stay open until the program is executed. A path to the runtime's own user namespace
+    counts as none at all: it cannot be joined, and need not be.
+    """
+    new = 0
+    joined: dict[Clone, int] = {}
+    for namespace in namespaces:
+        kind = KINDS[namespace["type"]]
+        path = namespace.get("path")
+        if not path:
+            new |= kind
+            continue
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OciError(f"linux.namespaces: {namespace['type']}: open {path}: {error.strerror}",
+                           error.errno or 0) from None  # fmt: skip
+        if kind == Clone.NEWUSER and os.fstat(fd).st_ino == os.stat("/proc/self/ns/user").st_ino:
+            os.close(fd)
+            continue
+        joined[kind] = fd
+    return Plan(new, joined)
+
+
+def write_maps(pid: int, uids: Sequence[Mapping[str, int]], gids: Sequence[Mapping[str, int]]) -> None:
+    """Give a process's new user namespace its id maps, with the privileges of the parent namespace.
+
+    Raises OciError for maps that the kernel refuses.
+    """
+    for name, maps in (("uid_map", uids), ("gid_map", gids)):
+        text = "".join(f"{item['containerID']} {item['hostID']} {item['size']}\n" for item in maps)
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        except OSError as error:
+            raise OciError(f"linux.{name[:3]}Mappings: {error.strerror}", error.errno or 0) from None
+        finally:
+            os.close(fd)
+
+
+def enter_time(offsets: Mapping[str, Mapping[str, int]]) -> None:
+    """Create a time namespace for the next child, its clocks shifted."""
+    unshare(Clone.NEWTIME)
+    for clock, offset in offsets.items():
+        fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n".encode())
+        except OSError as error:
+            raise OciError(f"linux.timeOffsets: {clock}: {error.strerror}", error.errno or 0) from None
+        finally:
+            os.close(fd)
+
+
+def bring_loopback_up() -> None:
+    """Set the loopback device of a new network namespace up. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING))

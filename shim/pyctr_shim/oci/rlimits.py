@@ -1,0 +1,59 @@
+"""Resource limits. Without CAP_SYS_RESOURCE a hard limit cannot be raised: it is cut, and that is noted."""
+
+import resource
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+
+_NUMBERS: Final = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+_NUMBERS["RLIMIT_LOCKS"] = 10  # Linux has kept the number of what no longer counts
+_NAMES: Final = frozenset(_NUMBERS)
+_INFINITY: Final = (1 << 64) - 1
+
+
+def known(name: str) -> bool:
+    """Whether the kernel has a limit of that name."""
+    return name in _NAMES
+
+
+def raise_hard(rlimits: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Raise hard limits while this process may; returns a note for each that stays lower than asked."""
+    notes = []
+    for limit in rlimits:
+        number, hard = _NUMBERS[limit["type"]], _value(limit["hard"])
+        soft, most = resource.getrlimit(number)
+        if _least(hard, most) == hard:
+            continue
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (PermissionError, ValueError):
+            notes.append(f"process.rlimits: {limit['type']} cut to {most}: raising it needs CAP_SYS_RESOURCE")
+    return notes
+
+
+def apply(rlimits: Iterable[Mapping[str, Any]]) -> None:
+    """Set limits, never above what `raise_hard` has reached. Raises OciError if soft exceeds hard.
+
+    Comes late: a limit on open files or memory binds this code too.
+    """
+    for limit in rlimits:
+        number = _NUMBERS[limit["type"]]
+        soft, hard = _value(limit["soft"]), _value(limit["hard"])
+        if _least(soft, hard) != soft:
+            raise OciError(f"process.rlimits: {limit['type']}: soft limit {soft} exceeds hard limit {hard}")
+        _, most = resource.getrlimit(number)
+        try:
+            resource.setrlimit(number, (_least(soft, most), _least(hard, most)))
+        except OSError as error:
+            raise OciError(f"process.rlimits: {limit['type']}: {error.strerror}", error.errno or 0) from None
+
+
+def _value(number: int) -> int:
+    return resource.RLIM_INFINITY if number == _INFINITY else number
+
+
+def _least(wanted: int, most: int) -> int:
+    if most == resource.RLIM_INFINITY:
+        return wanted
+    return most if wanted == resource.RLIM_INFINITY else min(wanted, most)

@@ -1,0 +1,139 @@
+"""The container's root: mounted, cloned, attached over `/`, pivoted to."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pyctr_shim.oci import mount_options
+from pyctr_shim.oci.errors import OciError, describe
+from pyctr_sys.mount import (
+    AT_FDCWD,
+    AT_RECURSIVE,
+    MNT_DETACH,
+    OPEN_TREE_CLONE,
+    Attr,
+    MountFlag,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    pivot_root,
+    umount2,
+)  # fmt: skip
+from pyctr_sys.openat2 import O_PATH
+
+_PAGE: Final = 4096
+_PROPAGATION: Final = {
+    "": MountFlag.SLAVE, "private": MountFlag.PRIVATE, "slave": MountFlag.SLAVE, "shared": MountFlag.SHARED,
+    "unbindable": MountFlag.UNBINDABLE, "rprivate": MountFlag.PRIVATE, "rslave": MountFlag.SLAVE,
+    "rshared": MountFlag.SHARED, "runbindable": MountFlag.UNBINDABLE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RootfsMount:
+    """A mount that makes up the root, as a snapshotter hands it out; `target` is below the root."""
+
+    type: str
+    source: str
+    target: str
+    options: tuple[str, ...]
+
+
+def propagation_flag(name: str) -> int:
+    """Return linux.rootfsPropagation as a flag; without one, a container sees the host's later mounts only."""
+    return int(_PROPAGATION[name])
+
+
+def is_shared(name: str) -> bool:
+    """Whether what the container mounts in its root is to appear on the host."""
+    return _PROPAGATION[name] == MountFlag.SHARED
+
+
+def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
+    """Mount a snapshot's mounts on `directory`, in order. Raises OciError."""
+    for item in mounts:
+        target = os.path.join(directory, item.target.lstrip("/")) if item.target else directory
+        options = mount_options.parse(item.options)
+        flags = options.flags
+        try:
+            if options.is_bind or item.type == "bind":
+                _bind(item.source, target, flags)
+            elif item.type == "overlay" and len(options.data) >= _PAGE - 1:
+                _mount_long_overlay(target, flags, options.data)
+            else:
+                mount(item.source, target, item.type, flags, options.data or None)
+        except OSError as error:
+            raise OciError(f"failed to mount rootfs component: {describe(error)}", error.errno or 0) from None
+
+
+def _bind(source: str, target: str, flags: int) -> None:
+    kind = MountFlag.BIND | (flags & MountFlag.REC)
+    mount(source, target, None, kind)
+    if changes := flags & ~(MountFlag.BIND | MountFlag.REC):
+        mount(None, target, None, MountFlag.BIND | MountFlag.REMOUNT | changes)
+
+
+def _mount_long_overlay(target: str, flags: int, data: str) -> None:
+    """Mount an overlay whose options exceed the kernel's one page, by naming the layers relative to their parent."""
+    fields = [field.split("=", 1) for field in data.split(",")]
+    lower = dict(field for field in fields if len(field) == 2)["lowerdir"].split(":")
+    parent = os.path.commonpath(lower)
+    short = ":".join(os.path.relpath(layer, parent) for layer in lower)
+    words = ["=".join(["lowerdir", short] if field[0] == "lowerdir" else field) for field in fields]
+    before = os.open(".", O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir(parent)
+        mount("overlay", target, "overlay", flags, ",".join(words))
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def clone_tree(directory: str) -> int:
+    """Return a detached copy of everything mounted at `directory`: the container's root to be."""
+    try:
+        return open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE | AT_RECURSIVE)
+    except OSError as error:
+        raise OciError(f"root.path: {directory}: {error.strerror}", error.errno or 0) from None
+
+
+def set_propagation(tree_fd: int, propagation: int) -> None:
+    """Set how later mounts travel between the root, all of it, and where it was copied from."""
+    mount_setattr(tree_fd, propagation=propagation, recursive=True)
+
+
+def attach(tree_fd: int) -> None:
+    """Attach the root over `/`, the one directory that can be reached from every user namespace.
+
+    Must run in the container's mount namespace, whose mounts are no longer shared with the host's.
+    """
+    slash_fd = os.open("/", O_PATH | os.O_CLOEXEC)
+    move_mount(tree_fd, slash_fd)
+    os.close(slash_fd)
+
+
+def pivot(tree_fd: int) -> None:
+    """Make the tree this namespace's root and let go of the host's."""
+    old_fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(tree_fd)
+    pivot_root(".", ".")
+    # The old root now lies over the new one. Slave first: unmounting must not travel to the host.
+    os.fchdir(old_fd)
+    mount(None, ".", None, MountFlag.SLAVE | MountFlag.REC)
+    umount2(".", MNT_DETACH)
+    os.close(old_fd)
+    os.chdir("/")
+
+
+def move(tree_fd: int) -> None:
+    """Do without pivot_root, where the host's root is a ramfs: cover `/` and change root."""
+    os.fchdir(tree_fd)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def make_readonly(tree_fd: int) -> None:
+    """Make the root mount itself read-only; what is mounted in it keeps its own."""
+    mount_setattr(tree_fd, attr_set=Attr.RDONLY)

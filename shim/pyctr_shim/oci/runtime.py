@@ -1,0 +1,328 @@
+"""The parent's side: fork, talk to the child, undo what is left when it fails; then what a live container can do.
+
+All the work on a container's files happens in the child, which also parses config.json: the
+calling process stays as small as it was.
+
+    create   forks the child that becomes init; returns when it is ready to execute its program
+    start    lets it, and returns when it has
+    exec     forks a child that joins the container and executes at once
+    delete   removes cgroup and state after init's end
+"""
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pyctr_shim.oci import hooks, init, state
+from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, detect
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.handshake import Channel, Message
+from pyctr_shim.oci.rootfs import RootfsMount
+from pyctr_shim.oci.state import Status
+from pyctr_sys.mount import MNT_DETACH, umount2
+from pyctr_sys.namespaces import Clone, setns, unshare
+from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+
+__all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
+
+SECCOMP_CACHE: Final = "/var/lib/pyctr/seccomp"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOptions:
+    """How to create, beside what config.json says. `console_size` is (columns, rows)."""
+
+    rootfs: tuple[RootfsMount, ...] = ()
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    systemd_cgroup: bool = False
+    console_size: tuple[int, int] | None = None
+    preserve_fds: int = 0
+    state_directory: str = ""
+    seccomp_cache: str = SECCOMP_CACHE
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Borrowed fds for the process's 0, 1 and 2; not used where it has a terminal."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+@dataclass(slots=True)
+class Process:
+    """A process executed in a container. The receiver owns both fds and reaps the process."""
+
+    pid: int
+    pidfd: int
+    console_fd: int | None
+
+
+@dataclass(slots=True)
+class Container:
+    """A container whose init process exists or existed. Owns `pidfd`; `console_fd` is its receiver's."""
+
+    id: str
+    bundle: str
+    state_directory: str
+    pid: int
+    pidfd: int
+    console_fd: int | None
+    own_pid_namespace: bool
+    cgroup: Cgroup
+    notes: list[str]
+    namespaces: int
+    hook_kinds: frozenset[str]
+    channel: Channel | None
+
+    def start(self) -> None:
+        """Let init execute its program. Raises OciError with the program's ENOENT or EACCES.
+
+        After an error init has ended; its exit is still to be reaped and the container to be deleted.
+        """
+        if self.channel is None:
+            raise OciError("cannot start a container that is not in the created state")
+        try:
+            self.channel.send(Message.START)
+            answer = self.channel.receive()
+        except BrokenPipeError:
+            raise OciError("container init has ended before it was started") from None
+        finally:
+            self.channel.close()
+            self.channel = None
+        if answer is not None:
+            raise OciError(answer[1]["text"], answer[1]["errno"])
+        if "poststart" in self.hook_kinds:
+            record = state.read(self.state_directory)
+            hooks.run("poststart", record.hooks["poststart"], record.document(Status.RUNNING))
+
+    def kill(self, number: int) -> None:
+        """Signal init. Raises ProcessLookupError if it has been reaped."""
+        pidfd_send_signal(self.pidfd, number)
+        if number == signal.SIGKILL and self.cgroup.is_paused():
+            self.cgroup.resume()  # on v1 the frozen take no signal, not even this one
+
+    def kill_all(self, number: int) -> None:
+        """Signal every process in the container's cgroup; SIGKILL also catches what is being forked."""
+        if number == signal.SIGKILL:
+            self.cgroup.kill()
+            return
+        for pid in self.cgroup.pids():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    def pids(self) -> list[int]:
+        """Return the container's processes, as the host numbers them."""
+        return self.cgroup.pids()
+
+    def pause(self) -> None:
+        """Freeze all processes. Raises OciError if that takes more than ten seconds."""
+        self.cgroup.pause()
+
+    def resume(self) -> None:
+        """Let them run again."""
+        self.cgroup.resume()
+
+    def metrics(self) -> tuple[str, bytes]:
+        """Return type URL and bytes of io.containerd.cgroups.v1.Metrics or v2.Metrics."""
+        return self.cgroup.metrics()
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel killed for memory; read it before `delete`."""
+        return self.cgroup.oom_kills()
+
+    def delete(self) -> None:
+        """Remove cgroup, mounts and state, and run the poststop hooks; init must have ended.
+
+        May be repeated: what is gone already is passed over. Raises OciError if processes of the
+        container are still there, and for a poststop hook that fails, after everything is removed.
+        """
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds))
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def create(
+    id: str,
+    bundle: str,
+    stdio: Stdio,
+    options: CreateOptions,
+    hierarchies: Hierarchies | None = None,
+) -> Container:
+    """Make a container: everything up to the exec of its program.
+
+    Raises OciError; nothing is left of the container then. The calling process has one thread.
+    """
+    if options.systemd_cgroup:
+        raise OciError("SystemdCgroup: the systemd cgroup driver is not supported")
+    if hierarchies is None:
+        hierarchies = detect()
+    request = init.Request(
+        id=id,
+        bundle=bundle,
+        state_directory=options.state_directory or bundle,
+        stdio=(stdio.stdin, stdio.stdout, stdio.stderr),
+        preserve_fds=options.preserve_fds,
+        rootfs=options.rootfs,
+        no_pivot_root=options.no_pivot_root,
+        no_new_keyring=options.no_new_keyring,
+        console_size=options.console_size,
+        seccomp_cache=options.seccomp_cache,
+        hierarchies=hierarchies,
+        staged=hierarchies.is_v2,
+    )
+    container = _create(request)
+    if container is None:
+        container = _create(replace(request, staged=True))
+    if container is None:
+        raise OciError("handshake: the stager asks for another one")
+    return container
+
+
+def _create(request: init.Request) -> Container | None:
+    """Fork a child and follow it to CREATED; None if it asks for a stager."""
+    ours, theirs = Channel.pair()
+    pid = _fork(request, ours, theirs)
+    theirs.close()
+    pidfd, console_fd = pidfd_open(pid), -1
+    try:
+        while (answer := ours.receive()) is not None:
+            message, fields, fd = answer
+            if message is Message.RESTAGE:
+                wait(pidfd)
+                os.close(pidfd)
+                ours.close()
+                return None
+            if message is Message.INIT:
+                if fields["pid"] != pid:
+                    wait(pidfd)
+                    os.close(pidfd)
+                    pid, pidfd = fields["pid"], -1
+                    pidfd = pidfd_open(pid)
+            elif message is Message.CONSOLE:
+                console_fd = fd if fd is not None else -1
+            elif message is Message.HOOKS:
+                _run_early_hooks(request.state_directory)
+                ours.send(Message.GO)
+            elif message is Message.FAILED:
+                raise OciError(fields["text"], fields["errno"])
+            elif message is Message.CREATED:
+                return Container(
+                    id=request.id,
+                    bundle=request.bundle,
+                    state_directory=request.state_directory,
+                    pid=pid,
+                    pidfd=pidfd,
+                    console_fd=console_fd if console_fd >= 0 else None,
+                    own_pid_namespace=fields["own_pid_namespace"],
+                    cgroup=cgroup_for(request.hierarchies, fields["cgroup"]),
+                    notes=fields["notes"],
+                    namespaces=fields["namespaces"],
+                    hook_kinds=frozenset(fields["hooks"]),
+                    channel=ours,
+                )
+        raise OciError("container init ended without a word")
+    except BaseException:
+        ours.close()
+        if console_fd >= 0:
+            os.close(console_fd)
+        _undo(request, pidfd)
+        raise
+
+
+def _fork(request: init.Request, ours: Channel, theirs: Channel) -> int:
+    own_namespace_fd = -1
+    if not request.staged:
+        own_namespace_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        unshare(Clone.NEWPID)  # for the next child; this process stays where it is
+    try:
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            init.become(request, theirs)
+    finally:
+        if own_namespace_fd >= 0:
+            setns(own_namespace_fd, Clone.NEWPID)
+            os.close(own_namespace_fd)
+    return pid
+
+
+def _run_early_hooks(state_directory: str) -> None:
+    record = state.read(state_directory)
+    for kind in ("prestart", "createRuntime"):
+        hooks.run(kind, record.hooks.get(kind, ()), record.document(Status.CREATING))
+
+
+def _undo(request: init.Request, pidfd: int) -> None:
+    """Remove what a failed creation left: its process, then what its state names."""
+    if pidfd >= 0:
+        try:
+            pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        wait(pidfd)
+        os.close(pidfd)
+    try:
+        record = state.read(request.state_directory)
+    except FileNotFoundError:
+        return
+    _remove(request.state_directory, cgroup_for(request.hierarchies, record.cgroup), with_record=True)
+
+
+def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
+    """Remove cgroup, host mount and state file in that order, so that the state names what is left."""
+    record = None
+    if with_record:
+        try:
+            record = state.read(state_directory)
+        except FileNotFoundError:
+            record = None
+    try:
+        cgroup.remove()
+    except OSError as error:
+        raise OciError(f"cgroup {cgroup.path} cannot be removed: {error.strerror}", error.errno or 0) from None
+    if record is not None and record.host_mount:
+        unmount_all(record.host_mount)
+    state.remove(state_directory)
+    if record is not None and "poststop" in record.hooks:
+        hooks.run("poststop", record.hooks["poststop"], record.document(Status.STOPPED))
+
+
+def unmount_all(directory: str) -> None:
+    """Detach everything mounted on a directory."""
+    try:
+        while True:
+            umount2(directory, MNT_DETACH)
+    except OSError:
+        return  # EINVAL: nothing is mounted there any more
+
+
+def load(state_directory: str) -> Container:
+    """Return a container from its state file. Raises FileNotFoundError if there is none."""
+    record = state.read(state_directory)
+    pidfd = -1
+    if record.is_alive():
+        pidfd = pidfd_open(record.pid)
+    return Container(
+        id=record.id,
+        bundle=record.bundle,
+        state_directory=state_directory,
+        pid=record.pid,
+        pidfd=pidfd,
+        console_fd=None,
+        own_pid_namespace=record.own_pid_namespace,
+        cgroup=cgroup_for(detect(), record.cgroup),
+        notes=[],
+        namespaces=record.namespaces,
+        hook_kinds=frozenset(record.hooks),
+        channel=None,
+    )

@@ -1,0 +1,109 @@
+"""What must be known to find and remove a container when the process that made it is gone.
+
+    <state directory>/state.json   written before the first cgroup or mount is made, then replaced
+                                   by rename whenever more is known; so whatever exists is named here
+
+It lies in the bundle for a shim, in <root>/<id> for the command.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys.pidfd import start_ticks
+
+NAME: Final = "state.json"
+VERSION: Final = 1
+OCI_VERSION: Final = "1.2.0"
+
+
+class Status(Enum):
+    """The states of the OCI runtime specification, and `paused`."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """state.json's content. `pid` is 0 until the init process exists."""
+
+    id: str
+    bundle: str
+    cgroup: str
+    created_ns: int
+    pid: int = 0
+    start_ticks: int = 0
+    namespaces: int = 0
+    own_pid_namespace: bool = True
+    host_mount: str = ""
+    seccomp: str = ""
+    seccomp_flags: int = 0
+    user_namespace: bool = False
+    annotations: dict[str, str] = field(default_factory=dict)
+    hooks: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+    def with_pid(self, pid: int) -> "State":
+        """Return the state once the init process is known."""
+        return replace(self, pid=pid, start_ticks=start_ticks(pid))
+
+    def is_alive(self) -> bool:
+        """Whether the init process is there and has not ended; a reused pid is not taken for it."""
+        if not self.pid:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(fields[19]) == self.start_ticks and fields[0] not in {b"Z", b"X"}
+
+    def document(self, status: Status, pid: int | None = None) -> bytes:
+        """Return the OCI state document that hooks and callers of `state` read."""
+        fields = {
+            "ociVersion": OCI_VERSION, "id": self.id, "status": status.value,
+            "pid": self.pid if pid is None else pid, "bundle": self.bundle, "annotations": self.annotations,
+        }  # fmt: skip
+        if status is Status.STOPPED:
+            fields["pid"] = 0
+        return json.dumps(fields).encode()
+
+
+def write(directory: str, state: State) -> None:
+    """Write or replace the state."""
+    temporary = os.path.join(directory, f".{NAME}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(asdict(state)).encode())
+    finally:
+        os.close(fd)
+    os.rename(temporary, os.path.join(directory, NAME))
+
+
+def read(directory: str) -> State:
+    """Return the state. Raises FileNotFoundError, and OciError if it is not one that this version wrote."""
+    path = os.path.join(directory, NAME)
+    with open(path, "rb") as file:
+        fields = json.load(file)
+    if not isinstance(fields, dict) or fields.get("version") != VERSION:
+        raise OciError(f"{path}: not a state of version {VERSION}")
+    try:
+        return State(**fields)
+    except TypeError as error:
+        raise OciError(f"{path}: {error}") from None
+
+
+def remove(directory: str) -> None:
+    """Remove the state; nothing happens if there is none."""
+    for name in (NAME, f".{NAME}"):
+        try:
+            os.unlink(os.path.join(directory, name))
+        except FileNotFoundError:
+            continue

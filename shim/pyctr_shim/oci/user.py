@@ -1,0 +1,87 @@
+"""Who the process is: numbers only, as the spec has them. Names were looked up by whoever wrote the spec."""
+
+import os
+import stat
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys.capabilities import set_keep_capabilities
+
+_PASSWD_BYTES: Final = 1 << 20
+_NULL_DEVICE: Final = os.makedev(1, 3)
+
+
+def give_stdio(uid: int) -> None:
+    """Make fds 0 to 2 the user's own, so that /dev/stdout can be opened again; the null device stays as it is."""
+    for fd in (0, 1, 2):
+        status = os.fstat(fd)
+        if status.st_uid == uid or (stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL_DEVICE):
+            continue
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError:
+            continue  # a read-only file system or a uid that is not mapped here: no worse than in runc
+
+
+def switch(user: Mapping[str, Any]) -> None:
+    """Take on uid, gid, supplementary groups and umask, keeping permitted capabilities until they are set.
+
+    Raises OciError, also for ids that the user namespace does not map.
+    """
+    uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, user.get("additionalGids") or []
+    try:
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        set_keep_capabilities(1)
+        os.setresuid(uid, uid, uid)
+        set_keep_capabilities(0)
+    except OSError as error:
+        raise OciError(f"process.user: {uid}:{gid}: {error.strerror}", error.errno or 0) from None
+    os.umask(0o022 if user.get("umask") is None else user["umask"])
+
+
+def become_root() -> None:
+    """Take on root of the user namespace that this process is in."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def environment(process: Mapping[str, Any]) -> dict[str, str]:
+    """Return process.env as a mapping, the last of equal names winning. Raises OciError for an entry without `=`."""
+    found: dict[str, str] = {}
+    for entry in process.get("env") or ():
+        name, separator, value = entry.partition("=")
+        if not separator or not name:
+            raise OciError(f"process.env: {entry!r} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def add_home(env: MutableMapping[str, str], uid: int) -> None:
+    """Set HOME from the container's own /etc/passwd where nobody has set it; `/` if that says nothing.
+
+    The file is the container's: read as text, up to 1 MiB, and only if it is a regular file.
+    """
+    if env.get("HOME"):
+        return
+    env["HOME"] = "/"
+    for fields in _passwd():
+        if len(fields) > 5 and fields[2] == str(uid):
+            env["HOME"] = fields[5] or "/"
+            return
+
+
+def _passwd() -> Sequence[list[str]]:
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        data = os.read(fd, _PASSWD_BYTES)
+    finally:
+        os.close(fd)
+    return [os.fsdecode(line).split(":") for line in data.split(b"\n")]

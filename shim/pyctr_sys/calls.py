@@ -1,0 +1,46 @@
+"""The C library, and the one place where a failed call becomes an OSError."""
+
+import os
+from typing import Any, Final
+
+from pyctr_sys._abi import ffi as _ffi
+
+ffi: Final[Any] = _ffi
+libc: Final[Any] = ffi.dlopen(None)
+
+# Numbers from 424 on are the same on every architecture; the older ones come in two families.
+_X86_64: Final = {
+    "pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "sched_setattr": 314, "seccomp": 317, "bpf": 321,
+    "signalfd4": 289,
+}  # fmt: skip
+_GENERIC: Final = {
+    "pivot_root": 41, "keyctl": 219, "ioprio_set": 30, "sched_setattr": 274, "seccomp": 277, "bpf": 280,
+    "signalfd4": 74,
+}  # fmt: skip
+NUMBERS: Final[dict[str, int]] = {
+    **(_X86_64 if os.uname().machine == "x86_64" else _GENERIC),
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "clone3": 435,
+    "close_range": 436, "openat2": 437, "mount_setattr": 442,
+}  # fmt: skip
+
+_MASK: Final = (1 << 64) - 1
+
+
+def check(result: int, call: str, *paths: str) -> int:
+    """Return `result`, or raise the OSError that errno names if the call failed."""
+    if result < 0:
+        number = ffi.errno  # read before anything else can overwrite it
+        raise OSError(number, f"{call}: {os.strerror(number)}", *paths)
+    return result
+
+
+def address(buffer: Any) -> int:
+    """Return where a cffi buffer lies, for `syscall`; the caller keeps the buffer alive."""
+    return int(ffi.cast("uintptr_t", buffer))
+
+
+def syscall(name: str, *arguments: int) -> int:
+    """Make a system call that the C library has no wrapper for; -1 and errno on failure, as in C."""
+    words = [argument & _MASK for argument in arguments]
+    words += [0] * (6 - len(words))
+    return int(libc.syscall(NUMBERS[name], *words))

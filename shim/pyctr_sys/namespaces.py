@@ -1,0 +1,51 @@
+"""Namespaces and clones: unshare(2), setns(2), clone3(2)."""
+
+from enum import IntFlag
+
+from pyctr_sys.calls import address, check, ffi, libc, syscall
+
+
+class Clone(IntFlag):
+    """Flags of clone(2); those that name a namespace also serve unshare and setns."""
+
+    NEWTIME = 0x00000080
+    PARENT = 0x00008000
+    NEWNS = 0x00020000
+    NEWCGROUP = 0x02000000
+    NEWUTS = 0x04000000
+    NEWIPC = 0x08000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+    INTO_CGROUP = 0x200000000
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces; NEWPID takes effect for its next child.
+
+    Raises OSError: EPERM without CAP_SYS_ADMIN (NEWUSER excepted), ENOSPC at a
+    user.max_*_namespaces limit, EINVAL for NEWUSER in a threaded process. Source: unshare(2).
+    """
+    if libc.unshare(flags) < 0:
+        check(-1, f"unshare({Clone(flags)!r})")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Join the namespace behind `fd`, or with a pidfd all those of that process that `flags` name.
+
+    Raises OSError: EINVAL if fd is no such namespace, EPERM, ESRCH if the process has ended.
+    Source: setns(2).
+    """
+    if libc.setns(fd, flags) < 0:
+        check(-1, f"setns({Clone(flags)!r})")
+
+
+def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> int:
+    """Fork with clone flags: 0 in the child, its pid in the parent.
+
+    CPython is not told, unlike by os.fork: only for a process of one thread whose child execs or
+    ends by os._exit. `cgroup_fd` (borrowed) goes with INTO_CGROUP. Raises OSError: EBUSY if that
+    cgroup has controllers enabled for its children, ENOSPC, EAGAIN. Source: clone(2).
+    """
+    arguments = ffi.new("struct clone_args *", {"flags": flags, "exit_signal": exit_signal, "cgroup": cgroup_fd})
+    return check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")

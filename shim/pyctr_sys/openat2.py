@@ -1,0 +1,110 @@
+"""openat2(2): the only way to open a path below a container's root.
+
+Every function takes the fd of that root and a path as the container sees it. The kernel resolves
+it with that directory as `/`: symlinks and `..` cannot leave it, and links of /proc that jump
+elsewhere are refused, at the moment of opening and not a moment before.
+"""
+
+import errno
+import os
+import stat
+from enum import IntFlag
+from typing import Final
+
+from pyctr_sys.calls import address, check, ffi, syscall
+
+O_PATH: Final = 0o10000000
+_DIRECTORY: Final = O_PATH | os.O_DIRECTORY
+# Renames and mounts elsewhere make the kernel give up with EAGAIN although nothing is wrong.
+_ATTEMPTS: Final = 128
+
+
+class Resolve(IntFlag):
+    """How a path may be resolved. Source: linux/openat2.h."""
+
+    NO_XDEV = 0x01
+    NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
+    BENEATH = 0x08
+    IN_ROOT = 0x10
+
+
+_IN_ROOT: Final = int(Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open `path` under the rules of `resolve`; close-on-exec.
+
+    Raises OSError: ELOOP for a symlink that is refused, EXDEV for an escape, ENOENT and the rest.
+    """
+    text = ffi.new("char[]", os.fsencode(path))
+    how = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, mode, resolve))
+    for _ in range(_ATTEMPTS):
+        fd = syscall("openat2", dir_fd, address(text), address(how), ffi.sizeof("struct open_how"))
+        if fd >= 0:
+            return fd
+        if ffi.errno not in {errno.EAGAIN, errno.EINTR}:
+            break
+    return check(fd, "openat2", path)
+
+
+def open_in_root(root_fd: int, path: str, flags: int = O_PATH, mode: int = 0) -> int:
+    """Open `path` with the directory `root_fd` as its root."""
+    return openat2(root_fd, path, flags, _IN_ROOT, mode)
+
+
+def make_directories(root_fd: int, path: str, mode: int = 0o755) -> int:
+    """Return an O_PATH fd of the directory `path`, made with its parents where missing.
+
+    Raises NotADirectoryError if a component is something else, FileNotFoundError for a symlink
+    that leads nowhere.
+    """
+    try:
+        return open_in_root(root_fd, path, _DIRECTORY)
+    except FileNotFoundError:
+        pass
+    done = "/"
+    for name in _components(path):
+        parent_fd = open_in_root(root_fd, done, _DIRECTORY)
+        try:
+            os.mkdir(name, mode, dir_fd=parent_fd)
+        except FileExistsError:
+            pass  # it is there, or somebody else made it: the next open decides what it is
+        finally:
+            os.close(parent_fd)
+        done = f"{done}{name}/"
+    return open_in_root(root_fd, done, _DIRECTORY)
+
+
+def make_file(root_fd: int, path: str, mode: int = 0o644) -> int:
+    """Return an O_PATH fd of the file `path`, made empty with its parent directories if missing."""
+    try:
+        return open_in_root(root_fd, path)
+    except FileNotFoundError:
+        pass
+    parent, _, name = path.rstrip("/").rpartition("/")
+    parent_fd = make_directories(root_fd, parent or "/")
+    try:
+        # O_EXCL never follows a symlink; whoever made the file meanwhile is found by the open below.
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=parent_fd))
+    except FileExistsError:
+        pass
+    finally:
+        os.close(parent_fd)
+    return open_in_root(root_fd, path)
+
+
+def is_directory(fd: int) -> bool:
+    """Return whether `fd` stands for a directory."""
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def _components(path: str) -> list[str]:
+    """Split `path`, taking `..` as text: below a root there is nothing above `/`."""
+    names: list[str] = []
+    for name in path.split("/"):
+        if name == "..":
+            names = names[:-1]
+        elif name not in {"", "."}:
+            names.append(name)
+    return names

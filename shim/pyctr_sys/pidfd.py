@@ -1,0 +1,32 @@
+"""Processes by file descriptor: a number may be reused, a pidfd never stands for a stranger."""
+
+import os
+import signal
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a pidfd, close-on-exec. Raises ProcessLookupError if the process has been reaped."""
+    return os.pidfd_open(pid)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Signal the process. Raises ProcessLookupError if it has been reaped; a zombie takes it silently."""
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def wait(pidfd: int) -> os.waitid_result | None:
+    """Reap the child behind `pidfd`, waiting for its end. None if somebody else has reaped it."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return None
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot: with its pid, a name that is not reused.
+
+    Raises FileNotFoundError or ProcessLookupError if there is no such process.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        text = file.read()
+    return int(text.rpartition(b")")[2].split()[19])

@@ -1,0 +1,27 @@
+"""seccomp(2): load a BPF program that judges each system call."""
+
+from enum import IntFlag
+
+from pyctr_sys.calls import address, check, ffi, syscall
+
+_SET_MODE_FILTER = 1
+_INSTRUCTION_BYTES = 8
+
+
+class FilterFlag(IntFlag):
+    """Flags of SECCOMP_SET_MODE_FILTER. Source: linux/seccomp.h."""
+
+    TSYNC = 1 << 0
+    LOG = 1 << 1
+    SPEC_ALLOW = 1 << 2
+    WAIT_KILLABLE_RECV = 1 << 5
+
+
+def load(program: bytes, flags: int = 0) -> None:
+    """Put a classic BPF program over this thread and all that it forks or execs, for good.
+
+    Raises OSError: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a malformed program.
+    """
+    instructions = ffi.from_buffer(program)
+    prog = ffi.new("struct sock_fprog *", (len(program) // _INSTRUCTION_BYTES, instructions))
+    check(syscall("seccomp", _SET_MODE_FILTER, flags, address(prog)), "seccomp(SET_MODE_FILTER)")
