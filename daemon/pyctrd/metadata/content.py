@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from sqlite3 import Connection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyctrd.core.content import BlobInfo
 from pyctrd.core.digests import Digest
@@ -11,6 +11,8 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database, Transaction
 from pyctrd.metadata.rows import decode_labels, encode_labels, ensure_namespace
+
+Rows: TypeAlias = Connection | Transaction
 
 BATCH: Final = 100
 INGEST_LIFETIME: Final = timedelta(hours=24)  # of an ingest without a lease
@@ -29,7 +31,7 @@ class IngestRow(NamedTuple):
     started_at: int
 
 
-def blob(rows: Connection | Transaction, ns: str, digest: str) -> BlobInfo | None:
+def blob(rows: Rows, ns: str, digest: str) -> BlobInfo | None:
     """Return a blob that `ns` sees."""
     row = rows.execute(f"{_BLOB} AND digest = ?", (ns, digest)).fetchone()
     return _blob(row) if row else None
@@ -46,13 +48,13 @@ def blob_batches(database: Database, ns: str) -> Iterator[list[BlobInfo]]:
         last = rows[-1][0]
 
 
-def sharing(rows: Connection | Transaction, digest: str) -> int | None:
+def sharing(rows: Rows, digest: str) -> int | None:
     """Return the size of a blob that any namespace sees, None if none does."""
     row = rows.execute("SELECT size FROM blobs WHERE digest = ? LIMIT 1", (digest,)).fetchone()
     return row[0] if row else None
 
 
-def is_used(rows: Connection | Transaction, digest: str) -> bool:
+def is_used(rows: Rows, digest: str) -> bool:
     """Return whether any namespace sees the blob, or an ingest counts on its being there."""
     found = rows.execute(
         "SELECT 1 FROM blobs WHERE digest = ? UNION ALL SELECT 1 FROM ingests WHERE expected = ?", (digest, digest)
@@ -93,13 +95,13 @@ def relabel_blob(transaction: Transaction, ns: str, info: BlobInfo) -> None:
     )
 
 
-def ingest(rows: Connection | Transaction, ns: str, ref: str) -> IngestRow | None:
+def ingest(rows: Rows, ns: str, ref: str) -> IngestRow | None:
     """Return an ingest."""
     row = rows.execute(f"{_INGEST} WHERE ns = ? AND ref = ?", (ns, ref)).fetchone()
     return IngestRow(*row) if row else None
 
 
-def ingests(rows: Connection | Transaction, ns: str | None = None) -> list[IngestRow]:
+def ingests(rows: Rows, ns: str | None = None) -> list[IngestRow]:
     """Return the ingests of `ns` by ref, or all there are."""
     where: tuple[str, Sequence[str]] = ("", ()) if ns is None else ("WHERE ns = ?", (ns,))
     return [IngestRow(*row) for row in rows.execute(f"{_INGEST} {where[0]} ORDER BY ns, ref", where[1])]

@@ -105,6 +105,10 @@ class Database:
         self._readers: list[sqlite3.Connection] = []
         self._copies.start(lambda: self.mutations)
 
+    def now(self) -> datetime:
+        """Return the time of day, by the clock that dates all rows."""
+        return self._clock()
+
     def close(self) -> None:
         """Copy the database a last time and close it. No call may be under way."""
         self._copies.stop()

@@ -1,0 +1,1 @@
+"""Snapshots: layers of file systems, and the mounts that show them."""

@@ -1,0 +1,117 @@
+"""The directories of one snapshotter, a number each, and the note in each of what it is.
+
+<root>/<id>/            the driver's own                                 0700
+<root>/<id>/meta.json   what a lost row can be rebuilt from
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from pyctrd.metadata.durable import replacing
+from pyctrd.snapshots.removal import remove_tree
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """The content of meta.json; times in microseconds since 1970, `name` is the key of an uncommitted one."""
+
+    namespace: str
+    name: str
+    parent_id: int | None
+    kind: int
+    labels: dict[str, str]
+    created_at: int
+    updated_at: int
+    size: int = 0
+    inodes: int = 0
+
+
+class Directories:
+    """The directories below one root; thread-safe."""
+
+    def __init__(self, root: Path, ids: Iterator[int]) -> None:
+        """Own `root`, and take the numbers of new directories from `ids`."""
+        self._root = root
+        self._ids = ids
+        self._pending: set[int] = set()
+        self._lock = threading.Lock()
+
+    def path(self, snapshot_id: int) -> Path:
+        """Return a snapshot's directory."""
+        return self._root / str(snapshot_id)
+
+    @contextmanager
+    def new(self) -> Iterator[int]:
+        """Make a directory and yield its id; `remove_strays` keeps off while the block stores its row.
+
+        If the block fails, the directory is removed.
+        """
+        snapshot_id = next(self._ids)
+        with self._lock:
+            self._pending.add(snapshot_id)
+        directory = self.path(snapshot_id)
+        try:
+            directory.mkdir(mode=0o700)
+            yield snapshot_id
+        except BaseException:
+            remove_tree(directory)
+            raise
+        finally:
+            with self._lock:
+                self._pending.discard(snapshot_id)
+
+    def write_note(self, snapshot_id: int, note: Note) -> None:
+        """Write meta.json of a new snapshot.
+
+        Not fsynced, and neither are the new directories: that would double the price of starting a
+        container. If the power fails within seconds, the row may be there and the directory not;
+        then `SnapshotManager` makes it again, as empty as it was.
+        """
+        (self.path(snapshot_id) / "meta.json").write_text(_to_json(note))
+
+    def replace_note(self, snapshot_id: int, note: Note) -> None:
+        """Replace meta.json, durably."""
+        with replacing(self.path(snapshot_id) / "meta.json") as temporary:
+            temporary.write_text(_to_json(note))
+
+    def notes(self) -> Iterator[tuple[int, Note]]:
+        """Yield the id and the note of every directory that has a readable one."""
+        for snapshot_id in self.ids():
+            try:
+                note = Note(**json.loads((self.path(snapshot_id) / "meta.json").read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                _log.warning("snapshot has no note", directory=str(self.path(snapshot_id)), error=str(error))
+            else:
+                yield snapshot_id, note
+
+    def ids(self) -> set[int]:
+        """Return the ids of all directories."""
+        with os.scandir(self._root) as entries:
+            return {int(entry.name) for entry in entries if entry.name.isdecimal()}
+
+    def pending(self) -> set[int]:
+        """Return the ids of directories whose rows are on their way."""
+        with self._lock:
+            return set(self._pending)
+
+    def remove(self, snapshot_id: int) -> bool:
+        """Delete a directory; return False, with the reason logged, if something keeps it from going."""
+        try:
+            remove_tree(self.path(snapshot_id))
+        except OSError as error:
+            _log.warning("snapshot not removed", directory=str(self.path(snapshot_id)), error=str(error))
+            return False
+        return True
+
+
+def _to_json(note: Note) -> str:
+    return json.dumps(asdict(note), ensure_ascii=False)

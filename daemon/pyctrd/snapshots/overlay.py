@@ -1,0 +1,58 @@
+"""Overlay snapshots: one directory each, stacked by the kernel when mounted.
+
+    <root>/<id>/fs          what this snapshot adds (overlayfs "upper")      0755
+    <root>/<id>/work        overlayfs scratch space, of active snapshots     0711
+
+Source: kernel Documentation/filesystems/overlayfs.rst.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Final
+
+from pyctrd.core.mounts import Mount
+from pyctrd.core.snapshots import Kind, Usage
+from pyctrd.snapshots.usage import measure
+
+# There if the kernel can index hard links; then it must not, or a layer could not be used twice.
+_INDEX_PARAMETER: Final = "/sys/module/overlay/parameters/index"
+
+
+class Overlay:
+    """The files of overlay snapshots."""
+
+    name: ClassVar[str] = "overlayfs"
+    can_rebase: ClassVar[bool] = True
+
+    def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
+        """Make the directories of a snapshot on top of `parents`, the nearest first."""
+        upper = directory / "fs"
+        upper.mkdir(exist_ok=True)
+        upper.chmod(0o755)
+        if parents:
+            owner = (parents[0] / "fs").stat()
+            os.chown(upper, owner.st_uid, owner.st_gid)
+        if kind is Kind.ACTIVE:
+            work = directory / "work"
+            work.mkdir(exist_ok=True)
+            work.chmod(0o711)
+
+    def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
+        """Return the mounts that show a snapshot."""
+        return stack(directory, parents, kind, index_off=Path(_INDEX_PARAMETER).exists())
+
+    def usage(self, directory: Path) -> Usage:
+        """Return what a snapshot adds."""
+        return measure(directory / "fs")
+
+
+def stack(directory: Path, parents: Sequence[Path], kind: Kind, *, index_off: bool) -> Sequence[Mount]:
+    """Return the mount of a snapshot on top of `parents`, the nearest first: a bind where one layer is all there is."""
+    if kind is Kind.VIEW and len(parents) < 2:
+        return [Mount("bind", f"{parents[0] if parents else directory}/fs", options=("ro", "rbind"))]
+    if not parents:
+        return [Mount("bind", f"{directory}/fs", options=("rw", "rbind"))]
+    lower = "lowerdir=" + ":".join(f"{parent}/fs" for parent in parents)
+    options = (lower,) if kind is Kind.VIEW else (f"workdir={directory}/work", f"upperdir={directory}/fs", lower)
+    return [Mount("overlay", "overlay", options=(*options, "index=off") if index_off else options)]

@@ -1,0 +1,77 @@
+"""What a start repairs: rows lost with the database, directories lost in a power cut."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from pyctrd.core.leases import Resource
+from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
+from pyctrd.core.times import from_microseconds
+from pyctrd.metadata import snapshots as rows
+from pyctrd.metadata.database import Database
+from pyctrd.metadata.leases import attach
+from pyctrd.metadata.rebuilt import rebuilt_lease
+from pyctrd.snapshots.directories import Directories, Note
+
+_log = structlog.get_logger(__name__)
+
+
+def adopt(database: Database, directories: Directories, snapshotter: str) -> None:
+    """Make the rows say what the directories' notes say; what an old copy of the database did not know is leased.
+
+    A directory that was about to be removed comes back for as long as that lease. Of two that claim
+    one name, the younger has it.
+    """
+    notes, unreadable = dict(directories.notes()), directories.ids()
+    unreadable -= notes.keys()
+    with database.transaction() as transaction:
+        before = rows.all_names(transaction, snapshotter)
+        for snapshot_id in rows.ids(transaction, snapshotter) - unreadable:
+            rows.delete(transaction, snapshot_id)
+        claimed: set[tuple[str, str]] = set()
+        for snapshot_id in sorted(notes, reverse=True):
+            note = notes[snapshot_id]
+            if (note.namespace, note.name) in claimed:
+                continue
+            claimed.add((note.namespace, note.name))
+            rows.insert(transaction, note.namespace, snapshotter, _row(snapshot_id, note))
+            if (note.namespace, note.name) not in before:
+                lease = rebuilt_lease(transaction, note.namespace)
+                attach(transaction, note.namespace, lease, Resource(note.name, f"snapshots/{snapshotter}"))
+    if before or claimed:
+        _log.warning("snapshots adopted", snapshotter=snapshotter, known=len(before), found=len(claimed))
+
+
+def recreate(
+    database: Database,
+    directories: Directories,
+    snapshotter: str,
+    create: Callable[[Path, list[Path], Kind], None],
+) -> None:
+    """Make the directories of active snapshots and views again that a power cut took.
+
+    New directories are not fsynced. What was written below them is lost, as it was not fsynced
+    either: fsync of a file makes the directories above it durable.
+    """
+    with database.snapshot() as reader:
+        uncommitted = rows.uncommitted(reader, snapshotter)
+        missing = [row for row in uncommitted if not (directories.path(row[0]) / "fs").is_dir()]
+        chains = {snapshot_id: rows.chain(reader, snapshot_id)[1:] for snapshot_id, _ in missing}
+    for snapshot_id, kind in missing:
+        directory = directories.path(snapshot_id)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        create(directory, [directories.path(parent) for parent in chains[snapshot_id]], kind)
+        _log.warning("snapshot made again", directory=str(directory))
+
+
+def _row(snapshot_id: int, note: Note) -> rows.SnapshotRow:
+    info = SnapshotInfo(
+        name=note.name,
+        parent="",  # a row has its parent's id
+        kind=Kind(note.kind),
+        created_at=from_microseconds(note.created_at),
+        updated_at=from_microseconds(note.updated_at),
+        labels=note.labels,
+    )
+    return rows.SnapshotRow(snapshot_id, note.parent_id, Usage(note.size, note.inodes), info)
