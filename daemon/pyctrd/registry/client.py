@@ -4,7 +4,6 @@ Whatever arrives is held against the size that the descriptor names while it arr
 here, a blob's by who stores it. Source: OCI distribution-spec v1.1.
 """
 
-import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -26,17 +25,14 @@ from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.digests import validate_digest
 from pyctrd.core.references import Reference
-from pyctrd.registry.hosts import DOCKER_HUB, DOCKER_HUB_ENDPOINT, Capability, Endpoint
+from pyctrd.registry.errors import Interrupted
+from pyctrd.registry.hosts import Capability, Endpoint
 from pyctrd.registry.transport import MAX_ATTEMPTS, Call, Transport, paced, read_capped, server_message
 
 _MANIFEST_TYPES: Final = image_spec.MANIFESTS | image_spec.INDEXES | image_spec.SCHEMA1
 _ACCEPT: Final = ", ".join((*sorted(image_spec.MANIFESTS | image_spec.INDEXES), "*/*"))
 # How often an endpoint is asked while there is another one to ask instead.
 _IMPATIENT: Final = 2
-
-
-class Interrupted(Unavailable):
-    """A blob's transfer broke off; what arrived is good so far, and the rest can be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ class Repository:
                 async with self.transport.request(endpoint, call) as response:
                     await self.expect(response, endpoint, 200)
                     data = await read_capped(response, descriptor.size)
-                if digest_like(data, descriptor.digest) != descriptor.digest:
+                if image_spec.digest_like(descriptor.digest, data) != descriptor.digest:
                     raise DataLoss(f"{call.url} answers with bytes of another digest ({len(data)} of them)")
                 return data
             except ApiError as error:
@@ -134,7 +130,9 @@ class Repository:
         attempts: int = MAX_ATTEMPTS,
     ) -> Call:
         """Return a request for `path` below this repository at `endpoint`."""
-        query = "" if self._is_own(endpoint) else f"{'&' if '?' in path else '?'}ns={self.reference.domain}"
+        query = (
+            "" if endpoint.serves(self.reference.domain) else f"{'&' if '?' in path else '?'}ns={self.reference.domain}"
+        )
         return Call(
             method=method,
             url=f"{endpoint.url}/{self.reference.path}/{path}{query}",
@@ -157,10 +155,6 @@ class Repository:
             raise refused(f"pull access denied, repository does not exist or may require authorization{said}")
         url = response.url.with_query(None)  # the query of a redirect may hold its secret
         raise Unavailable(f"unexpected status from {response.method} request to {url}: {status}{said}")
-
-    def _is_own(self, endpoint: Endpoint) -> bool:
-        domain = self.reference.domain
-        return endpoint.host == domain or (domain == DOCKER_HUB and endpoint.host == DOCKER_HUB_ENDPOINT)
 
     async def _head(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor | None:
         """Return what HEAD says the manifest is; None if that is not enough to know it."""
@@ -190,13 +184,7 @@ class Repository:
             raise InvalidArgument(
                 f"{call.url} answers with {claimed or 'something'}, not a manifest: {error}"
             ) from error
-        return Descriptor(document.media_type, digest_like(data, self.reference.digest), len(data))
-
-
-def digest_like(data: bytes, digest: str) -> str:
-    """Return the digest of `data` by the algorithm of `digest`, by sha256 if that is ""."""
-    algorithm = digest.partition(":")[0] or "sha256"
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+        return Descriptor(document.media_type, image_spec.digest_like(self.reference.digest, data), len(data))
 
 
 def _position(response: aiohttp.ClientResponse, offset: int) -> int:

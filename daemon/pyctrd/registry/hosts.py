@@ -61,6 +61,10 @@ class Endpoint:
     # Plain http is tried after https fails: an http endpoint that was given TLS settings.
     may_fall_back: bool = False
 
+    def serves(self, registry: str) -> bool:
+        """Say whether this is the registry itself, not a mirror of it."""
+        return self.host == registry or (registry == DOCKER_HUB and self.host == DOCKER_HUB_ENDPOINT)
+
     def plain(self) -> "Endpoint":
         """Return the same endpoint over plain http."""
         return replace(self, url="http" + self.url.removeprefix("https"), tls=Tls(), may_fall_back=False)

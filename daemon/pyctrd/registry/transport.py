@@ -18,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.client_exceptions import ClientConnectorCertificateError
+from yarl import URL
 
 from pyctr_wire.errors import ApiError, FailedPrecondition, ResourceExhausted, Unavailable
 from pyctrd.registry.auth import Answer, Authorizer
@@ -145,8 +146,9 @@ class Transport:
                 pairs.append(("Content-Length", str(call.size)))
             session = await self._session(tls, endpoint.dial_timeout)
             body = call.body() if callable(call.body) else call.body
+            # As it is: a signed URL must not be spelled another way.
             response = await session.request(
-                method, url, headers=pairs, data=body, allow_redirects=False, proxy=_proxy_for(url)
+                method, URL(url, encoded=True), headers=pairs, data=body, allow_redirects=False, proxy=_proxy_for(url)
             )
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or target is None:

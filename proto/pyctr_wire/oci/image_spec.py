@@ -5,6 +5,7 @@ size, and refuse a document that can be read as two kinds (CVE-2021-41190). Dock
 shape under other media types. Source: OCI image-spec v1.1; distribution/manifest/schema2.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -134,6 +135,12 @@ def check_digest(text: Any) -> str:
     return text
 
 
+def digest_like(digest: str, data: bytes) -> str:
+    """Return the digest of `data` by the algorithm of `digest`, by sha256 if that is ""."""
+    algorithm = digest.partition(":")[0] or "sha256"
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
 def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:
     """Read a manifest or an index of the type that its descriptor claims; "" takes the document's word.
 
@@ -223,10 +230,15 @@ def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
     return body
 
 
+def check_size(size: int, what: str) -> None:
+    """Raise InvalidArgument for a document over the cap: before it is read where its size is known."""
+    if size > MAX_DOCUMENT:
+        raise InvalidArgument(f"{what} of {size} bytes is over the limit of {MAX_DOCUMENT}")
+
+
 def load_json(data: bytes, what: str) -> Any:
     """Parse a JSON document that came from outside: capped, keys unique. Raises InvalidArgument naming `what`."""
-    if len(data) > MAX_DOCUMENT:
-        raise InvalidArgument(f"{what} of {len(data)} bytes is over the limit of {MAX_DOCUMENT}")
+    check_size(len(data), what)
     try:
         return json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,96 @@
+"""Streams by name: a client opens one with the streaming service, then names it in a call such as Transfer.
+
+Source: containerd docs/transfer.md, "Streaming".
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from pyctr_wire.errors import AlreadyExists, Cancelled, NotFound
+from pyctrd.core.anys import AnyValue
+
+# Messages that wait in each direction; whoever sends more waits.
+_DEPTH: Final = 16
+
+
+class Stream:
+    """One stream, seen from both sides: a component of ours receives and sends, the servicer feeds and drains."""
+
+    def __init__(self, lease: str = "") -> None:
+        """`lease` is the lease under which the client opened it, "" for none."""
+        self.lease = lease
+        self._incoming: asyncio.Queue[AnyValue | None] = asyncio.Queue(_DEPTH)
+        self._outgoing: asyncio.Queue[AnyValue | None] = asyncio.Queue(_DEPTH)
+        self._has_ended = False
+        self._is_gone = False
+
+    async def receive(self) -> AnyValue | None:
+        """Return the client's next message, None once it has sent its last. Raises Cancelled if it went away."""
+        message = None if self._has_ended else await self._incoming.get()
+        if self._is_gone:
+            raise Cancelled("the client closed its stream")
+        self._has_ended = message is None
+        return message
+
+    async def send(self, message: AnyValue) -> None:
+        """Queue a message for the client. Raises Cancelled if it went away."""
+        if not self._is_gone:
+            await self._outgoing.put(message)
+        if self._is_gone:
+            raise Cancelled("the client closed its stream")
+
+    async def close(self) -> None:
+        """End the stream for the client, after what was sent before."""
+        if not self._is_gone:
+            await self._outgoing.put(None)
+
+    async def feed(self, message: AnyValue | None) -> None:
+        """Hand over a message from the client, None for its end of sending; waits while the queue is full."""
+        await self._incoming.put(message)
+
+    async def drain(self) -> AsyncIterator[AnyValue]:
+        """Yield the messages for the client until a component closes the stream."""
+        while (message := await self._outgoing.get()) is not None:
+            yield message
+
+    def abandon(self) -> None:
+        """Wake everybody who waits: the client is gone, or the stream must not be used any more."""
+        self._is_gone = True
+        for queue in (self._incoming, self._outgoing):
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+
+class StreamManager:
+    """The streams that are open, by namespace and id."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._streams: dict[tuple[str, str], Stream] = {}
+
+    def open(self, ns: str, name: str, lease: str = "") -> Stream:
+        """Return a new stream called `name`. Raises AlreadyExists."""
+        if (ns, name) in self._streams:
+            raise AlreadyExists(f'stream "{name}"')
+        stream = self._streams[ns, name] = Stream(lease)
+        return stream
+
+    def get(self, ns: str, name: str) -> Stream:
+        """Return the stream called `name`. Raises NotFound."""
+        try:
+            return self._streams[ns, name]
+        except KeyError:
+            raise NotFound(f'stream "{name}"') from None
+
+    def remove(self, ns: str, name: str) -> None:
+        """Forget a stream and wake whoever uses it."""
+        if stream := self._streams.pop((ns, name), None):
+            stream.abandon()
+
+    def drop_lease(self, ns: str, lease: str) -> None:
+        """End the streams that were opened under a lease that is gone."""
+        for (owner, _), stream in self._streams.items():
+            if owner == ns and lease and stream.lease == lease:
+                stream.abandon()

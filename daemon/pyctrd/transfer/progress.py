@@ -1,0 +1,92 @@
+"""What a transfer tells its client while it runs: milestones in order, and where each blob stands.
+
+A client that reads slowly, or not at all, holds up nothing: it misses the states in between.
+Source: containerd docs/transfer.md, "Progress".
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from pyctr_wire.errors import Cancelled
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.transfer.together import Together
+
+# Seconds between two rounds of reports.
+_INTERVAL: Final = 0.3
+# Seconds in which a client must take one round.
+_PATIENCE: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One message: `event` says what happens to `name`; `progress` of `total` are bytes, 0 for not known."""
+
+    event: str
+    name: str = ""
+    parents: tuple[str, ...] = ()
+    progress: int = 0
+    total: int = 0
+    descriptor: Descriptor | None = None
+
+
+Send = Callable[[Report], Awaitable[None]]
+
+
+class Progress:
+    """What there is to report; nothing here waits or fails."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._milestones: list[Report] = []
+        self._blobs: dict[str, Report] = {}
+
+    def say(self, event: str, name: str = "", descriptor: Descriptor | None = None) -> None:
+        """Report a milestone."""
+        self._milestones.append(Report(event, name, descriptor=descriptor))
+
+    def blob(self, report: Report) -> None:
+        """Report the state of a blob, in place of an older one that has not been sent yet."""
+        self._blobs[report.name] = report
+
+    def take(self) -> list[Report]:
+        """Return what has not been reported yet: first blobs, then milestones, which may be about them."""
+        due = [*self._blobs.values(), *self._milestones]
+        self._blobs, self._milestones = {}, []
+        return due
+
+
+@asynccontextmanager
+async def reported(send: Send | None) -> AsyncIterator[Progress]:
+    """Yield a Progress whose reports go out through `send` every 300 ms, and a last time at the end.
+
+    None sends nothing. A client that has gone (Cancelled) or takes nothing ends the reports, not the transfer.
+    """
+    progress = Progress()
+    if send is None:
+        yield progress
+        return
+    is_done = asyncio.Event()
+    async with Together() as tasks:
+        tasks.create_task(_keep_sending(progress, send, is_done))
+        try:
+            yield progress
+        finally:
+            is_done.set()
+
+
+async def _keep_sending(progress: Progress, send: Send, is_done: asyncio.Event) -> None:
+    while True:
+        is_last = is_done.is_set()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                for report in progress.take():
+                    await send(report)
+        except (Cancelled, TimeoutError):
+            return
+        if is_last:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_done.wait(), _INTERVAL)

@@ -1,0 +1,135 @@
+"""Push: an image of the store, with all that it consists of, to a reference in a registry.
+
+Blobs first, then manifests, indexes after what they list, the tag last: a registry refuses anything else, and nobody
+can pull what is not complete.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
+
+from pyctr_wire.errors import NotFound
+from pyctr_wire.oci import image_spec
+from pyctr_wire.oci.image_spec import Index, Manifest
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.images import Image
+from pyctrd.core.references import Reference
+from pyctrd.transfer.fetch import SOURCE_LABEL
+from pyctrd.transfer.progress import Progress, Report
+from pyctrd.transfer.requests import ImageStore
+from pyctrd.transfer.stores import Session
+from pyctrd.transfer.together import Together
+from pyctrd.transfer.tree import Node, Reader, Selection, core_descriptor, ref_of, spec_descriptor
+
+# Blobs that are sent at the same time.
+_PARALLEL: Final = 3
+
+
+class Uploads(Protocol):
+    """Where an image goes."""
+
+    async def has(self, descriptor: Descriptor, tag: str = "") -> bool: ...
+    async def blob(
+        self, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]], sources: tuple[str, ...] = ()
+    ) -> None: ...
+    async def manifest(self, descriptor: Descriptor, data: bytes, tag: str = "") -> None: ...
+
+
+async def push(
+    session: Session, source: ImageStore, image: Image, uploads: Uploads, reference: Reference, progress: Progress
+) -> None:
+    """Push `image` to `reference`.
+
+    With platforms given, an index of which not all is there is cut down to the one manifest that suits. Raises
+    NotFound if something of the image is missing here, and what the registry's answers mean.
+    """
+    progress.say(f"Pushing to OCI Registry ({reference})")
+
+    async def stored(descriptor: image_spec.Descriptor, _: tuple[str, ...]) -> bytes:
+        return await session.document(descriptor)
+
+    selection = Selection(source.platforms, source.manifest_limit)
+    tree = await Reader(stored, selection).read(spec_descriptor(image.target), (image.name,))
+    tree = _without_missing(tree)
+    progress.say("pushing content", str(reference), core_descriptor(tree.descriptor))
+    pusher = _Pusher(session, uploads, reference, progress)
+    async with Together() as tasks:
+        for blob, node in _blobs(tree):
+            tasks.create_task(pusher.blob(blob, node))
+    for node in tree.walk():
+        if node is not tree:
+            await pusher.manifest(node)
+    await pusher.manifest(tree, reference.tag)
+    progress.say("pushed content", str(reference), core_descriptor(tree.descriptor))
+    progress.say(f"Completed push to OCI Registry ({reference})")
+
+
+class _Pusher:
+    def __init__(self, session: Session, uploads: Uploads, reference: Reference, progress: Progress) -> None:
+        self._session = session
+        self._uploads = uploads
+        self._reference = reference
+        self._progress = progress
+        self._slots = asyncio.Semaphore(_PARALLEL)
+
+    async def blob(self, descriptor: image_spec.Descriptor, node: Node) -> None:
+        """Send a blob unless the registry has it, or can get it from a repository that we pulled it from."""
+        target = core_descriptor(descriptor)
+        self._report("waiting", descriptor, node.path, 0)
+        async with self._slots:
+            if await self._uploads.has(target):
+                self._report("already exists", descriptor, node.path, descriptor.size)
+                return
+            labels = (await self._session.info(descriptor.digest)).labels
+            known = labels.get(f"{SOURCE_LABEL}.{self._reference.domain}", "").split(",")
+            sources = tuple(path for path in known if path and path != self._reference.path)
+            await self._uploads.blob(target, lambda: self._body(descriptor, node.path), sources)
+        self._report("complete", descriptor, node.path, descriptor.size)
+
+    async def manifest(self, node: Node, tag: str = "") -> None:
+        """Send a manifest or index unless it is there, as it was found under `tag` if that is given."""
+        target = core_descriptor(node.descriptor)
+        if await self._uploads.has(target, tag):
+            self._report("already exists", node.descriptor, node.parents, target.size)
+            return
+        await self._uploads.manifest(target, node.data, tag)
+        self._report("complete", node.descriptor, node.parents, target.size)
+
+    async def _body(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...]) -> AsyncIterator[bytes]:
+        sent = 0
+        async for part in self._session.read(descriptor.digest):
+            yield part
+            sent += len(part)
+            self._report("uploading", descriptor, parents, sent)
+
+    def _report(self, event: str, descriptor: image_spec.Descriptor, parents: tuple[str, ...], progress: int) -> None:
+        target = core_descriptor(descriptor)
+        self._progress.blob(Report(event, ref_of(descriptor), parents, progress, descriptor.size, target))
+
+
+def _without_missing(tree: Node) -> Node:
+    """Return the tree if all that its indexes list was read, else its one image; raises NotFound for several."""
+    if all(_is_whole(node) for node in tree.walk()):
+        return tree
+    images = list(tree.images())
+    if len(images) != 1:
+        raise NotFound(f"{tree.descriptor.digest} lists more platforms than were selected: push them all, or just one")
+    return images[0]
+
+
+def _is_whole(node: Node) -> bool:
+    if not isinstance(node.document, Index):
+        return True
+    read = {child.descriptor.digest for child in node.children}
+    return all(child.digest in read for child in node.document.manifests)
+
+
+def _blobs(tree: Node) -> list[tuple[image_spec.Descriptor, Node]]:
+    """Return configurations and layers, each once, without those that may not be distributed."""
+    found: dict[str, tuple[image_spec.Descriptor, Node]] = {}
+    for node in tree.walk():
+        if isinstance(node.document, Manifest):
+            for blob in (node.document.config, *node.document.layers):
+                if not image_spec.is_nondistributable(blob.media_type):
+                    found.setdefault(blob.digest, (blob, node))
+    return list(found.values())
