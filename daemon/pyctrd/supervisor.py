@@ -238,6 +238,7 @@ class Supervisor:
         self._dispatch.end_parked()
         await self._listener.stop(_STOP_GRACE)
         await self._shim_listener.stop()
+        self._tasks.let_go()
 
 
 def _persistent_uuid(path: Path) -> str:
