@@ -1,60 +1,92 @@
 """Apply and Diff: what the API calls them, done by a worker process per call."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Protocol
+import asyncio
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final, Protocol
 
+from pyctr_wire.errors import Internal
 from pyctrd.core.descriptors import Descriptor
-from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
+from pyctrd.diff import media_types
 from pyctrd.diff.limits import Limits
+from pyctrd.diff.messages import ApplyRequest, PlainMount
+from pyctrd.diff.mounts import overlay_of
+from pyctrd.diff.workers import Worker
 from pyctrd.offload import Offload
-
-
-class BlobWriter(Protocol):
-    """An open ingest."""
-
-    offset: int
-
-    def truncate(self, size: int) -> None: ...
-    def write(self, data: bytes) -> object: ...
-    def commit(self, total: int, expected: str, labels: Labels) -> object: ...
-    def close(self) -> None: ...
 
 
 class Content(Protocol):
     """What is needed of the content store."""
 
-    def open_blob(self, ns: str, digest: str) -> tuple[int, int]: ...
-    def open_writer(self, ns: str, ref: str, total: int, expected: str, lease: str = "") -> BlobWriter: ...
+    def open_blob(self, ns: str, digest: str, /) -> tuple[int, int]: ...
 
 
 class Differ:
-    """Unpacks layers and makes them. Safe to cancel: the worker is killed, what it wrote stays."""
+    """Unpacks layers, and makes them.
 
-    def __init__(self, content: Content, offload: Offload, limits: Limits, *, workers: int = 4) -> None:
-        """Read and write blobs through `content`; run at most `workers` processes at once."""
+    When a call is cancelled, its worker is killed; what it wrote stays for whoever owns the mounts.
+    """
+
+    def __init__(self, content: Content, offload: Offload, limits: Limits = Limits(), *, workers: int = 4) -> None:
+        """Read and write blobs in `content`; more than `workers` calls at once take turns."""
+        self._content = content
+        self._offload = offload
+        self._limits = limits
+        self._turns = asyncio.Semaphore(workers)
 
     async def apply(self, ns: str, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = False) -> Descriptor:
         """Unpack the blob `layer` into `mounts` and return the descriptor of the uncompressed archive.
 
         Its digest is the layer's diff id: callers compare it with what the image says. Raises NotFound
-        if the blob is not in `ns`, InvalidArgument if it is no archive, ResourceExhausted for
-        one that is too large or a full disk, UnknownError for a media type that nobody can read.
+        if the blob is not in `ns`, InvalidArgument for what the archive says, ResourceExhausted for one that
+        is too large or a full disk, UnknownError for a media type that nobody can read and other errors.
         """
-        raise AssertionError
+        compression = media_types.compression_of(layer.media_type)
+        blob = await self._offload.run(_Blob, self._content, ns, layer.digest)
+        plain = _plain(mounts)
+        request = ApplyRequest(
+            plain, compression.value, self._limits.budget(blob.size), self._limits.max_bytes, int(sync_fs)
+        )
+        marker = _Marker(plain)
+        async with self._turns, Worker(self._offload) as worker:
+            digest, size = await worker.ask(request, blob.fd, marker, f"failed to unpack layer {layer.digest}")
+        return Descriptor(media_types.LAYER, digest, int(size))
 
-    async def diff(
-        self,
-        ns: str,
-        left: Sequence[Mount],
-        right: Sequence[Mount],
-        *,
-        media_type: str = "",
-        ref: str = "",
-        labels: Mapping[str, str] | None = None,
-        source_date_epoch: datetime | None = None,
-        lease: str = "",
-    ) -> Descriptor:
-        """Store a layer that turns what `left` shows into what `right` shows, and return its descriptor."""
-        raise AssertionError
+
+class _Blob:
+    """An open blob; closed with its last reference, so that a call that nobody waits for any more leaks nothing."""
+
+    def __init__(self, content: Content, ns: str, digest: str) -> None:
+        self.fd, self.size = content.open_blob(ns, digest)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class _Marker:
+    """Marks directories of an overlay's upper directory as opaque, for a worker that may not."""
+
+    def __init__(self, mounts: list[PlainMount]) -> None:
+        """Accept directories of the file system that the upper directory of `mounts` lies on."""
+        overlay = overlay_of(mounts)
+        self._device = os.stat(overlay.upper).st_dev if overlay and overlay.upper else None
+        self._attribute = "user.overlay.opaque" if overlay and overlay.userxattr else "trusted.overlay.opaque"
+
+    def __call__(self, fds: Sequence[int]) -> None:
+        """Mark them, and close them. Raises Internal for what cannot be a layer's, OSError."""
+        try:
+            for fd in fds:
+                status = os.fstat(fd)
+                if status.st_dev != self._device or not stat.S_ISDIR(status.st_mode):
+                    raise Internal("a worker asked for a mark on what is not its layer's")
+                os.setxattr(fd, self._attribute, b"y")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _plain(mounts: Sequence[Mount]) -> list[PlainMount]:
+    return [(mount.type, mount.source, mount.target, tuple(mount.options)) for mount in mounts]

@@ -1,0 +1,118 @@
+"""Unpacking a layer: archive entries become files below one directory, and nowhere else."""
+
+import os
+import stat
+
+from pyctrd.diff import attributes
+from pyctrd.diff import tar_stream as tar
+from pyctrd.diff.errors import ArchiveError, TooLarge
+from pyctrd.diff.tar_stream import Entry, TarReader
+from pyctrd.diff.tree import Directory, Tree
+from pyctrd.diff.whiteouts import AUFS, OPAQUE, PREFIX, clean, hidden_by, shown
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NODE_TYPES = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
+
+
+def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
+    """Unpack all entries of `reader` into `tree`. Files may be `max_file_size` bytes long, holes included.
+
+    Raises ArchiveError and OSError, whose texts name the entry, and TooLarge.
+    """
+    for entry in reader:
+        try:
+            _place(entry, reader, tree, max_file_size)
+        except ArchiveError as error:
+            raise ArchiveError(f"entry {shown(entry.name)}: {error}") from error
+        except OSError as error:
+            raise OSError(error.errno, f"entry {shown(entry.name)}: {error.strerror}") from error
+    tree.finish()
+
+
+def _place(entry: Entry, reader: TarReader, tree: Tree, max_file_size: int) -> None:
+    """Make what `entry` says."""
+    name = entry.name.rstrip(b"/")
+    parent, _, base = name.rpartition(b"/")
+    if base in (b"", b".", b".."):
+        parent, _, base = clean(name).rpartition(b"/")
+        if not base:
+            return  # the root itself: whoever made the directory has decided about it
+    if name.startswith(AUFS) and name != OPAQUE:
+        return
+    directory = tree.enter(parent)
+    if base.startswith(PREFIX):
+        if base == OPAQUE:
+            tree.clear(directory)
+        elif not base.startswith(AUFS):
+            tree.hide(directory, hidden_by(base), entry.uid, entry.gid)
+        return
+    kind = entry.kind
+    if kind == tar.REGULAR:
+        if entry.real_size > max_file_size:
+            raise TooLarge(f"entry {shown(entry.name)} is {entry.real_size} bytes long")
+        _make_file(entry, reader, tree, directory, base)
+    elif kind == tar.DIRECTORY:
+        path = clean(entry.name)
+        made, new = tree.make_directory(directory, base, path, entry.mode)
+        attributes.dress(made.fd, entry, untouched=new and directory.plain)
+        made.refresh()
+        tree.set_times(path, attributes.times(entry))
+    else:
+        try:
+            _make_by_name(entry, tree, directory, base)
+        except FileExistsError:
+            tree.make_way(directory, base)
+            _make_by_name(entry, tree, directory, base)
+        attributes.dress_by_name(base, directory.fd, entry)
+    tree.claim(directory, base)
+
+
+def _make_file(entry: Entry, reader: TarReader, tree: Tree, directory: Directory, base: bytes) -> None:
+    """Make a regular file with its content."""
+    try:
+        fd = os.open(base, _NEW_FILE, entry.mode, dir_fd=directory.fd)
+    except FileExistsError:
+        tree.make_way(directory, base)
+        fd = os.open(base, _NEW_FILE, entry.mode, dir_fd=directory.fd)
+    try:
+        if entry.segments is None:
+            for piece in reader.content():
+                _write(fd, piece)
+        else:
+            for offset, size in entry.segments:
+                os.lseek(fd, offset, os.SEEK_SET)
+                for piece in reader.part(size):
+                    _write(fd, piece)
+            os.ftruncate(fd, entry.real_size)
+        attributes.dress(fd, entry, untouched=directory.plain)
+        os.utime(fd, ns=attributes.times(entry))
+    finally:
+        os.close(fd)
+
+
+def _make_by_name(entry: Entry, tree: Tree, directory: Directory, base: bytes) -> None:
+    """Make what is not opened: a symlink, a hard link, a device or a FIFO. Raises FileExistsError."""
+    if entry.kind == tar.SYMLINK:
+        if not entry.link or b"\0" in entry.link:
+            raise ArchiveError("a symlink that leads nowhere")
+        os.symlink(entry.link, base, dir_fd=directory.fd)
+    elif entry.kind == tar.HARD_LINK:
+        parent, _, target = clean(entry.link).rpartition(b"/")
+        try:
+            source = tree.find(parent)
+            os.link(target, base, src_dir_fd=source.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise ArchiveError(f"a hard link to {shown(entry.link)}: {error.strerror}") from error
+    else:
+        try:
+            device = os.makedev(entry.major, entry.minor)
+        except OverflowError as error:
+            raise ArchiveError(f"device number {entry.major}:{entry.minor} is out of range") from error
+        os.mknod(base, _NODE_TYPES[entry.kind] | entry.mode, device, dir_fd=directory.fd)
+
+
+def _write(fd: int, piece: memoryview) -> None:
+    """Write all of `piece`."""
+    written = os.write(fd, piece)
+    while written < len(piece):  # the disk is filling up; the next call says so
+        written += os.write(fd, piece[written:])

@@ -1,0 +1,71 @@
+"""Extended header records of PAX archives, and the numbers in them.
+
+Source: POSIX.1-2017 pax, "pax Extended Header"; GNU tar manual, "Storing Sparse Files".
+"""
+
+from pyctrd.diff.errors import ArchiveError
+
+PAX_XATTR = b"SCHILY.xattr."
+
+# Digits of the largest number that fits 63 bits; a longer text is refused before it is converted.
+_MAX_DIGITS = 19
+
+
+def parse_pax(data: bytes, max_segments: int) -> dict[bytes, bytes]:
+    """Return the records of an extended header; an empty value means that there is none, as in the standard.
+
+    Sparse format 0.0 repeats two keys for each of up to `max_segments` segments; they become one
+    `GNU.sparse.map` as in format 0.1. Raises ArchiveError if a record is malformed.
+    """
+    records: dict[bytes, bytes] = {}
+    segments: list[bytes] = []
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 9)
+        length = data[at:space]
+        if space < 0 or not length.isdigit():
+            raise ArchiveError("an extended header record has no length")
+        end = at + int(length)
+        if end <= space or data[end - 1 : end] != b"\n":
+            raise ArchiveError("an extended header record has a wrong length")
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals or not key or b"\0" in key:
+            raise ArchiveError("an extended header record has no key")
+        if key in (b"path", b"linkpath", b"GNU.sparse.name") and b"\0" in value:
+            raise ArchiveError("a name has a NUL in it")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            segments.append(value)
+        elif value:
+            records[key] = value
+        else:
+            records.pop(key, None)
+        at = end
+    if segments:
+        sparse_map_of(segments, max_segments)
+        records[b"GNU.sparse.map"] = b",".join(segments)
+    return records
+
+
+def decimal(text: bytes, what: str) -> int:
+    """Return a decimal number of at most 63 bits. Raises ArchiveError for anything else, also for a negative one."""
+    if not text.isdigit() or len(text) > _MAX_DIGITS or (number := int(text)) >= 1 << 63:
+        raise ArchiveError(f"{what} is {text[:40].decode(errors='replace')!r}, not a number in range")
+    return number
+
+
+def parse_time(text: bytes) -> int:
+    """Return seconds since 1970 with an optional fraction as ns, negative before. Raises ArchiveError."""
+    seconds, _, fraction = text.partition(b".")
+    negative = seconds.startswith(b"-")
+    if fraction and not fraction.isdigit():
+        raise ArchiveError(f"{text[:40].decode(errors='replace')!r} is no time")
+    time = decimal(seconds[negative:], "time") * 10**9 + int(fraction[:9].ljust(9, b"0"))
+    return -time if negative else time
+
+
+def sparse_map_of(numbers: list[bytes], max_segments: int) -> list[tuple[int, int]]:
+    """Return pairs of offset and size. Raises ArchiveError for an odd count, too many, or what is no number."""
+    if len(numbers) % 2 or len(numbers) > 2 * max_segments:
+        raise ArchiveError(f"the map of a sparse file has {len(numbers)} numbers")
+    values = [decimal(number, "sparse map") for number in numbers]
+    return list(zip(values[::2], values[1::2], strict=True))

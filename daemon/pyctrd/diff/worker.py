@@ -1,0 +1,127 @@
+"""The program of a worker process: one layer, taken apart or put together, and then it ends.
+
+It is started with its socket as standard input and the daemon's import path as arguments, isolated and without
+`site`. It is warm once it has imported what is below; then it waits for its request. Order matters:
+
+    mount what the request names    with all privileges, nothing of the archive read
+    import the codec                from the host's files, which are gone afterwards
+    leave the host's files          `stage`
+    drop privileges, filter calls   `cage`
+    start threads, read the blob
+"""
+
+import errno
+import os
+import sys
+import traceback
+from _socket import SCM_RIGHTS, SOL_SOCKET, socket
+from array import array
+from select import POLLHUP, poll
+from threading import Thread
+
+from pyctrd.diff import cage, messages
+from pyctrd.diff.apply import apply
+from pyctrd.diff.compression import Compression, decompressor
+from pyctrd.diff.errors import ArchiveError, TooLarge
+from pyctrd.diff.pipeline import Pipeline
+from pyctrd.diff.stage import Stage
+from pyctrd.diff.tar_stream import ByteStream, TarReader
+from pyctrd.diff.tree import Tree
+from pyctrd.diff.whiteouts import Style
+
+_SOCKET_FD = 0
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM))
+
+
+class OpaqueDirectories:
+    """Hands directories to the daemon, which marks them as opaque."""
+
+    def __init__(self, daemon: socket) -> None:
+        """Send through `daemon`."""
+        self._daemon = daemon
+        self._fds = array("i")
+
+    def add(self, fd: int) -> None:
+        """Hand over `fd` (borrowed), soon."""
+        self._fds.append(os.dup(fd))
+        if len(self._fds) == messages.MAX_FDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what was added, and wait until it is marked."""
+        if self._fds:
+            self._daemon.sendmsg([messages.OPAQUE], [(SOL_SOCKET, SCM_RIGHTS, self._fds)])
+            for fd in self._fds:
+                os.close(fd)
+            self._fds = array("i")
+            self._daemon.recv(len(messages.DONE))
+
+
+def main() -> None:
+    """Answer one request and exit."""
+    daemon = socket(fileno=os.dup(_SOCKET_FD))
+    data, ancillary, _, _ = daemon.recvmsg(messages.MAX_REQUEST, 64)
+    if not data:
+        os._exit(0)  # not needed, or the daemon has gone
+    (fd,) = array("i", ancillary[0][2])
+    request = messages.decode_request(data)
+    os.umask(0)
+    try:
+        if isinstance(request, messages.ApplyRequest):
+            reply = _apply(request, fd, daemon)
+        else:
+            reply = _compare(request, fd, daemon)
+    except ArchiveError as error:
+        reply = _failed(messages.INVALID, str(error))
+    except TooLarge as error:
+        reply = _failed(messages.EXHAUSTED, str(error))
+    except MemoryError:
+        reply = _failed(messages.EXHAUSTED, "the worker's memory limit was reached")
+    except OSError as error:
+        text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        reply = _failed(messages.EXHAUSTED if error.errno in _FULL else messages.SYSTEM, text)
+    except Exception:
+        # Also a bug is the daemon's to report: it knows which layer this was.
+        reply = _failed(messages.BUG, traceback.format_exc())
+    daemon.send(reply)
+    os._exit(0)  # at once: nothing here is worth tidying up
+
+
+def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> bytes:
+    """Unpack; return the reply with digest and size of the uncompressed archive."""
+    chunks = decompressor(Compression(request.compression), blob_fd, request.budget)
+    with Stage() as stage:
+        target_fd = stage.target(request.mounts)
+        lower_fd = stage.lower(request.mounts)
+    cage.drop_privileges()
+    cage.limit_resources(request.max_file_size)
+    cage.filter_system_calls()
+    Thread(target=_end_with, args=(daemon,), daemon=True).start()
+    pipeline = Pipeline(chunks)
+    stream = ByteStream(iter(pipeline))
+    opaque = OpaqueDirectories(daemon)
+    style = Style.REMOVE if lower_fd is None else Style.OVERLAY
+    apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size)
+    opaque.flush()
+    stream.drain()
+    if request.sync_fs:
+        os.sync()
+    digest, size = pipeline.digest()
+    return b"\0".join((messages.RESULT, digest.encode(), str(size).encode()))
+
+
+def _end_with(daemon: socket) -> None:
+    """End this process when the daemon has gone: whoever starts next must not find files still changing."""
+    poller = poll()
+    poller.register(daemon.fileno(), 0)  # POLLHUP comes unasked
+    while not any(event & POLLHUP for _, event in poller.poll()):
+        pass
+    os._exit(1)
+
+
+def _failed(kind: bytes, text: str) -> bytes:
+    return b"\0".join((messages.FAILED, kind, text.encode(errors="replace")[-4096:]))
+
+
+if __name__ == "__main__":
+    main()
