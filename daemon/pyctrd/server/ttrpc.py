@@ -36,6 +36,7 @@ class TtrpcListener:
         self._owner = (uid, gid)
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+        self._stopped = False
 
     async def start(self) -> None:
         """Listen. Raises OSError if the path cannot be bound."""
@@ -48,6 +49,7 @@ class TtrpcListener:
 
     async def stop(self) -> None:
         """Stop listening and close all connections; what a peer was not told it will tell again."""
+        self._stopped = True
         public_socket.withdraw(self._private, self._public)
         self._private.unlink(missing_ok=True)
         if self._server is not None:
@@ -56,15 +58,31 @@ class TtrpcListener:
             connection.close()
 
     def _connected(self) -> "_Connection":
-        return _Connection(self._services, self._connections)
+        return _Connection(self._services, self._admit, self._connections.discard)
+
+    def _admit(self, connection: "_Connection", pid: int, uid: int, gid: int) -> bool:
+        """Whether a new connection may call: not another user's, nor one that was on its way when we stopped."""
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            _log.warning("peer.refused", pid=pid, uid=uid, gid=gid)
+            return False
+        if self._stopped:
+            return False
+        self._connections.add(connection)
+        return True
 
 
 class _Connection(asyncio.Protocol):
     """One peer."""
 
-    def __init__(self, services: Services, connections: "set[_Connection]") -> None:
+    def __init__(
+        self,
+        services: Services,
+        admit: Callable[["_Connection", int, int, int], bool],
+        leave: Callable[["_Connection"], None],
+    ) -> None:
         self._services = services
-        self._connections = connections
+        self._admit = admit
+        self._leave = leave
         self._decoder = ttrpc.FrameDecoder()
         self._last_stream = 0
         self._transport: asyncio.Transport | None = None
@@ -74,15 +92,12 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         peer: socket.socket = transport.get_extra_info("socket")
         pid, uid, gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        if (uid, gid) != (os.geteuid(), os.getegid()):
-            _log.warning("peer.refused", pid=pid, uid=uid, gid=gid)
+        if not self._admit(self, pid, uid, gid):
             transport.abort()
-            return
-        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._connections.discard(self)
+        self._leave(self)
 
     def close(self) -> None:
         if self._transport is not None:
