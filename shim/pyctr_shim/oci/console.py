@@ -5,7 +5,8 @@ import os
 import stat
 import struct
 import termios
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.mount import OPEN_TREE_CLONE, move_mount, open_tree
@@ -14,6 +15,12 @@ from pyctr_sys.openat2 import make_file, open_in_root
 _TIOCSPTLCK: Final = 0x40045431
 _TIOCGPTPEER: Final = 0x5441
 _PTMX_DEVICE: Final = os.makedev(5, 2)
+
+
+def size_of(process: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return process.consoleSize as (columns, rows), None if the spec has none."""
+    box = process.get("consoleSize")
+    return (box.get("width") or 0, box.get("height") or 0) if box else None
 
 
 def open_pair(root_fd: int, size: tuple[int, int] | None) -> tuple[int, int]:

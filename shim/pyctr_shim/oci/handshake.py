@@ -2,13 +2,12 @@
 
     message    direction        when                                              answer
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
-    MAPS       stager → parent  it has a new user namespace: write its id maps     GO
     INIT       stager → parent  the container's init is another process: its pid   -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
     CONSOLE    init → parent    with an fd: the terminal's master side             -
     CREATED    init → parent    ready to execute                                   START
     FAILED     child → parent   text and errno; the child has ended                -
-    end of file child → parent  it executes the program (the socket is close-on-exec)
+    (its end)  child → parent   it executes the program (the socket is close-on-exec)
 
 The socket is of type SOCK_SEQPACKET: a message is a packet, and the end of either side is seen by the other.
 """
@@ -23,13 +22,13 @@ from typing import Any, Final
 from pyctr_shim.oci.errors import OciError
 
 _LARGEST: Final = 160 * 1024  # below the default send buffer, so that a packet is never refused
+_LONGEST_TEXT: Final = 8192
 
 
 class Message(StrEnum):
     """What a packet says."""
 
     RESTAGE = "restage"
-    MAPS = "maps"
     INIT = "init"
     HOOKS = "hooks"
     CONSOLE = "console"
@@ -70,6 +69,13 @@ class Channel:
             raise OciError(f"handshake: {message.value} message of {len(packet)} bytes is too long")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
         self._socket.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+
+    def fail(self, text: str, number: int) -> None:
+        """Say what went wrong, to whoever still listens."""
+        try:
+            self.send(Message.FAILED, text=text[:_LONGEST_TEXT], errno=number)
+        except OSError:
+            return  # the parent is gone, and with it the wish for this process
 
     def receive(self) -> tuple[Message, dict[str, Any], int | None] | None:
         """Wait for a message: what it is, its fields and its fd. None when the other side has ended."""

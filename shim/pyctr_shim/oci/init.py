@@ -103,20 +103,13 @@ def become(request: Request, channel: Channel) -> NoReturn:
             for step in _STEPS:
                 step(build)
     except OciError as error:
-        _fail(channel, str(error), error.errno)
+        channel.fail(str(error), error.errno)
     except BrokenPipeError:
         pass  # the parent is gone, and with it the wish for this container
     except OSError as error:
-        _fail(channel, f"error during container init: {describe(error)}", error.errno or 0)
+        channel.fail(f"error during container init: {describe(error)}", error.errno or 0)
     finally:
         os._exit(1)
-
-
-def _fail(channel: Channel, text: str, number: int) -> None:
-    try:
-        channel.send(Message.FAILED, text=text[:8192], errno=number)
-    except OSError:
-        return
 
 
 def _read(request: Request, channel: Channel) -> _Build | None:
@@ -303,8 +296,7 @@ def _mount_everything(build: _Build) -> None:
     if not any(item.destination == "/dev" and item.tree_fd >= 0 for item in build.mounts):
         devices.populate(build.root_fd, linux.get("devices") or (), build.host_nodes)
     if build.process.get("terminal"):
-        box = build.process.get("consoleSize") or {}
-        size = (box.get("width", 0), box.get("height", 0)) if box else build.request.console_size
+        size = console.size_of(build.process) or build.request.console_size
         master_fd, build.terminal_fd = console.open_pair(build.root_fd, size)
         console.bind_console(build.root_fd, build.terminal_fd)
         build.channel.send(Message.CONSOLE, fd=master_fd)
@@ -370,7 +362,7 @@ def _become_user(build: _Build) -> None:
         hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
     identity.seal(process, build.filter)
     error = program.execute(path, process["args"], env)
-    _fail(build.channel, str(error), error.errno)
+    build.channel.fail(str(error), error.errno)
 
 
 def _wait_for_start(build: _Build) -> None:

@@ -29,11 +29,10 @@ from pyctr_sys.openat2 import O_PATH, Resolve, is_directory, make_directories, m
 from pyctr_sys.process import PROC_SUPER_MAGIC, file_system_type
 
 # Files of /proc that may be replaced, as lxcfs does. Source: runc's list.
-_PROC_REPLACEABLE: Final = frozenset(
-    f"/proc/{name}"
-    for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev")
-    + ("sys/kernel/ns_last_pid", "sys/crypto/fips_enabled")
-)
+_PROC_REPLACEABLE: Final = {
+    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
+    "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
+}  # fmt: skip
 DEFAULT_DEV: Final[Mapping[str, Any]] = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],

@@ -50,12 +50,12 @@ def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciE
 
     CPython ignores SIGPIPE and SIGXFSZ, and what is ignored stays so across exec; so does the mask.
     """
-    for number in signal.valid_signals():
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    for ignored in signal.valid_signals():
+        if signal.getsignal(ignored) == signal.SIG_IGN:
+            signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        os.execve(path, list(arguments), dict(env))
+        os.execve(path, list(arguments), dict(env))  # noqa: S606 - becoming it is the point
     except (OSError, ValueError) as error:
         number = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
         return OciError(f"exec {path}: {os.strerror(number).lower()}", number)

@@ -11,17 +11,20 @@ calling process stays as small as it was.
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pyctr_shim.oci import hooks, init, state
-from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, detect
+from pyctr_shim.oci import exec as joining
+from pyctr_shim.oci import hooks, init, state, validate
+from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import Status
 from pyctr_sys.mount import MNT_DETACH, umount2
-from pyctr_sys.namespaces import Clone, setns, unshare
+from pyctr_sys.namespaces import Clone, clone3, setns, unshare
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
@@ -41,6 +44,15 @@ class CreateOptions:
     preserve_fds: int = 0
     state_directory: str = ""
     seccomp_cache: str = SECCOMP_CACHE
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOptions:
+    """How to execute, beside what the process document says."""
+
+    no_new_keyring: bool = False
+    console_size: tuple[int, int] | None = None
+    preserve_fds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,8 @@ class Container:
     cgroup: Cgroup
     notes: list[str]
     namespaces: int
+    seccomp: str
+    seccomp_flags: int
     hook_kinds: frozenset[str]
     channel: Channel | None
 
@@ -98,6 +112,31 @@ class Container:
         if "poststart" in self.hook_kinds:
             record = state.read(self.state_directory)
             hooks.run("poststart", record.hooks["poststart"], record.document(Status.RUNNING))
+
+    def exec(self, process: bytes, stdio: Stdio, options: ExecOptions = ExecOptions()) -> Process:
+        """Execute a further process, given as a JSON document of the spec's `process`.
+
+        Returns once its program runs. Raises OciError, with the program's ENOENT or EACCES.
+        """
+        if self.pidfd < 0:
+            raise OciError("cannot exec in a stopped container")
+        if self.cgroup.is_paused():
+            raise OciError("cannot exec in a paused container")
+        request = joining.Request(
+            id=self.id,
+            init_pidfd=self.pidfd,
+            namespaces=self.namespaces,
+            cgroup=self.cgroup,
+            seccomp=self.seccomp,
+            seccomp_flags=self.seccomp_flags,
+            process=process,
+            stdio=(stdio.stdin, stdio.stdout, stdio.stderr),
+            preserve_fds=options.preserve_fds,
+            no_new_keyring=options.no_new_keyring,
+            console_size=options.console_size,
+            in_cgroup=bool(self.cgroup.directory_for_clone()),
+        )
+        return _exec(request)
 
     def kill(self, number: int) -> None:
         """Signal init. Raises ProcessLookupError if it has been reaped."""
@@ -128,7 +167,11 @@ class Container:
         """Let them run again."""
         self.cgroup.resume()
 
-    def metrics(self) -> tuple[str, bytes]:
+    def update(self, resources: bytes) -> None:
+        """Change limits to those of a LinuxResources document (JSON). Raises OciError naming the field."""
+        self.cgroup.apply(validate.load_resources(resources))
+
+    def stats(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v1.Metrics or v2.Metrics."""
         return self.cgroup.metrics()
 
@@ -165,7 +208,7 @@ def create(
     if options.systemd_cgroup:
         raise OciError("SystemdCgroup: the systemd cgroup driver is not supported")
     if hierarchies is None:
-        hierarchies = detect()
+        hierarchies = mounted()
     request = init.Request(
         id=id,
         bundle=bundle,
@@ -227,6 +270,8 @@ def _create(request: init.Request) -> Container | None:
                     cgroup=cgroup_for(request.hierarchies, fields["cgroup"]),
                     notes=fields["notes"],
                     namespaces=fields["namespaces"],
+                    seccomp=fields["seccomp"],
+                    seccomp_flags=fields["seccomp_flags"],
                     hook_kinds=frozenset(fields["hooks"]),
                     channel=ours,
                 )
@@ -240,20 +285,76 @@ def _create(request: init.Request) -> Container | None:
 
 
 def _fork(request: init.Request, ours: Channel, theirs: Channel) -> int:
-    own_namespace_fd = -1
-    if not request.staged:
-        own_namespace_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        unshare(Clone.NEWPID)  # for the next child; this process stays where it is
-    try:
+    if request.staged:
         pid = os.fork()
-        if pid == 0:
-            ours.close()
-            init.become(request, theirs)
-    finally:
-        if own_namespace_fd >= 0:
-            setns(own_namespace_fd, Clone.NEWPID)
-            os.close(own_namespace_fd)
+    else:
+        with _pid_namespace_of_children():
+            unshare(Clone.NEWPID)
+            pid = os.fork()
+    if pid == 0:
+        ours.close()
+        init.become(request, theirs)
     return pid
+
+
+@contextmanager
+def _pid_namespace_of_children() -> Iterator[None]:
+    """Undo, in the end, what unshare or setns of NEWPID does for later children; both spare the caller itself."""
+    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    parent = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == parent:
+            setns(own_fd, Clone.NEWPID)
+        os.close(own_fd)
+
+
+def _exec(request: joining.Request) -> Process:
+    ours, theirs = Channel.pair()
+    try:
+        pid = _fork_into(request, ours, theirs)
+    except ProcessLookupError:
+        ours.close()
+        raise OciError("cannot exec in a stopped container") from None
+    finally:
+        theirs.close()
+    pidfd, console_fd = pidfd_open(pid), -1
+    try:
+        while (answer := ours.receive()) is not None:
+            message, fields, fd = answer
+            if message is Message.CONSOLE:
+                console_fd = fd if fd is not None else -1
+            elif message is Message.FAILED:
+                raise OciError(fields["text"], fields["errno"])
+    except BaseException:
+        if console_fd >= 0:
+            os.close(console_fd)
+        _kill_and_reap(pidfd)
+        raise
+    finally:
+        ours.close()
+    return Process(pid, pidfd, console_fd if console_fd >= 0 else None)
+
+
+def _fork_into(request: joining.Request, ours: Channel, theirs: Channel) -> int:
+    """Fork into the container's PID namespace, and on v2 into its cgroup."""
+    with _pid_namespace_of_children():
+        if request.namespaces & Clone.NEWPID:
+            setns(request.init_pidfd, Clone.NEWPID)
+        pid = _clone_into_cgroup(request.cgroup.directory_for_clone()) if request.in_cgroup else os.fork()
+    if pid == 0:
+        ours.close()
+        joining.become(request, theirs)
+    return pid
+
+
+def _clone_into_cgroup(directory: str) -> int:
+    cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return clone3(Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
+    finally:
+        os.close(cgroup_fd)
 
 
 def _run_early_hooks(state_directory: str) -> None:
@@ -265,17 +366,19 @@ def _run_early_hooks(state_directory: str) -> None:
 def _undo(request: init.Request, pidfd: int) -> None:
     """Remove what a failed creation left: its process, then what its state names."""
     if pidfd >= 0:
-        try:
-            pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        wait(pidfd)
-        os.close(pidfd)
+        _kill_and_reap(pidfd)
     try:
         record = state.read(request.state_directory)
     except FileNotFoundError:
         return
     _remove(request.state_directory, cgroup_for(request.hierarchies, record.cgroup), with_record=True)
+
+
+def _kill_and_reap(pidfd: int) -> None:
+    with suppress(ProcessLookupError):
+        pidfd_send_signal(pidfd, signal.SIGKILL)
+    wait(pidfd)
+    os.close(pidfd)
 
 
 def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
@@ -320,9 +423,11 @@ def load(state_directory: str) -> Container:
         pidfd=pidfd,
         console_fd=None,
         own_pid_namespace=record.own_pid_namespace,
-        cgroup=cgroup_for(detect(), record.cgroup),
+        cgroup=cgroup_for(mounted(), record.cgroup),
         notes=[],
         namespaces=record.namespaces,
+        seccomp=record.seccomp,
+        seccomp_flags=record.seccomp_flags,
         hook_kinds=frozenset(record.hooks),
         channel=None,
     )

@@ -24,6 +24,17 @@ def prepare(profile: Mapping[str, Any] | None, cache: str) -> Filter | None:
     return None
 
 
+def read(path: str, flags: int) -> Filter | None:
+    """Return a filter compiled earlier; None for an empty path."""
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return Filter(file.read(), flags, path)
+    except OSError as error:
+        raise OciError(f"seccomp filter {path}: {error.strerror}", error.errno or 0) from None
+
+
 def load(filter_: Filter) -> None:
     """Put the filter over this process."""
     kernel.load(filter_.program, filter_.flags)

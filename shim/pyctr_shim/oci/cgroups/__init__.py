@@ -1,10 +1,10 @@
 """Control groups: made, limited, joined, watched and removed."""
 
-from pyctr_shim.oci.cgroups.manager import Cgroup, Hierarchies, Resources, cgroup_path, detect
+from pyctr_shim.oci.cgroups.manager import Cgroup, Hierarchies, Resources, cgroup_path, mounted
 from pyctr_shim.oci.cgroups.v1 import CgroupV1
 from pyctr_shim.oci.errors import OciError
 
-__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "detect"]
+__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "mounted"]
 
 
 def cgroup_for(hierarchies: Hierarchies, path: str) -> Cgroup:

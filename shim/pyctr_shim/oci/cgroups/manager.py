@@ -6,7 +6,7 @@ one, or none, is taken below /pyctr, so that nothing depends on where the callin
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cache
 from typing import Any, Final, Protocol
 
 from pyctr_shim.oci.errors import OciError
@@ -80,11 +80,15 @@ class Cgroup(Protocol):
         """Remove it and what is below it; nothing happens if it is gone. Raises OSError: EBUSY."""
 
 
-def detect(mountinfo: Iterable[str] | None = None) -> Hierarchies:
-    """Read which hierarchies are mounted below /sys/fs/cgroup."""
-    if mountinfo is None:
-        with open("/proc/self/mountinfo") as file:
-            mountinfo = file.readlines()
+@cache
+def mounted() -> Hierarchies:
+    """Return what is mounted on this machine; read once, so that processes forked later need not."""
+    with open("/proc/self/mountinfo") as file:
+        return detect(file)
+
+
+def detect(mountinfo: Iterable[str]) -> Hierarchies:
+    """Find the hierarchies below /sys/fs/cgroup in the lines of a mountinfo file."""
     controllers: dict[str, str] = {}
     unified = ""
     for line in mountinfo:
@@ -96,16 +100,16 @@ def detect(mountinfo: Iterable[str] | None = None) -> Hierarchies:
         if kind == "cgroup2":
             unified = mount_point
         elif kind == "cgroup":
-            name = PurePosixPath(mount_point).name
             for controller in super_options.split(","):
-                if controller.startswith("name=") or controller in _V1_CONTROLLERS or controller == name:
+                if controller.startswith("name=") or controller in _V1_CONTROLLERS:
                     controllers[controller] = mount_point
     return Hierarchies(controllers, unified)
 
 
-_V1_CONTROLLERS: Final = frozenset(
-    ["cpuset", "cpu", "cpuacct", "blkio", "memory", "devices", "freezer", "net_cls", "perf_event", "net_prio", "hugetlb", "pids", "rdma", "misc"]
-)
+_V1_CONTROLLERS: Final = {
+    "cpuset", "cpu", "cpuacct", "blkio", "memory", "devices", "freezer", "net_cls", "perf_event", "net_prio",
+    "hugetlb", "pids", "rdma", "misc",
+}  # fmt: skip
 
 
 def cgroup_path(spec_path: str, container: str) -> str:
