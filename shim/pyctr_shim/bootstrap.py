@@ -1,0 +1,239 @@
+"""Cold start: what containerd (and our daemon, where no zygote is at hand) runs as `containerd-shim-pyctr-v1`.
+
+    start    parameters in by flags, environment and standard input; the address of a serving shim out
+    delete   bury what a dead shim left in a bundle, and print a DeleteResponse
+    -info    print a RuntimeInfo
+
+Standard output is the answer and nothing else may be written to it.
+Source: containerd's runtime v2 documentation; the answer's form depends on the daemon's release.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from pyctr_shim import placement
+from pyctr_shim.exit_record import read_record
+from pyctr_shim.identity import Identity
+from pyctr_shim.loop import Loop
+from pyctr_shim.oci import runtime
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.server import listen_at
+from pyctr_shim.shim import Shim, prepare_process
+from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
+from pyctr_wire.containerd.types import introspection_pb2
+
+_SOCKET_DIR: Final = "/run/containerd/s"
+_GROUP_LABELS: Final = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+_SHIM_LOST: Final = 255
+_RUNTIME_NAME: Final = "io.containerd.pyctr.v1"
+_BURIAL_LIMIT: Final = 4.0  # containerd gives `delete` five seconds
+
+
+class Flags(NamedTuple):
+    """The command line's flags; Go's form, with one dash or two."""
+
+    namespace: str
+    address: str
+    publish_binary: str
+    id: str
+    bundle: str
+    debug: bool
+
+
+class Parameters(NamedTuple):
+    """Where the shim is to live, from whichever form the daemon sent."""
+
+    id: str
+    namespace: str
+    grpc_address: str
+    ttrpc_address: str
+    socket_dir: str
+    typed: bool
+    """Whether the daemon speaks BootstrapParams (2.3 and later) and wants a BootstrapResult."""
+
+
+def start(flags: Flags, stdin: bytes) -> bytes:
+    """Make sure that a shim serves the container of the current directory, and return what to print.
+
+    A shim of the same group that serves already is named instead of a new one. Raises OSError, BundleTaken.
+    """
+    parameters = read_parameters(flags, stdin)
+    bundle = Path.cwd()
+    group = group_of(bundle) or parameters.id
+    address = socket_path(parameters, group)
+    os.makedirs(parameters.socket_dir, mode=0o700, exist_ok=True)
+    try:
+        listener = listen_at(address)
+    except FileExistsError:
+        return answer(parameters, bundle, address)
+    identity = Identity(
+        namespace=parameters.namespace,
+        id=parameters.id,
+        bundle=bundle,
+        socket=address,
+        attach=f"{address}.attach",
+        ttrpc_address=parameters.ttrpc_address,
+        grpc_address=parameters.grpc_address,
+        instance="",
+        log_level="debug" if flags.debug else "info",
+    )
+    told_fd, tell_fd = os.pipe()
+    if os.fork() == 0:
+        try:
+            if os.fork() == 0:
+                os.close(told_fd)
+                _serve(identity, listener, tell_fd)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(tell_fd)
+    listener.close()
+    with os.fdopen(told_fd, "rb") as told:
+        failure = told.read()
+    if failure != b"serving":
+        raise OSError(failure.decode(errors="replace") or "the shim ended before it served")
+    return answer(parameters, bundle, address)
+
+
+def _serve(identity: Identity, listener: Any, tell_fd: int) -> None:
+    """Be the shim: in a session of its own, no descriptor of the daemon's kept, told when it serves."""
+    prepare_process()
+    placement.leave_the_daemon()
+    placement.become_the_next_victim()
+    try:
+        shim = Shim(Loop(), identity)
+        shim.listen(listener)
+    except Exception as error:
+        os.write(tell_fd, f"{type(error).__name__}: {error}".encode())
+        os._exit(1)
+    os.write(tell_fd, b"serving")
+    os.close(tell_fd)
+    shim.run()
+    os._exit(0)
+
+
+def read_parameters(flags: Flags, stdin: bytes) -> Parameters:
+    """Return the parameters: BootstrapParams where the daemon sends them, flags and environment otherwise.
+
+    An older daemon sends the options as a bare Any, whose bytes may decode as BootstrapParams too; only a real one
+    names the daemon's version.
+    """
+    params = bootstrap_pb2.BootstrapParams()
+    try:
+        params.MergeFromString(stdin)
+    except DecodeError:
+        params.Clear()
+    if not params.containerd_version:
+        grpc_address = flags.address or os.environ.get("GRPC_ADDRESS", "")
+        ttrpc_address = os.environ.get("TTRPC_ADDRESS", f"{grpc_address}.ttrpc")
+        return Parameters(flags.id, flags.namespace, grpc_address, ttrpc_address, _SOCKET_DIR, typed=False)
+    return Parameters(
+        id=params.instance_id or flags.id,
+        namespace=params.namespace or flags.namespace,
+        grpc_address=params.containerd_grpc_address or flags.address,
+        ttrpc_address=params.containerd_ttrpc_address,
+        socket_dir=params.socket_dir or _SOCKET_DIR,
+        typed=True,
+    )
+
+
+def group_of(bundle: Path) -> str:
+    """Return the id of the group whose containers share a shim, from the spec's annotations; empty for none."""
+    try:
+        annotations = json.loads((bundle / "config.json").read_bytes()).get("annotations") or {}
+    except (OSError, ValueError):
+        return ""
+    return next((str(annotations[label]) for label in _GROUP_LABELS if annotations.get(label)), "")
+
+
+def socket_path(parameters: Parameters, group: str) -> str:
+    """Return containerd's socket path for a group."""
+    name = os.path.normpath("/".join((parameters.grpc_address, parameters.namespace, group)))
+    return f"{parameters.socket_dir}/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def answer(parameters: Parameters, bundle: Path, path: str) -> bytes:
+    """Return what `start` prints, and leave the address in the bundle as older daemons want it.
+
+    A bare address is understood by every daemon and means version 2; we serve 2 and 3.
+    """
+    address = f"unix://{path}"
+    (bundle / "address").write_text(address)
+    if parameters.typed:
+        result = bootstrap_pb2.BootstrapResult(version=3, address=address, protocol="ttrpc")
+        return result.SerializeToString()
+    return address.encode()
+
+
+def delete(flags: Flags) -> bytes:
+    """End what a dead shim left in the bundle and return a marshalled DeleteResponse.
+
+    The status is that of the exit record, if the shim still wrote one, and 255 otherwise: nobody knows.
+    May be repeated. Raises OciError if processes or cgroups outlast SIGKILL.
+    """
+    bundle = Path(flags.bundle) if flags.bundle else Path.cwd()
+    if flags.id and bundle.name != flags.id and (bundle.parent / flags.id).is_dir():
+        bundle = bundle.parent / flags.id
+    pid = bury(bundle)
+    response = shim_pb2.DeleteResponse(pid=pid, exit_status=_SHIM_LOST)
+    response.exited_at.FromNanoseconds(time.time_ns())
+    record = read_record(bundle)
+    if record is not None:
+        response.exit_status = int(record["exit_status"])
+        response.pid = int(record["pid"])
+        response.exited_at.FromNanoseconds(int(record["exited_at_ns"]))
+    for path in _sockets(bundle):
+        Path(path).unlink(missing_ok=True)
+    return response.SerializeToString()
+
+
+def bury(bundle: Path) -> int:
+    """Kill every process of the container, remove its cgroups and state; return the first process's pid, or 0."""
+    try:
+        container = runtime.load(str(bundle))
+    except FileNotFoundError:
+        return 0
+    deadline = time.monotonic() + _BURIAL_LIMIT
+    while True:
+        container.kill_all(9)
+        try:
+            container.delete()
+        except OciError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return container.pid
+
+
+def info() -> bytes:
+    """Return a marshalled RuntimeInfo."""
+    from importlib.metadata import version
+
+    result = introspection_pb2.RuntimeInfo(name=_RUNTIME_NAME)
+    result.version.version = version("pyctr")
+    return result.SerializeToString()
+
+
+def read_stdin() -> bytes:
+    """Return standard input to its end; nothing if there is none or a person sits at it."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    return sys.stdin.buffer.read()
+
+
+def _sockets(bundle: Path) -> list[str]:
+    """Return the dead shim's sockets, as its description names them."""
+    try:
+        description = json.loads((bundle / "shim.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [str(description[key]) for key in ("address", "attach") if key in description]

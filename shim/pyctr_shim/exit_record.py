@@ -1,0 +1,71 @@
+"""Exit records: what a process's end was, on disk before anybody is told.
+
+    <bundle>/exits/init.json        the container's first process
+    <bundle>/exits/<exec id>.json   the others
+
+A shim that dies after an exit leaves the record; a daemon that was away reads it. Times come from both clocks,
+because the wall clock may be set; the boot id says whether the monotonic one still means anything.
+"""
+
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_INIT = "init"
+
+
+class Exit(NamedTuple):
+    """How a process ended. `status` is 128 plus the signal if one ended it; `reason` is exited, signalled or oom."""
+
+    container: str
+    exec_id: str
+    pid: int
+    status: int
+    signal: int
+    exited_at_ns: int
+    monotonic_ns: int
+    oom_killed: bool
+    reason: str
+
+
+def write_record(bundle: Path, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
+    """Put the record in place whole, and on the disk where the bundle is on one; raises OSError."""
+    folder = bundle / "exits"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    name = f"{end.exec_id or _INIT}.json"
+    record = {
+        "container": end.container,
+        "exec_id": end.exec_id,
+        "pid": end.pid,
+        "exit_status": end.status,
+        "signal": end.signal,
+        "exited_at_ns": end.exited_at_ns,
+        "monotonic_ns": end.monotonic_ns,
+        "oom_killed": end.oom_killed,
+        "reason": end.reason,
+        "rusage": {
+            "user_seconds": usage.ru_utime,
+            "system_seconds": usage.ru_stime,
+            "max_rss_bytes": usage.ru_maxrss * 1024,
+        },
+        "boot_id": boot_id,
+    }
+    temporary = folder / f".{name}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode())
+        os.fsync(fd)  # costs nothing on a tmpfs
+    finally:
+        os.close(fd)
+    os.replace(temporary, folder / name)
+
+
+def read_record(bundle: Path, exec_id: str = "") -> dict[str, Any] | None:
+    """Return the record of a process, None if there is none or it cannot be read."""
+    try:
+        record = json.loads((bundle / "exits" / f"{exec_id or _INIT}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

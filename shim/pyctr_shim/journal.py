@@ -1,0 +1,75 @@
+"""The shim's own log: one JSON object a line, to a FIFO of the daemon's or to a small file in the bundle.
+
+containerd makes the FIFO `<bundle>/log` and copies it to its stderr; without one the lines go to
+`<bundle>/shim.log`, for a person who asks why. Logging may never block or kill the shim: what cannot be
+written is dropped, and the file stops growing at a limit.
+"""
+
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Final
+
+_FILE_LIMIT: Final = 256 << 10
+
+
+class Journal:
+    """Where lines go; nowhere until `open`."""
+
+    def __init__(self) -> None:
+        """Start closed."""
+        self._fd: int | None = None
+        self._left: int | None = None
+
+    def open(self, bundle: Path) -> None:
+        """Log into the bundle from now on; a bundle that cannot be written to means no log."""
+        self.close()
+        try:
+            # Read and write: the FIFO then never lacks a reader, and a full one is EAGAIN.
+            self._fd = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError:
+            self._open_file(bundle / "shim.log")
+
+    def close(self) -> None:
+        """Drop what comes from now on."""
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = self._left = None
+
+    def write(self, event: str, fields: dict[str, object]) -> None:
+        """Write one line, or drop it."""
+        if self._fd is None:
+            return
+        record = {"time": time.time(), "pid": os.getpid(), "event": event, **fields}
+        line = (json.dumps(record, default=str) + "\n").encode(errors="backslashreplace")
+        if self._left is not None:
+            if len(line) > self._left:
+                return
+            self._left -= len(line)
+        try:
+            os.write(self._fd, line)
+        except OSError:
+            return
+
+    def _open_file(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return
+        self._left = _FILE_LIMIT
+
+
+_journal = Journal()
+open_log = _journal.open
+
+
+def log(event: str, **fields: object) -> None:
+    """Log what happened."""
+    _journal.write(event, fields)
+
+
+def log_exception(event: str, **fields: object) -> None:
+    """Log what happened with the traceback of the exception being handled."""
+    _journal.write(event, {**fields, "traceback": traceback.format_exc()})

@@ -1,0 +1,1 @@
+"""Bytes between a container and its clients: FIFOs, terminals, logs, attached clients."""

@@ -1,0 +1,239 @@
+"""containerd's Task service: decode, call tasks.py, encode. Versions 2 and 3 have the same messages."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import any_pb2, empty_pb2
+from google.protobuf.message import DecodeError, Message
+
+from pyctr_shim import placement
+from pyctr_shim.exit_record import Exit
+from pyctr_shim.oci import runtime
+from pyctr_shim.process import Process, Status
+from pyctr_shim.publisher import Publisher
+from pyctr_shim.stdio.streams import Names
+from pyctr_shim.tasks import NewTask, Tasks
+from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
+from pyctr_wire.containerd.types.runc.options import oci_pb2
+from pyctr_wire.containerd.types.task import task_pb2
+from pyctr_wire.errors import InvalidArgument, Unimplemented
+
+SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
+_STATUS: Final = {
+    Status.CREATED: task_pb2.CREATED,
+    Status.RUNNING: task_pb2.RUNNING,
+    Status.PAUSED: task_pb2.PAUSED,
+    Status.STOPPED: task_pb2.STOPPED,
+}
+_EMPTY: Final = empty_pb2.Empty()
+_OPTIONS: Final = "containerd.runc.v1.Options"
+_PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+
+Handler = Callable[[Any], Awaitable[Message]]
+
+
+class TaskService:
+    """The service, on the containers of one shim."""
+
+    def __init__(self, tasks: Tasks, publisher: Publisher, shim_pid: int, shut_down: Callable[[], None]) -> None:
+        """`shut_down` ends the shim once the replies that are due have been sent."""
+        self._tasks = tasks
+        self._publisher = publisher
+        self._shim_pid = shim_pid
+        self._shut_down = shut_down
+        self._methods: dict[str, tuple[type[Message], Handler]] = {
+            "Create": (pb.CreateTaskRequest, self._create),
+            "Start": (pb.StartRequest, self._start),
+            "Delete": (pb.DeleteRequest, self._delete),
+            "Exec": (pb.ExecProcessRequest, self._exec),
+            "ResizePty": (pb.ResizePtyRequest, self._resize_pty),
+            "CloseIO": (pb.CloseIORequest, self._close_io),
+            "Kill": (pb.KillRequest, self._kill),
+            "Pids": (pb.PidsRequest, self._pids),
+            "Pause": (pb.PauseRequest, self._pause),
+            "Resume": (pb.ResumeRequest, self._resume),
+            "Wait": (pb.WaitRequest, self._wait),
+            "State": (pb.StateRequest, self._state),
+            "Stats": (pb.StatsRequest, self._stats),
+            "Update": (pb.UpdateTaskRequest, self._update),
+            "Connect": (pb.ConnectRequest, self._connect),
+            "Shutdown": (pb.ShutdownRequest, self._shutdown),
+            "Checkpoint": (pb.CheckpointTaskRequest, self._checkpoint),
+        }
+
+    async def call(self, service: str, method: str, payload: bytes) -> bytes:
+        """Answer one call; raises ApiError."""
+        if service not in SERVICES:
+            raise Unimplemented(f"service {service}")
+        if method not in self._methods:
+            raise Unimplemented(f"method {method}")
+        kind, handler = self._methods[method]
+        try:
+            request = kind.FromString(payload)
+        except DecodeError as error:
+            raise InvalidArgument(f"{method}: the request does not decode") from error
+        return (await handler(request)).SerializeToString()
+
+    async def _create(self, request: pb.CreateTaskRequest) -> Message:
+        if request.checkpoint or request.parent_checkpoint:
+            raise Unimplemented("Create from a checkpoint")
+        options = read_options(request.options)
+        if options.shim_cgroup:
+            placement.enter(options.shim_cgroup)
+        created = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs)
+        created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr
+        created.io.terminal = request.terminal
+        new = NewTask(
+            id=request.id,
+            bundle=Path(request.bundle),
+            names=Names(request.stdin, request.stdout, request.stderr, request.terminal),
+            options=runtime.CreateOptions(
+                rootfs=tuple(
+                    runtime.RootfsMount(mount.type, mount.source, mount.target, tuple(mount.options))
+                    for mount in request.rootfs
+                ),
+                no_pivot_root=options.no_pivot_root,
+                no_new_keyring=options.no_new_keyring,
+            ),
+            io_uid=options.io_uid,
+            io_gid=options.io_gid,
+            created=created,
+        )
+        return pb.CreateTaskResponse(pid=await self._tasks.create(new))
+
+    async def _start(self, request: pb.StartRequest) -> Message:
+        return pb.StartResponse(pid=await self._tasks.start(request.id, request.exec_id))
+
+    async def _delete(self, request: pb.DeleteRequest) -> Message:
+        end = await self._tasks.delete(request.id, request.exec_id)
+        response = pb.DeleteResponse()
+        if end is not None:
+            response.pid = end.pid
+            _set_end(response, end)
+        return response
+
+    async def _exec(self, request: pb.ExecProcessRequest) -> Message:
+        if request.spec.type_url.rpartition("/")[2] != _PROCESS.rpartition("/")[2]:
+            raise InvalidArgument(f"Exec: spec is {request.spec.type_url or 'missing'}, not {_PROCESS}")
+        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
+        self._tasks.add_exec(request.id, request.exec_id, names, request.spec.value)
+        return _EMPTY
+
+    async def _resize_pty(self, request: pb.ResizePtyRequest) -> Message:
+        self._tasks.resize(request.id, request.exec_id, request.width, request.height)
+        return _EMPTY
+
+    async def _close_io(self, request: pb.CloseIORequest) -> Message:
+        if request.stdin:
+            self._tasks.find(request.id).process(request.exec_id).streams.close_io()
+        return _EMPTY
+
+    async def _kill(self, request: pb.KillRequest) -> Message:
+        if request.all:
+            self._tasks.kill_all(request.id, request.signal)
+        else:
+            self._tasks.kill(request.id, request.exec_id, request.signal)
+        return _EMPTY
+
+    async def _pids(self, request: pb.PidsRequest) -> Message:
+        response = pb.PidsResponse()
+        for pid, exec_id in self._tasks.pids(request.id):
+            process = response.processes.add(pid=pid)
+            if exec_id:
+                process.info.CopyFrom(_pack(oci_pb2.ProcessDetails(exec_id=exec_id)))
+        return response
+
+    async def _pause(self, request: pb.PauseRequest) -> Message:
+        self._tasks.pause(request.id)
+        return _EMPTY
+
+    async def _resume(self, request: pb.ResumeRequest) -> Message:
+        self._tasks.resume(request.id)
+        return _EMPTY
+
+    async def _wait(self, request: pb.WaitRequest) -> Message:
+        response = pb.WaitResponse()
+        _set_end(response, await self._tasks.wait(request.id, request.exec_id))
+        return response
+
+    async def _state(self, request: pb.StateRequest) -> Message:
+        task = self._tasks.find(request.id)
+        process = task.process(request.exec_id)
+        names = process.streams.names
+        response = pb.StateResponse(
+            id=task.id,
+            bundle=str(task.bundle),
+            pid=process.pid,
+            status=_STATUS[_shown_status(process, task.init)],
+            stdin=names.stdin,
+            stdout=names.stdout,
+            stderr=names.stderr,
+            terminal=names.terminal,
+            exec_id=request.exec_id,
+        )
+        if process.end is not None:
+            _set_end(response, process.end)
+        return response
+
+    async def _stats(self, request: pb.StatsRequest) -> Message:
+        type_url, value = self._tasks.stats(request.id)
+        return pb.StatsResponse(stats=any_pb2.Any(type_url=type_url, value=value))
+
+    async def _update(self, request: pb.UpdateTaskRequest) -> Message:
+        self._tasks.update(request.id, request.resources.value)
+        return _EMPTY
+
+    async def _connect(self, request: pb.ConnectRequest) -> Message:
+        """Never fails: a daemon asks who is there, and wants to hear what it missed."""
+        self._publisher.retry_now()
+        return pb.ConnectResponse(shim_pid=self._shim_pid, task_pid=self._tasks.pid(request.id))
+
+    async def _shutdown(self, _request: pb.ShutdownRequest) -> Message:
+        if self._tasks.empty:
+            self._shut_down()
+        return _EMPTY
+
+    async def _checkpoint(self, _request: pb.CheckpointTaskRequest) -> Message:
+        raise Unimplemented("Checkpoint")
+
+
+def read_options(packed: any_pb2.Any) -> oci_pb2.Options:
+    """Return runc's options; raises InvalidArgument for another type, Unimplemented for one that we cannot honour.
+
+    `root`, where runc keeps its state, means nothing here: the embedded runtime keeps its in the bundle.
+    """
+    options = oci_pb2.Options()
+    if not packed.type_url and not packed.value:
+        return options
+    if packed.type_url.rpartition("/")[2] != _OPTIONS:
+        raise InvalidArgument(f"task options are {packed.type_url}, not {_OPTIONS}")
+    try:
+        options.MergeFromString(packed.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"task options do not decode as {_OPTIONS}") from error
+    if options.binary_name:
+        raise Unimplemented(f"option binary_name={options.binary_name}: another OCI runtime than the embedded one")
+    if options.systemd_cgroup:
+        raise Unimplemented("option systemd_cgroup")
+    if options.criu_image_path or options.criu_work_path:
+        raise Unimplemented("option criu_image_path or criu_work_path")
+    return options
+
+
+def _shown_status(process: Process, init: Process) -> Status:
+    """An exec of a frozen container is frozen."""
+    if init.status is Status.PAUSED and process.status is Status.RUNNING:
+        return Status.PAUSED
+    return process.status
+
+
+def _set_end(response: Any, end: Exit) -> None:
+    response.exit_status = end.status
+    response.exited_at.FromNanoseconds(end.exited_at_ns)
+
+
+def _pack(message: Message) -> any_pb2.Any:
+    """Return containerd's form of an Any: the bare type name, without a host."""
+    return any_pb2.Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())

@@ -1,0 +1,430 @@
+"""Containers and their processes, from Create to Delete.
+
+The order that everything rests on: the runtime makes a process → it is in the table → its start is published →
+its end is seen by the loop → its record is written → its end is published. Everything here runs on one thread,
+so a process that ends within its own Start is seen only after that Start has been published. The end of a
+container's first process is told after the ends of all others, which the kernel or we have killed by then.
+"""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from google.protobuf.message import Message
+
+from pyctr_shim import journal
+from pyctr_shim.exit_record import Exit, write_record
+from pyctr_shim.identity import Identity, boot_id
+from pyctr_shim.loop import Future, Loop
+from pyctr_shim.oci import runtime
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oom import OomWatch
+from pyctr_shim.process import Process, Status
+from pyctr_shim.publisher import Publisher
+from pyctr_shim.reaper import Reaper
+from pyctr_shim.stdio.binary_logger import BinaryLogger
+from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
+from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, NotFound, UnknownError
+
+_KILL_LIMIT: Final = 10.0
+_LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
+
+
+class NewTask(NamedTuple):
+    """What Create asks for; `created` is the event to publish, complete but for the pid."""
+
+    id: str
+    bundle: Path
+    names: Names
+    options: runtime.CreateOptions
+    io_uid: int
+    io_gid: int
+    created: events.TaskCreate
+
+
+class Task:
+    """One container: the runtime's handle, its first process, and those that joined."""
+
+    def __init__(self, new: NewTask, container: runtime.Container, init: Process, owner: Owner) -> None:
+        """Made by Tasks.create."""
+        self.id = new.id
+        self.bundle = new.bundle
+        self.container = container
+        self.init = init
+        self.owner = owner
+        self.execs: dict[str, Process] = {}
+        self.oom: OomWatch | None = None
+        self.deletion: Future[Exit | ApiError] | None = None
+
+    def process(self, exec_id: str) -> Process:
+        """Return one of the processes; raises NotFound."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"process does not exist {exec_id}") from None
+
+    def processes(self) -> list[Process]:
+        """Return all of them."""
+        return [self.init, *self.execs.values()]
+
+
+class Tasks:
+    """The containers of one shim: one, or those of a group that share it."""
+
+    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, identity: Identity) -> None:
+        """Start without containers."""
+        self._loop = loop
+        self._reaper = reaper
+        self._publisher = publisher
+        self._identity = identity
+        self._boot_id = boot_id()
+        self._tasks: dict[str, Task] = {}
+        self._being_created: set[str] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the shim has nothing to keep: no container, and none on its way."""
+        return not self._tasks and not self._being_created
+
+    def find(self, task_id: str) -> Task:
+        """Return a container; raises NotFound."""
+        try:
+            return self._tasks[task_id]
+        except KeyError:
+            raise NotFound("container not created") from None
+
+    def pid(self, task_id: str) -> int:
+        """Return the pid of a container's first process, 0 if there is no such container."""
+        task = self._tasks.get(task_id)
+        return task.init.pid if task is not None else 0
+
+    def streams(self, exec_id: str) -> Streams:
+        """Return the streams of a process of this shim's own container, for the attach socket; raises NotFound."""
+        return self.find(self._identity.id).process(exec_id).streams
+
+    def reopen_logs(self) -> None:
+        """Open every log file anew: somebody has rotated them."""
+        for task in self._tasks.values():
+            for process in task.processes():
+                process.streams.reopen_log()
+
+    # --- making and starting ---
+
+    async def create(self, new: NewTask) -> int:
+        """Make the container up to its program and return its first process's pid.
+
+        A crash after the runtime's success leaves a container that state.json in the bundle names; the `delete`
+        command ends it. Raises AlreadyExists, or UnknownError with the runtime's reason.
+        """
+        if new.id in self._tasks or new.id in self._being_created:
+            raise AlreadyExists(f"task {new.id}")
+        owner = Owner(self._identity.namespace, new.id, new.io_uid, new.io_gid)
+        init = Process("", Streams(self._loop, new.names, owner))
+        self._being_created.add(new.id)
+        try:
+            await init.streams.open()
+            self._watch_logger(init.streams.logger)
+            container = self._make(new, init)
+        finally:
+            self._being_created.discard(new.id)
+        task = Task(new, container, init, owner)
+        self._tasks[new.id] = task
+        init.made(container.pid, os.dup(container.pidfd))
+        init.streams.start(container.console_fd)
+        self._watch(task, init)
+        new.created.pid = init.pid
+        self._publish("create", new.created)
+        return init.pid
+
+    async def start(self, task_id: str, exec_id: str) -> int:
+        """Let a process run its program and return its pid; raises UnknownError with the runtime's reason."""
+        task = self.find(task_id)
+        process = task.process(exec_id)
+        process.require("start", "process", Status.CREATED)
+        if process.starting:
+            raise FailedPrecondition(f"process {exec_id} is being started")
+        if exec_id:
+            await self._start_exec(task, process)
+        else:
+            self._start_init(task)
+        return process.pid
+
+    def add_exec(self, task_id: str, exec_id: str, names: Names, spec: bytes) -> None:
+        """Register a process that will join; raises AlreadyExists, or UnknownError unless the container is up."""
+        task = self.find(task_id)
+        if exec_id in task.execs:
+            raise AlreadyExists(f"id {exec_id}")
+        if task.init.status in (Status.PAUSED, Status.STOPPED):
+            raise UnknownError(f"cannot exec in a {task.init.status.value} state")
+        task.execs[exec_id] = Process(exec_id, Streams(self._loop, names, task.owner), spec)
+        self._publish("exec-added", events.TaskExecAdded(container_id=task.id, exec_id=exec_id))
+
+    def _make(self, new: NewTask, init: Process) -> runtime.Container:
+        stdio = runtime.Stdio(*init.streams.child_fds)
+        try:
+            return runtime.create(new.id, str(new.bundle), stdio, new.options)
+        except OciError as error:
+            init.streams.close()
+            raise UnknownError(f"OCI runtime create failed: {error}") from error
+
+    def _start_init(self, task: Task) -> None:
+        try:
+            task.container.start()
+        except OciError as error:
+            # The process that could not execute ends by itself; its end is told like any other.
+            raise UnknownError(f"OCI runtime start failed: {error}") from error
+        task.init.advance(Status.RUNNING)
+        task.init.streams.running()
+        self._publish("start", events.TaskStart(container_id=task.id, pid=task.init.pid))
+        self._loop.call_soon(lambda: self._watch_memory(task))
+
+    async def _start_exec(self, task: Task, process: Process) -> None:
+        if task.init.status is Status.STOPPED:
+            raise FailedPrecondition(f"container {task.id} init process is not running")
+        process.starting = True
+        try:
+            await process.streams.open()
+            self._watch_logger(process.streams.logger)
+            stdio = runtime.Stdio(*process.streams.child_fds)
+            joined = task.container.exec(process.spec, stdio)
+        except OciError as error:
+            process.streams.close()
+            process.streams = Streams(self._loop, process.streams.names, task.owner)
+            raise UnknownError(f"OCI runtime exec failed: {error}") from error
+        finally:
+            process.starting = False
+        process.made(joined.pid, joined.pidfd)
+        process.advance(Status.RUNNING)
+        process.streams.start(joined.console_fd)
+        process.streams.running()
+        process.oom_kills_before = task.container.cgroup.oom_kills()
+        self._watch(task, process)
+        started = events.TaskExecStarted(container_id=task.id, exec_id=process.exec_id, pid=process.pid)
+        self._publish("exec-started", started)
+
+    # --- while they run ---
+
+    def kill(self, task_id: str, exec_id: str, number: int) -> None:
+        """Send a signal to one process; raises NotFound if it has ended, FailedPrecondition if it was not started."""
+        task = self.find(task_id)
+        task.process(exec_id).kill(number)
+        self._thaw_for(task, number)
+
+    def kill_all(self, task_id: str, number: int) -> None:
+        """Send a signal to every process of the container; raises NotFound if its first one has ended."""
+        task = self.find(task_id)
+        if task.init.end is not None:
+            raise NotFound("process already finished")
+        _checked(lambda: task.container.kill_all(number))
+        self._thaw_for(task, number)
+
+    def pids(self, task_id: str) -> list[tuple[int, str]]:
+        """Return the host's pids in the container, each with its exec id, empty for those that nobody asked for."""
+        task = self.find(task_id)
+        exec_ids = {process.pid: process.exec_id for process in task.execs.values() if process.pid}
+        return [(pid, exec_ids.get(pid, "")) for pid in task.container.pids()]
+
+    def pause(self, task_id: str) -> None:
+        """Freeze the container; raises UnknownError with containerd's words if it does not run."""
+        task = self.find(task_id)
+        if task.init.status is Status.CREATED:
+            raise UnknownError("cannot pause task in created state")
+        task.init.require("pause", "container", Status.RUNNING)
+        _checked(task.container.pause)
+        task.init.advance(Status.PAUSED)
+        self._publish("paused", events.TaskPaused(container_id=task.id))
+
+    def resume(self, task_id: str) -> None:
+        """Let a frozen container go on; raises UnknownError with containerd's words if it is not frozen."""
+        task = self.find(task_id)
+        if task.init.status is Status.CREATED:
+            raise UnknownError("cannot resume task in created state")
+        noun = "process" if task.init.status is Status.RUNNING else "container"
+        task.init.require("resume", noun, Status.PAUSED)
+        _checked(task.container.resume)
+        task.init.advance(Status.RUNNING)
+        self._publish("resumed", events.TaskResumed(container_id=task.id))
+
+    def update(self, task_id: str, resources: bytes) -> None:
+        """Change limits to those of an OCI LinuxResources document (JSON)."""
+        task = self.find(task_id)
+        if task.init.status is Status.STOPPED:
+            raise UnknownError("cannot update a stopped container")
+        _checked(lambda: task.container.update(resources))
+
+    def stats(self, task_id: str) -> tuple[str, bytes]:
+        """Return type URL and bytes of the cgroup's metrics."""
+        task = self.find(task_id)
+        if task.init.status is Status.STOPPED:
+            raise UnknownError("container is stopped: its cgroup has no processes to measure")
+        return task.container.metrics()
+
+    def resize(self, task_id: str, exec_id: str, columns: int, rows: int) -> None:
+        """Set a terminal's size; nothing happens without a terminal."""
+        self.find(task_id).process(exec_id).streams.resize(columns, rows)
+
+    def _thaw_for(self, task: Task, number: int) -> None:
+        """A frozen process of cgroup v1 does not take its SIGKILL."""
+        if number == signal.SIGKILL and task.init.status is Status.PAUSED:
+            self.resume(task.id)
+
+    # --- the end ---
+
+    async def wait(self, task_id: str, exec_id: str) -> Exit:
+        """Return how a process ended, once that has been told; raises NotFound, also if it is deleted unstarted."""
+        end = await self.find(task_id).process(exec_id).exited
+        if end is None:
+            raise NotFound(f"process does not exist {exec_id}")
+        return end
+
+    async def delete(self, task_id: str, exec_id: str) -> Exit | None:
+        """Remove a process that has ended, or was never started, and return its end; the first one takes all along.
+
+        A call that comes while another one is under way gets the same answer. Raises UnknownError while it runs.
+        """
+        task = self.find(task_id)
+        if exec_id:
+            return await self._delete_exec(task, task.process(exec_id))
+        task.init.require("delete", "process", Status.STOPPED, Status.CREATED)
+        if task.deletion is None:
+            # Not the caller's own coroutine: a caller that goes away must not leave half a container.
+            task.deletion = Future()
+            self._loop.spawn(self._delete_task(task, task.deletion))
+        outcome = await task.deletion
+        if isinstance(outcome, ApiError):
+            raise outcome
+        return outcome
+
+    async def _delete_task(self, task: Task, told: Future[Exit | ApiError]) -> None:
+        try:
+            if task.init.end is None:
+                task.init.kill(signal.SIGKILL)
+            if not await self._loop.wait(task.init.exited, _KILL_LIMIT) or task.init.end is None:
+                raise UnknownError(f"process {task.init.pid} outlives SIGKILL by {_KILL_LIMIT:.0f} s")
+            end = task.init.end
+            for process in task.processes():
+                await self._drain(process)
+            if task.oom is not None:
+                task.oom.close()
+            _checked(task.container.delete)
+        except ApiError as error:
+            task.deletion = None
+            told.set(error)
+            return
+        del self._tasks[task.id]
+        deleted = events.TaskDelete(container_id=task.id, id=task.id, pid=end.pid, exit_status=end.status)
+        deleted.exited_at.FromNanoseconds(end.exited_at_ns)
+        self._publish("delete", deleted)
+        told.set(end)
+
+    async def _delete_exec(self, task: Task, process: Process) -> Exit | None:
+        process.require("delete", "process", Status.STOPPED, Status.CREATED)
+        if process.end is not None:
+            await process.exited
+        await self._drain(process)
+        process.exited.set(process.end)
+        task.execs.pop(process.exec_id, None)
+        return process.end
+
+    async def _drain(self, process: Process) -> None:
+        """Wait until the last output has been moved, for a limited time, and close the streams."""
+        process.streams.hurry()
+        if process.pid and not await self._loop.wait(process.streams.drained, DRAIN_LIMIT):
+            journal.log("output not drained", exec_id=process.exec_id)
+        process.streams.close()
+        logger, process.streams.logger = process.streams.logger, None
+        if logger is not None:
+            self._loop.spawn(self._end_logger(logger))
+
+    def _watch(self, task: Task, process: Process) -> None:
+        assert process.pidfd is not None
+        self._reaper.watch(process.pid, process.pidfd, lambda status, usage: self._ended(task, process, status, usage))
+
+    def _ended(self, task: Task, process: Process, status: int, usage: resource.struct_rusage) -> None:
+        """A process has been reaped: record, then tell. A crash in between leaves the record to be read."""
+        end = self._judge(task, process, os.waitstatus_to_exitcode(status))
+        process.ended(end)
+        process.streams.catch_up()
+        try:
+            write_record(task.bundle, end, usage, self._boot_id)
+        except OSError as error:
+            journal.log("exit not recorded", exec_id=process.exec_id, status=end.status, error=str(error))
+        if process is task.init and not task.container.own_pid_namespace:
+            self._kill_the_rest(task)
+        if process is not task.init:
+            self._tell(task, process)
+        others_ended = all(other.end is not None or not other.pid for other in task.execs.values())
+        if task.init.end is not None and not task.init.exited.done and others_ended:
+            self._tell(task, task.init)
+
+    def _judge(self, task: Task, process: Process, code: int) -> Exit:
+        """Say how a process ended. The cgroup is still there: its count of kills is part of the verdict."""
+        number = -code if code < 0 else 0
+        kills = task.oom.check() if task.oom is not None else task.container.cgroup.oom_kills()
+        oom_killed = kills > process.oom_kills_before
+        reason = "exited" if not number else "oom" if oom_killed and number == signal.SIGKILL else "signalled"
+        return Exit(
+            container=task.id,
+            exec_id=process.exec_id,
+            pid=process.pid,
+            status=128 + number if number else code,
+            signal=number,
+            exited_at_ns=time.time_ns(),
+            monotonic_ns=time.monotonic_ns(),
+            oom_killed=oom_killed,
+            reason=reason,
+        )
+
+    def _kill_the_rest(self, task: Task) -> None:
+        """Without a pid namespace of its own, a container's other processes do not end with its first one."""
+        try:
+            task.container.kill_all(signal.SIGKILL)
+        except (OciError, OSError) as error:
+            journal.log("processes left after the first one's end", error=str(error))
+
+    def _tell(self, task: Task, process: Process) -> None:
+        end = process.end
+        assert end is not None
+        event = events.TaskExit(
+            container_id=task.id, id=process.exec_id or task.id, pid=end.pid, exit_status=end.status
+        )
+        event.exited_at.FromNanoseconds(end.exited_at_ns)
+        self._publish("exit", event)
+        process.tell()
+
+    def _watch_memory(self, task: Task) -> None:
+        if task.init.end is None:
+            task.oom = OomWatch(self._loop, task.container.cgroup, lambda: self._oom_killed(task))
+
+    def _oom_killed(self, task: Task) -> None:
+        self._publish("oom", events.TaskOOM(container_id=task.id))
+
+    def _watch_logger(self, logger: BinaryLogger | None) -> None:
+        if logger is not None:
+            self._reaper.watch(logger.pid, logger.pidfd, lambda _status, _usage: logger.ended.set(None))
+
+    async def _end_logger(self, logger: BinaryLogger) -> None:
+        """Its input has ended: let it finish by itself, then ask it to, then make it."""
+        for seconds, number in _LOGGER_PATIENCE:
+            if await self._loop.wait(logger.ended, seconds):
+                break
+            signal.pidfd_send_signal(logger.pidfd, number)
+        os.close(logger.pidfd)
+
+    def _publish(self, verb: str, event: Message) -> None:
+        self._publisher.publish(f"/tasks/{verb}", event)
+
+
+def _checked(call: Callable[[], None]) -> None:
+    """Call the runtime; its error becomes the client's."""
+    try:
+        call()
+    except OciError as error:
+        raise UnknownError(str(error)) from error
