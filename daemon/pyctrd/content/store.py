@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+
+import structlog
 
 from pyctr_wire.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
 from pyctrd.content.blobs import Blobs
@@ -28,8 +29,9 @@ from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata import content as rows
 from pyctrd.metadata.database import Database, utc_now
 from pyctrd.metadata.leases import attach, detach
+from pyctrd.metadata.rebuilt import rebuilt_lease
 
-_CHUNK: Final = 1 << 20
+_log = structlog.get_logger(__name__)
 
 
 class ContentStore:
@@ -194,6 +196,25 @@ class ContentStore:
         """Return namespace and ref of every open writer: a collection leaves these alone."""
         with self._lock:
             return set(self._locked)
+
+    def adopt(self) -> None:
+        """Make the rows say what the files say, after the database was lost.
+
+        Rows without a whole file go. Nobody knows any more who saw a file without a row: every
+        namespace gets it, under a lease of 24 hours.
+        """
+        digests = set(self._blobs)
+        with self._database.transaction() as transaction:
+            known = rows.used_digests(transaction)
+            for digest in known - digests:
+                rows.delete_blob_everywhere(transaction, digest)
+            for ns in rows.namespaces(transaction):
+                for digest in digests - known:
+                    lease = rebuilt_lease(transaction, ns)
+                    rows.add_blob(transaction, ns, digest, self._blobs.size(digest) or 0, {})
+                    attach(transaction, ns, lease, Resource(digest, "content"))
+        if digests != known:
+            _log.warning("content adopted", known=len(known), found=len(digests))
 
     def sweep(self) -> tuple[Sequence[Digest], int]:
         """Delete the files and ingests that no row names; return the digests and the bytes freed."""

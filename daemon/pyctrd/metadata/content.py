@@ -82,9 +82,14 @@ def delete_blob_everywhere(transaction: Transaction, digest: str) -> None:
     transaction.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
 
 
-def used_digests(rows: Connection) -> set[str]:
+def used_digests(rows: Rows) -> set[str]:
     """Return all digests that `is_used` is true of."""
-    return {digest for (digest,) in rows.execute("SELECT digest FROM blobs UNION SELECT expected FROM ingests")}
+    return {
+        digest
+        for (digest,) in rows.execute(
+            "SELECT digest FROM blobs UNION SELECT expected FROM ingests WHERE expected != ''"
+        )
+    }
 
 
 def relabel_blob(transaction: Transaction, ns: str, info: BlobInfo) -> None:
@@ -93,6 +98,11 @@ def relabel_blob(transaction: Transaction, ns: str, info: BlobInfo) -> None:
         "UPDATE blobs SET labels = ?, updated_at = ? WHERE ns = ? AND digest = ?",
         (encode_labels(info.labels), to_microseconds(info.updated_at), ns, info.digest),
     )
+
+
+def namespaces(rows: Rows) -> list[str]:
+    """Return all namespaces, or the default one if there is none."""
+    return [name for (name,) in rows.execute("SELECT name FROM namespaces")] or ["default"]
 
 
 def ingest(rows: Rows, ns: str, ref: str) -> IngestRow | None:

@@ -95,8 +95,8 @@ class Database:
         """How many committed transactions may have left something unreferenced."""
         self.mutations = 0
         """How many transactions have been committed."""
-        self.on_garbage: Callable[[], None] = lambda: None
-        """Called, in the committing thread, after a commit that may have left garbage."""
+        self.on_commit: Callable[[], None] = lambda: None
+        """Called, in the committing thread, after each commit; must not block."""
         self._turn = threading.Lock()
         self._waiting = 0
         self._waiting_lock = threading.Lock()
@@ -218,13 +218,11 @@ class Database:
     def _committed(self, group: _Group) -> None:
         self.changes = self._writer.total_changes
         self.mutations += len(group.members)
-        garbage = sum(member.garbage for member in group.members)
-        self.garbage += garbage
+        self.garbage += sum(member.garbage for member in group.members)
         for member in group.members:
             for ns, event in member.events:
                 self._publish(ns, event)
-        if garbage:
-            self.on_garbage()
+        self.on_commit()
         self._copies.changed()
 
 

@@ -1,0 +1,85 @@
+"""What garbage collection keeps: objects, what they refer to, and what can be reached from where.
+
+An edge is structural (an image's target, a snapshot's parent) or a label's. A flat root follows
+structural edges only. Source: containerd docs/garbage-collection.md.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from pyctrd.core.labels import Labels
+from pyctrd.core.leases import EXPIRE_LABEL
+from pyctrd.core.times import parse_rfc3339
+
+PREFIX: Final = "containerd.io/gc."
+ROOT_LABEL: Final = "containerd.io/gc.root"
+
+_REFERENCE: Final = "containerd.io/gc.ref."
+_BACK_REFERENCE: Final = "containerd.io/gc.bref."
+_KINDS: Final = {"content": "content", "image": "images", "container": "containers"}
+
+
+class Node(NamedTuple):
+    """An object of one namespace; kinds are those of lease resources, and `containers` and `leases`."""
+
+    kind: str
+    id: str
+
+
+@dataclass(slots=True)
+class Graph:
+    """The objects of one namespace."""
+
+    roots: list[Node] = field(default_factory=list)
+    flat_roots: list[Node] = field(default_factory=list)
+    structure: dict[Node, list[Node]] = field(default_factory=dict)
+    references: dict[Node, list[Node]] = field(default_factory=dict)
+    collectable: set[Node] = field(default_factory=set)
+    """What goes if it cannot be reached."""
+
+    def label(self, node: Node, labels: Labels) -> None:
+        """Add what `node`'s labels say: that it is a root, what it refers to, whose life it shares."""
+        if ROOT_LABEL in labels:
+            self.roots.append(node)
+        for other in _named(labels, _REFERENCE):
+            self.references.setdefault(node, []).append(other)
+        for other in _named(labels, _BACK_REFERENCE):
+            self.references.setdefault(other, []).append(node)
+
+    def garbage(self) -> set[Node]:
+        """Return the collectable objects that no root reaches."""
+        kept = _closure(self.roots, self.structure, self.references) | _closure(self.flat_roots, self.structure)
+        return self.collectable - kept
+
+
+def is_expired(labels: Labels, now: datetime) -> bool:
+    """Return whether the label containerd.io/gc.expire is a time before `now`; an unreadable one is none."""
+    expires_at = parse_rfc3339(labels.get(EXPIRE_LABEL, ""))
+    return expires_at is not None and expires_at < now
+
+
+def _named(labels: Labels, prefix: str) -> Iterator[Node]:
+    """Yield the objects that labels `PREFIX KIND…` name; what follows a known kind only tells labels apart."""
+    for key, value in labels.items():
+        if not key.startswith(prefix):
+            continue
+        rest = key.removeprefix(prefix)
+        word = rest.replace("/", ".").partition(".")[0]
+        if word == "snapshot":
+            yield Node(f"snapshots/{rest.removeprefix('snapshot.').partition('/')[0]}", value)
+        elif word in _KINDS:
+            yield Node(_KINDS[word], value)
+
+
+def _closure(roots: Iterable[Node], *edges: Mapping[Node, Sequence[Node]]) -> set[Node]:
+    reached, pending = set(roots), list(roots)
+    while pending:
+        node = pending.pop()
+        for targets in edges:
+            for target in targets.get(node, ()):
+                if target not in reached:
+                    reached.add(target)
+                    pending.append(target)
+    return reached

@@ -1,0 +1,1 @@
+"""Garbage collection: when, and in which order."""
