@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -110,8 +110,7 @@ class ShimClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. An answer to a call that has been given up is dropped."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyctr_wire.containerd.events import task_pb2 as events
@@ -209,13 +210,14 @@ class TaskTable:
         """Count the tasks."""
         return len(self._tasks)
 
-    def apply(self, instance: str, sequence: int, event: AnyValue) -> bool:
+    def apply(self, namespace: str, instance: str, sequence: int, event: AnyValue) -> bool:
         """Take in an event of a shim; return False if this one has been taken in before.
 
         A shim repeats what nobody acknowledged, so a daemon may see the same event twice. An event of a shim that
-        has no task here, because it was deleted, is news to subscribers but changes nothing.
+        has no task here, because it was deleted, is news to subscribers but changes nothing. A shim that was started
+        as a program knows no instance; the container's name must do.
         """
-        task = self._instances.get(instance)
+        task = self._instances.get(instance) if instance else self.find(namespace, _container(event))
         if task is None:
             return True
         if sequence:
@@ -226,6 +228,14 @@ class TaskTable:
         if change is not None:
             change(task, event.value)
         return True
+
+
+def _container(event: AnyValue) -> str:
+    """Return the container that a task event names: the first field of all of them."""
+    try:
+        return events.TaskStart.FromString(event.value).container_id
+    except DecodeError:
+        return ""
 
 
 def _start(task: Task, value: bytes) -> None:

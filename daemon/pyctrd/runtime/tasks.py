@@ -181,7 +181,7 @@ class Tasks:
 
         The table comes first: a subscriber that asks at once must see what the event told it.
         """
-        if self.table.apply(instance, sequence, event):
+        if self.table.apply(namespace, instance, sequence, event):
             self._publisher.publish(namespace, topic, event, timestamp)
 
     def publish(self, namespace: str, topic: str, event: AnyValue) -> None:
