@@ -4,7 +4,6 @@ Opened for a blob that another namespace has, it is complete from the start and 
 commit makes that blob visible here too. Written to nevertheless, it becomes an ordinary one.
 """
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final, Self
 
-from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pyctrd.content.blobs import Blobs
 from pyctrd.content.ingests import IngestFile, Ingests
 from pyctrd.core.digests import Digest, validate_digest
@@ -22,9 +21,9 @@ from pyctrd.core.leases import Resource
 from pyctrd.core.times import from_microseconds
 from pyctrd.metadata import content as rows
 from pyctrd.metadata.database import Database
+from pyctrd.metadata.durable import naming_full_disk
 from pyctrd.metadata.leases import attach
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK: Final = 1 << 20
 
 
@@ -194,9 +193,5 @@ class Writer:
         with self._lock:
             if self._closed:
                 raise FailedPrecondition(f'writer of "{self._ingest.ref}" is closed')
-            try:
+            with naming_full_disk(f'ingest "{self._ingest.ref}"'):
                 yield
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                raise ResourceExhausted(f'ingest "{self._ingest.ref}": {error.strerror}') from error

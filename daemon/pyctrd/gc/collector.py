@@ -43,13 +43,17 @@ class Collector:
     """Collects garbage in all namespaces; thread-safe, one collection at a time."""
 
     def __init__(self, database: Database, content: Content, snapshots: Snapshots) -> None:
-        """Use the stores of one daemon. What a rebuilt database does not know is adopted before it can be collected."""
+        """Use the stores of one daemon, the snapshots among them with their gaps filled.
+
+        What a database with gaps does not know is adopted before it can be collected.
+        """
         self._database = database
         self._content = content
         self._snapshots = snapshots
         self._running = threading.Lock()
-        if database.rebuilt:
+        if database.has_gaps:
             content.adopt()
+            database.gaps_filled()
 
     def collect(self) -> Collected:
         """Remove what nothing keeps; on return its files are gone too, but for directories that are still mounted.

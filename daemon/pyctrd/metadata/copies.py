@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from pyctrd.metadata.durable import replacing
+from pyctrd.metadata.durable import fsync, replacing
 from pyctrd.metadata.schema import is_ours
 
 _QUIET: Final = 5.0  # seconds without a change before a copy is made
@@ -33,27 +33,29 @@ class Copies:
         self._path = path
         self._copy = path.with_name(f"{path.name}.copy")
         self._older = path.with_name(f"{path.name}.copy.older")
+        self._rebuilding = path.with_name(f"{path.name}.rebuilding")
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._count: Callable[[], int] = lambda: 0
 
     def restore_if_damaged(self) -> bool:
-        """Put a damaged database aside and the newest good copy in its place; return whether that was needed.
+        """Put a damaged database aside and the newest good copy in its place; return whether it has gaps.
 
-        A missing or empty file counts as damaged: on a fresh root there is then simply nothing to
-        restore. A database with a newer schema is not damaged.
+        It has until `rebuilt` is called, at a later start too. A missing or empty file counts as
+        damaged: on a fresh root there is then simply nothing to restore. A database with a newer
+        schema is not damaged.
         """
-        if _is_good(self._path):
-            return False
-        self._quarantine()
-        for copy in (self._copy, self._older):
-            if _is_good(copy):
-                with replacing(self._path) as temporary:
-                    temporary.write_bytes(copy.read_bytes())
-                _log.warning("database restored", copy=str(copy))
-                break
-        return True
+        if not _is_good(self._path):
+            self._rebuilding.touch(mode=0o600)
+            fsync(self._path.parent)
+            self._quarantine()
+            self._restore()
+        return self._rebuilding.exists()
+
+    def rebuilt(self) -> None:
+        """Take note that everything on disk has a row again."""
+        self._rebuilding.unlink(missing_ok=True)
 
     def start(self, count: Callable[[], int]) -> None:
         """Start the thread that copies; `count` tells how many changes there have been."""
@@ -105,6 +107,14 @@ class Copies:
         except (OSError, sqlite3.Error) as error:
             # The database itself is fine; the next change tries again.
             _log.warning("database not copied", error=str(error))
+
+    def _restore(self) -> None:
+        for copy in (self._copy, self._older):
+            if _is_good(copy):
+                with replacing(self._path) as temporary:
+                    temporary.write_bytes(copy.read_bytes())
+                _log.warning("database restored", copy=copy.name)
+                return
 
     def _quarantine(self) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")

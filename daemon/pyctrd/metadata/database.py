@@ -83,7 +83,7 @@ class Database:
         self._publish = publish
         self._clock = clock
         self._copies = Copies(path)
-        self.rebuilt: Final = self._copies.restore_if_damaged()
+        self.has_gaps = self._copies.restore_if_damaged()
         """The file was lost or damaged: rows may be missing or old, and disk tells more than they do."""
         self._writer = self._connect()
         self._writer.execute("PRAGMA journal_mode = WAL")
@@ -114,6 +114,11 @@ class Database:
         self._copies.stop()
         for connection in (*self._readers, self._writer):
             connection.close()
+
+    def gaps_filled(self) -> None:
+        """Take note that the stores have adopted all that is on disk; until then, every start does it again."""
+        self.has_gaps = False
+        self._copies.rebuilt()
 
     def read(self) -> sqlite3.Connection:
         """Return the calling thread's reader: each SELECT sees everything committed before it began."""

@@ -1,9 +1,26 @@
 """Files are claims about disk: write under a temporary name, fsync, rename, fsync the directory."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from pyctr_wire.errors import ResourceExhausted
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def naming_full_disk(what: str) -> Iterator[None]:
+    """Raise ResourceExhausted, naming `what`, for an OSError in the block that means a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ResourceExhausted(f"{what}: {error.strerror}") from error
 
 
 def fsync(path: Path) -> None:

@@ -47,6 +47,12 @@ def find(rows: Rows, ns: str, snapshotter: str, name: str) -> SnapshotRow | None
     return _row(row) if row else None
 
 
+def find_id(rows: Rows, ns: str, snapshotter: str, snapshot_id: int) -> SnapshotRow | None:
+    """Return the snapshot of that id."""
+    row = rows.execute(f"{_SELECT} AND s.id = ?", (ns, snapshotter, snapshot_id)).fetchone()
+    return _row(row) if row else None
+
+
 def get(rows: Rows, ns: str, snapshotter: str, name: str) -> SnapshotRow:
     """Return the snapshot of that key or name. Raises NotFound."""
     row = find(rows, ns, snapshotter, name)

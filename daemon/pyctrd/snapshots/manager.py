@@ -26,7 +26,7 @@ class SnapshotManager:
         self._snapshotters: dict[str, Snapshotter] = {}
         for driver in drivers:
             directories = Directories(root / driver.name, ids)
-            if database.rebuilt:
+            if database.has_gaps:
                 adopt(database, directories, driver.name)
             recreate(database, directories, driver.name, driver.create)
             self._snapshotters[driver.name] = Snapshotter(driver, directories, database)

@@ -22,6 +22,7 @@ from pyctrd.core.snapshots import TARGET_LABEL, Kind, SnapshotInfo, Usage, field
 from pyctrd.core.times import to_microseconds
 from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
+from pyctrd.metadata.durable import naming_full_disk
 from pyctrd.metadata.leases import attach, detach
 from pyctrd.snapshots.directories import Directories, Note
 
@@ -120,11 +121,12 @@ class Snapshotter:
             inodes=usage.inodes,
         )
         # A crash after the note leaves an active snapshot whose note says committed: read only if the database is lost.
-        self._directories.replace_note(old.id, note)
+        with naming_full_disk(f'snapshot "{name}"'):
+            self._directories.replace_note(old.id, note)
         try:
             self._freeze(ns, old, name, parent, labels, usage, lease)
         except BaseException:
-            self._directories.replace_note(old.id, self._note(ns, old))
+            self._correct_note(ns, old.id)
             raise
 
     def remove(self, ns: str, key: str, lease: str = "") -> None:
@@ -202,7 +204,7 @@ class Snapshotter:
         root = _mapped_root(labels, has_parent=bool(parents))
         now = self._database.now()
         info = SnapshotInfo(key, parent, kind, now, now, labels)
-        with self._directories.new() as snapshot_id:
+        with naming_full_disk(f'snapshot "{key}"'), self._directories.new() as snapshot_id:
             directory = self._directories.path(snapshot_id)
             self._driver.create(directory, parents, kind)
             if root is not None:
@@ -244,6 +246,12 @@ class Snapshotter:
         if taken:
             raise _already_exists(taken, info.labels)
 
+    def _correct_note(self, ns: str, snapshot_id: int) -> None:
+        """Let a note say again what the row says, unless the snapshot has been removed."""
+        row = rows.find_id(self._database.read(), ns, self.name, snapshot_id)
+        if row is not None:
+            self._directories.replace_note(snapshot_id, self._note(ns, row))
+
     def _taken(self, reader: rows.Rows, ns: str, key: str, labels: Labels) -> str:
         """Return which of the promised snapshot and `key` is there already, "" if neither is."""
         candidates = (labels.get(TARGET_LABEL, ""), key)
@@ -272,8 +280,17 @@ class Snapshotter:
 
     def _note(self, ns: str, row: rows.SnapshotRow) -> Note:
         info = row.info
-        created_at, updated_at = to_microseconds(info.created_at), to_microseconds(info.updated_at)
-        return Note(ns, info.name, row.parent_id, info.kind, dict(info.labels), created_at, updated_at)
+        return Note(
+            namespace=ns,
+            name=info.name,
+            parent_id=row.parent_id,
+            kind=info.kind,
+            labels=dict(info.labels),
+            created_at=to_microseconds(info.created_at),
+            updated_at=to_microseconds(info.updated_at),
+            size=row.usage.size,
+            inodes=row.usage.inodes,
+        )
 
     def _resource(self, name: str) -> Resource:
         return Resource(name, f"snapshots/{self.name}")
