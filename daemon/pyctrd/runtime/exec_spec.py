@@ -36,7 +36,7 @@ def build_process(
     for entry in options.env:
         if not is_environment_entry(entry):
             raise InvalidArgument(f"environment entry {entry!r} is not NAME=VALUE")
-    process = copy.deepcopy(container.get("process", {}))
+    process: dict[str, Any] = copy.deepcopy(container.get("process", {}))
     for name in ("consoleSize", "terminal", "scheduler", "ioPriority"):
         process.pop(name, None)
     process["args"] = list(options.args)

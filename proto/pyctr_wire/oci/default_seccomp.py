@@ -142,7 +142,7 @@ def from_docker_profile(document: dict[str, Any], capabilities: Collection[str],
     Rules whose `includes` or `excludes` do not fit this container are left out. Raises InvalidArgument.
     Source: moby's documentation of seccomp profiles.
     """
-    result = {key: document[key] for key in _COPIED if key in document}
+    result: dict[str, Any] = {key: document[key] for key in _COPIED if key in document}
     if "archMap" in document:
         result["architectures"] = list(_ARCHITECTURES.get(machine, ()))
     rules = []

@@ -1,0 +1,300 @@
+"""pyctr.v1.Engine."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pyctr_wire import labels
+from pyctr_wire.containerd.types.runc.options import oci_pb2
+from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.pyctr import engine_pb2 as pb
+from pyctr_wire.pyctr import engine_pb2_grpc
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.identifiers import validate_identifier
+from pyctrd.core.platforms import Platform, parse_platform
+from pyctrd.offload import Offload
+from pyctrd.rpc import convert
+from pyctrd.rpc.container_index import ContainerIndex, Entry
+from pyctrd.rpc.headers import Context, namespace_of
+from pyctrd.runtime.creation import Creator, Request
+from pyctrd.runtime.disk_usage import UsageItem
+from pyctrd.runtime.exec_spec import ExecOptions
+from pyctrd.runtime.operations import Operation
+from pyctrd.runtime.run_options import RunOptions
+from pyctrd.runtime.table import Task
+
+_OPTIONS_URL: Final = "containerd.runc.v1.Options"
+_RUNTIME_PREFIX: Final = "io.containerd."
+_EXTERNAL_RUNTIME: Final = "io.containerd.runc.v2"
+
+
+class Operations(Protocol):
+    """What the daemon is doing."""
+
+    def running(self) -> list[Operation]: ...
+    def about(self, name: str) -> list[Operation]: ...
+
+
+class Tasks(Protocol):
+    """The tasks of all namespaces."""
+
+    def find(self, namespace: str, id: str) -> Task: ...
+
+
+class Collected(Protocol):
+    """What a collection removed."""
+
+    @property
+    def content(self) -> Sequence[str]: ...
+    @property
+    def snapshots(self) -> Sequence[str]: ...
+    @property
+    def reclaimed(self) -> int: ...
+
+
+class Engine(engine_pb2_grpc.EngineServicer):
+    """What pyctr needs and containerd's API cannot say."""
+
+    def __init__(
+        self,
+        creator: Creator,
+        index: ContainerIndex,
+        tasks: Tasks,
+        operations: Operations,
+        collect: Callable[[], Awaitable[Collected]],
+        measure: Callable[[str], Sequence[UsageItem]],
+        rows: Offload,
+        bulk: Offload,
+        host: Platform,
+    ) -> None:
+        """`measure` returns what takes disk space in a namespace; it walks directories and runs in `bulk`."""
+        self._creator = creator
+        self._index = index
+        self._tasks = tasks
+        self._operations = operations
+        self._collect = collect
+        self._measure = measure
+        self._rows = rows
+        self._bulk = bulk
+        self._host = host
+        # Held from the look whether a name is free to the commit that takes it.
+        self._names: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def Ops(self, request: pb.OpsRequest, context: Context) -> pb.OpsResponse:
+        """Return the operations under way, oldest first."""
+        return pb.OpsResponse(operations=map(_operation, self._operations.running()))
+
+    async def Why(self, request: pb.WhyRequest, context: Context) -> pb.WhyResponse:
+        """Return the operations, under way or failed, of an object. NotFound if none is remembered."""
+        found = self._operations.about(request.id)
+        if not found:
+            raise NotFound(f"nothing is under way and nothing has failed lately with {request.id}")
+        return pb.WhyResponse(operations=map(_operation, found))
+
+    async def DiskUsage(self, request: pb.DiskUsageRequest, context: Context) -> pb.DiskUsageResponse:
+        """Measure what takes space in a namespace."""
+        items = await self._bulk.run(self._measure, namespace_of(context))
+        return pb.DiskUsageResponse(
+            items=[
+                pb.DiskUsageResponse.Item(
+                    kind=item.kind,
+                    count=item.count,
+                    active=item.active,
+                    size=item.size,
+                    reclaimable=item.reclaimable,
+                )
+                for item in items
+            ]
+        )
+
+    async def CollectGarbage(self, request: pb.CollectGarbageRequest, context: Context) -> pb.CollectGarbageResponse:
+        """Collect garbage in all namespaces now."""
+        collected = await self._collect()
+        return pb.CollectGarbageResponse(
+            removed_content=collected.content,
+            removed_snapshots=collected.snapshots,
+            reclaimed=collected.reclaimed,
+        )
+
+    async def RunSpec(self, request: pb.RunSpecRequest, context: Context) -> pb.RunSpecResponse:
+        """Make a container. NotFound: no such image; AlreadyExists; InvalidArgument names the option."""
+        namespace = namespace_of(context)
+        runtime_name, runtime_options = _runtime(request.runtime)
+        wanted = Request(
+            namespace=namespace,
+            image=request.image,
+            options=_options(request.options),
+            id=request.id,
+            name=request.name,
+            snapshotter=request.snapshotter,
+            runtime_name=runtime_name,
+            runtime_options=runtime_options,
+            platform=parse_platform(request.platform, self._host) if request.platform else None,
+        )
+        if request.name:
+            async with self._names[namespace]:
+                await self._check_name(namespace, request.name)
+                created = await self._rows.run(self._creator.create, wanted)
+        else:
+            created = await self._rows.run(self._creator.create, wanted)
+        return pb.RunSpecResponse(
+            id=created.id,
+            warnings=created.warnings,
+            rootfs=map(convert.mount_to_proto, created.rootfs),
+            log_uri=created.log_uri,
+            snapshotter=created.snapshotter,
+        )
+
+    async def ExecSpec(self, request: pb.ExecSpecRequest, context: Context) -> pb.ExecSpecResponse:
+        """Make the process of an exec. NotFound; FailedPrecondition if nothing runs; InvalidArgument."""
+        namespace = namespace_of(context)
+        container = (await self._find(namespace, request.id)).id
+        options = ExecOptions(
+            args=tuple(request.args),
+            env=tuple(request.env),
+            working_dir=request.working_dir,
+            user=request.user,
+            terminal=request.terminal,
+            console_size=(request.console_width, request.console_height),
+            privileged=request.privileged,
+        )
+        try:
+            self._tasks.find(namespace, container)
+        except NotFound:
+            raise FailedPrecondition(f"container {request.id} is not running") from None
+        process = await self._rows.run(self._creator.exec_process, namespace, container, options)
+        return pb.ExecSpecResponse(container_id=container, process=process)
+
+    async def Rename(self, request: pb.RenameRequest, context: Context) -> pb.RenameResponse:
+        """Give a container another name. NotFound, AlreadyExists, InvalidArgument."""
+        namespace = namespace_of(context)
+        async with self._names[namespace]:
+            container = await self._find(namespace, request.id)
+            await self._check_name(namespace, request.name)
+            await self._rows.run(self._creator.rename, namespace, container.id, request.name)
+        return pb.RenameResponse()
+
+    async def Logs(self, request: pb.LogsRequest, context: Context) -> pb.LogsResponse:
+        """Say where a container's log is. NotFound; FailedPrecondition if another client keeps it."""
+        container = await self._find(namespace_of(context), request.id)
+        driver = container.labels.get(labels.LOG_DRIVER, "")
+        if not driver:
+            raise FailedPrecondition(f"container {request.id} was not made by pyctr: whoever made it has its output")
+        return pb.LogsResponse(driver=driver, path=container.labels.get(labels.LOG_PATH, ""))
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
+        """Say which socket attaches to a process. NotFound; FailedPrecondition if its shim offers none."""
+        namespace = namespace_of(context)
+        container = await self._find(namespace, request.id)
+        task = self._tasks.find(namespace, container.id)
+        process = task.process_named(request.exec_id) if request.exec_id in task.execs else task.init
+        shim = await self._rows.run(task.bundle.shim)
+        if shim is None or not shim.attach:
+            raise FailedPrecondition(f"container {request.id} cannot be attached to")
+        return pb.AttachResponse(path=shim.attach, terminal=process.terminal)
+
+    async def ExitInfo(self, request: pb.ExitInfoRequest, context: Context) -> pb.ExitInfoResponse:
+        """Say how a process ended. NotFound; FailedPrecondition if it has not."""
+        namespace = namespace_of(context)
+        container = await self._find(namespace, request.id)
+        task = self._tasks.find(namespace, container.id)
+        process = task.execs.get(request.exec_id) if request.exec_id else task.init
+        if process is None:
+            raise NotFound(f"exec {request.exec_id}")
+        ended = process.exit
+        if ended is None:
+            raise FailedPrecondition(f"container {request.id} has not ended")
+        return pb.ExitInfoResponse(
+            exit_status=ended.exit_status,
+            signal=ended.signal,
+            oom_killed=ended.oom_killed,
+            reason=ended.reason,
+            exited_at=convert.time_to_proto(ended.exited_at),
+        )
+
+    async def _find(self, namespace: str, reference: str) -> Entry:
+        """Return the container with this id, or else this name. Raises NotFound."""
+        try:
+            return await self._index.get(namespace, reference)
+        except NotFound:
+            named = await self._named(namespace, reference)
+            if not named:
+                raise
+            return named[0]
+
+    async def _named(self, namespace: str, name: str) -> Sequence[Entry]:
+        entries = await self._index.list(namespace, ())
+        return [entry for entry in entries if entry.labels.get(labels.NAME) == name]
+
+    async def _check_name(self, namespace: str, name: str) -> None:
+        """Raise AlreadyExists if a container has this name, InvalidArgument if none may."""
+        validate_identifier("container name", name)
+        for holder in await self._named(namespace, name):
+            raise AlreadyExists(f"the name {name!r} is in use by container {holder.id}: remove or rename that one")
+
+
+def _time(moment: datetime | None) -> Timestamp | None:
+    return None if moment is None else convert.time_to_proto(moment)
+
+
+def _operation(operation: Operation) -> pb.Operation:
+    return pb.Operation(
+        id=operation.id,
+        namespace=operation.namespace,
+        object=operation.object,
+        name=operation.name,
+        stage=operation.stage,
+        started_at=_time(operation.started_at),
+        deadline=_time(operation.deadline),
+        ended_at=_time(operation.ended_at),
+        error=operation.error,
+    )
+
+
+def _runtime(text: str) -> tuple[str, AnyValue | None]:
+    """Return a runtime's name and options for what `--runtime` says: a shim's name, or an OCI runtime's program."""
+    if not text or text.startswith(_RUNTIME_PREFIX):
+        return text, None
+    options = oci_pb2.Options(binary_name=text)
+    return _EXTERNAL_RUNTIME, AnyValue(_OPTIONS_URL, options.SerializeToString())
+
+
+def _options(message: pb.RunOptions) -> RunOptions:
+    for name in ("memory", "nano_cpus", "pids_limit"):
+        if getattr(message, name) < 0:
+            raise InvalidArgument(f"{name} must not be negative")
+    return RunOptions(
+        args=tuple(message.args),
+        entrypoint=tuple(message.entrypoint),
+        env=tuple(message.env),
+        working_dir=message.working_dir,
+        user=message.user,
+        additional_groups=tuple(message.additional_groups),
+        terminal=message.terminal,
+        console_size=(message.console_width, message.console_height),
+        hostname=message.hostname,
+        privileged=message.privileged,
+        init=message.init,
+        read_only=message.read_only,
+        mounts=convert.mounts_from_proto(message.mounts),
+        devices=tuple(message.devices),
+        capabilities_add=tuple(message.capabilities_add),
+        capabilities_drop=tuple(message.capabilities_drop),
+        security_options=tuple(message.security_options),
+        sysctls=dict(message.sysctls),
+        ulimits=tuple(message.ulimits),
+        memory=message.memory,
+        nano_cpus=message.nano_cpus,
+        pids_limit=message.pids_limit,
+        network=message.network or "none",
+        stop_signal=message.stop_signal,
+        labels=dict(message.labels),
+        log_driver=message.log_driver,
+        log_options=dict(message.log_options),
+        auto_remove=message.auto_remove,
+        interactive=message.interactive,
+    )

@@ -1,0 +1,152 @@
+"""What follows from events: a container with --rm goes when its task ends, its logs go when it goes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+
+from pyctr_wire import labels
+from pyctr_wire.containerd.events import container_pb2, task_pb2
+from pyctr_wire.errors import ApiError, NotFound, ResourceExhausted, Unavailable
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.containers import Container
+from pyctrd.core.namespaces import Namespace
+from pyctrd.core.tasks import Status
+from pyctrd.offload import Offload
+from pyctrd.runtime.creation import Snapshotters
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.table import TaskTable
+
+_FILTERS: Final = ("topic==/tasks/exit", "topic==/containers/delete")
+_AUTO_REMOVED: Final = (f'labels."{labels.AUTO_REMOVE}"==true',)
+_log = structlog.stdlib.get_logger("pyctrd.runtime")
+
+
+class Envelope(Protocol):
+    """An event as it travels."""
+
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def event(self) -> AnyValue: ...
+
+
+class Subscription(AbstractContextManager[Any], AsyncIterator[Envelope], Protocol):
+    """Events from now on."""
+
+
+class Events(Protocol):
+    """Where events come from."""
+
+    def subscribe(self, filters: Sequence[str]) -> Any: ...
+
+
+class ContainerRows(Protocol):
+    """The containers of a namespace."""
+
+    def get(self, ns: str, container_id: str, /) -> Container: ...
+    def list(self, ns: str, filters: Sequence[str] = (), /) -> Sequence[Container]: ...
+    def delete(self, ns: str, container_id: str, /) -> None: ...
+
+
+class NamespaceRows(Protocol):
+    """The namespaces."""
+
+    def list(self) -> Sequence[Namespace]: ...
+
+
+class Aftermath:
+    """Cleans up after containers, and after daemons that could not."""
+
+    def __init__(
+        self,
+        events: Events,
+        containers: ContainerRows,
+        namespaces: NamespaceRows,
+        snapshots: Snapshotters,
+        lifecycle: Lifecycle,
+        table: TaskTable,
+        logs: LogFolders,
+        rows: Offload,
+    ) -> None:
+        """Work on these; calls of stores run in `rows`."""
+        self._events = events
+        self._containers = containers
+        self._namespaces = namespaces
+        self._snapshots = snapshots
+        self._lifecycle = lifecycle
+        self._table = table
+        self._logs = logs
+        self._rows = rows
+
+    async def run(self) -> None:
+        """Follow events until the daemon stops; what was missed before is made good first."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                with self._events.subscribe(_FILTERS) as events:
+                    await self._catch_up(group)
+                    try:
+                        async for envelope in events:
+                            group.create_task(self._take(envelope))
+                    except ResourceExhausted:
+                        continue  # events were lost: look at everything again
+                    except Unavailable:
+                        return
+
+    async def _catch_up(self, group: asyncio.TaskGroup) -> None:
+        """Remove what ended, or lost its machine, while nobody looked; sweep logs of containers that are gone."""
+        booted = await self._rows.run(_boot_time)
+        known: set[tuple[str, str]] = set()
+        for namespace in await self._rows.run(self._namespaces.list):
+            name = namespace.name
+            known |= {(name, one.id) for one in await self._rows.run(self._containers.list, name)}
+            for container in await self._rows.run(self._containers.list, name, _AUTO_REMOVED):
+                task = self._table.find(name, container.id)
+                # One without a task may be on its way to its first, unless it is older than this boot.
+                if task.init.status is Status.STOPPED if task else container.created_at < booted:
+                    group.create_task(self._remove(name, container))
+        await self._rows.run(self._logs.sweep, known)
+
+    async def _take(self, envelope: Envelope) -> None:
+        if envelope.topic == "/containers/delete":
+            gone = container_pb2.ContainerDelete.FromString(envelope.event.value)
+            await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
+            return
+        ended = task_pb2.TaskExit.FromString(envelope.event.value)
+        if ended.id != ended.container_id:
+            return  # an exec
+        try:
+            container = await self._rows.run(self._containers.get, envelope.namespace, ended.container_id)
+        except NotFound:
+            return
+        if container.labels.get(labels.AUTO_REMOVE) == "true":
+            await self._remove(envelope.namespace, container)
+
+    async def _remove(self, namespace: str, container: Container) -> None:
+        """Remove a container, task first; whoever attached to it may be doing the same."""
+        try:
+            with suppress(NotFound):
+                await self._lifecycle.delete(namespace, container.id)
+            with suppress(NotFound):
+                await self._rows.run(self._containers.delete, namespace, container.id)
+            if container.snapshot_key:
+                snapshotter = self._snapshots.named(container.snapshotter)
+                with suppress(NotFound):
+                    await self._rows.run(snapshotter.remove, namespace, container.snapshot_key)
+        except ApiError as error:
+            _log.warning("auto_remove.failed", namespace=namespace, container=container.id, error=str(error))
+
+
+def _boot_time() -> datetime:
+    """Return when this machine was started. Source: proc(5)."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return datetime.fromtimestamp(int(line.split()[1]), UTC)
+    return datetime.fromtimestamp(0, UTC)

@@ -1,0 +1,268 @@
+"""Makes containers as `docker run` means them: from an image and options to a record and a snapshot.
+
+The order, and what a crash leaves behind:
+
+    lease          expires by itself within a day
+    snapshot       held by the lease alone: goes with it
+    log folder     swept at the next start
+    record         from here on the container is there, and the snapshot is its own
+    lease deleted
+"""
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pyctr_wire import labels as wire_labels
+from pyctr_wire.errors import FailedPrecondition, NotFound
+from pyctr_wire.oci.default_spec import ALL_CAPABILITIES
+from pyctr_wire.oci.image_spec import ImageConfig
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.containers import Container
+from pyctrd.core.identifiers import validate_identifier
+from pyctrd.core.labels import Labels
+from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.mounts import Mount
+from pyctrd.core.platforms import Platform
+from pyctrd.runtime import image_lookup, run_options, run_spec
+from pyctrd.runtime.exec_spec import ExecOptions, build_process
+from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
+from pyctrd.runtime.image_user import User, resolve_user
+from pyctrd.runtime.layer_view import LayerView, directories
+from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.run_options import RunOptions
+
+SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+DEFAULT_SNAPSHOTTER: Final = "overlayfs"
+DEFAULT_RUNTIME: Final = "io.containerd.pyctr.v1"
+_LEASE_LIFETIME: Final = timedelta(hours=24)
+# Programs that are linked statically and made to be process 1, by what installs them.
+_INITS: Final = ("catatonit", "tini-static", "docker-init")
+_CGROUP2_CONTROLLERS: Final = Path("/sys/fs/cgroup/cgroup.controllers")
+
+
+class ContainerRows(Protocol):
+    """The containers of a namespace."""
+
+    def get(self, ns: str, container_id: str, /) -> Container: ...
+    def create(self, ns: str, container: Container, /) -> Container: ...
+    def update(self, ns: str, container: Container, mask: Sequence[str], /) -> Container: ...
+
+
+class LeaseRows(Protocol):
+    """The leases of a namespace."""
+
+    def create(self, ns: str, lease: Lease, /) -> Lease: ...
+    def delete(self, ns: str, lease: str, /) -> None: ...
+
+
+class Snapshotter(Protocol):
+    """Snapshots of one kind."""
+
+    def prepare(self, ns: str, key: str, parent: str, labels: Labels, lease: str = "") -> Sequence[Mount]: ...
+    def mounts(self, ns: str, key: str) -> Sequence[Mount]: ...
+    def remove(self, ns: str, key: str) -> None: ...
+
+
+class Snapshotters(Protocol):
+    """The snapshotters by name."""
+
+    def named(self, snapshotter: str) -> Snapshotter: ...
+
+
+class NotUnpacked(FailedPrecondition):
+    """The image is here, its layers are not snapshots of the wanted snapshotter yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A container to be made; what is empty is a default. Its name has been found free."""
+
+    namespace: str
+    image: str
+    options: RunOptions
+    id: str = ""
+    name: str = ""
+    snapshotter: str = ""
+    runtime_name: str = ""
+    runtime_options: AnyValue | None = None
+    platform: Platform | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A container that was made."""
+
+    id: str
+    rootfs: Sequence[Mount]
+    log_uri: str
+    snapshotter: str
+    warnings: Sequence[str]
+
+
+class Creator:
+    """Makes containers; synchronous, called in threads."""
+
+    def __init__(
+        self,
+        containers: ContainerRows,
+        images: ImageRows,
+        blobs: Blobs,
+        snapshots: Snapshotters,
+        leases: LeaseRows,
+        logs: LogFolders,
+    ) -> None:
+        """Use these stores."""
+        self._containers = containers
+        self._images = images
+        self._blobs = blobs
+        self._snapshots = snapshots
+        self._leases = leases
+        self._logs = logs
+        self._host = Platform("linux", platform.machine())
+
+    def create(self, request: Request) -> Created:
+        """Make a container.
+
+        Raises NotFound if the image is not here, NotUnpacked, InvalidArgument naming an option,
+        AlreadyExists if the id is taken.
+        """
+        ns, options = request.namespace, request.options
+        container_id = request.id or secrets.token_hex(32)
+        validate_identifier("container.ID", container_id)  # it becomes the name of a folder
+        image = image_lookup.find_image(self._images, ns, request.image)
+        found = image_lookup.read_image(self._blobs, ns, image, request.platform or self._host)
+        driver, log_uri, log_path = self._logs.choose(ns, container_id, options.log_driver, dict(options.log_options))
+        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
+        lease = self._leases.create(ns, Lease(f"pyctr-run-{container_id}", {EXPIRE_LABEL: expires}))
+        try:
+            name = request.snapshotter or DEFAULT_SNAPSHOTTER
+            mounts = self._prepare(request, name, container_id, found, lease.id)
+            spec, warnings = self._spec(request, container_id, found, mounts)
+            self._logs.make(ns, container_id)
+            try:
+                self._containers.create(
+                    ns,
+                    Container(
+                        id=container_id,
+                        labels=_labels(request, found.config)
+                        | {
+                            wire_labels.LOG_DRIVER: driver,
+                            wire_labels.LOG_URI: log_uri,
+                            wire_labels.LOG_PATH: log_path,
+                        },
+                        image=image.name,
+                        runtime_name=request.runtime_name or DEFAULT_RUNTIME,
+                        runtime_options=request.runtime_options,
+                        spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
+                        snapshotter=name,
+                        snapshot_key=container_id,
+                    ),
+                )
+            except BaseException:
+                self._logs.remove(ns, container_id)
+                raise
+        except BaseException:
+            with suppress(NotFound):
+                self._snapshots.named(request.snapshotter or DEFAULT_SNAPSHOTTER).remove(ns, container_id)
+            raise
+        finally:
+            self._leases.delete(ns, lease.id)
+        return Created(container_id, mounts, log_uri, name, warnings)
+
+    def _prepare(
+        self, request: Request, snapshotter: str, container_id: str, found: FoundImage, lease: str
+    ) -> Sequence[Mount]:
+        try:
+            return self._snapshots.named(snapshotter).prepare(
+                request.namespace, container_id, found.chain_id, {}, lease=lease
+            )
+        except NotFound:
+            raise NotUnpacked(
+                f"image {found.image.name} is not unpacked for the snapshotter {snapshotter}:"
+                f" pyctr image pull --snapshotter {snapshotter} {found.image.name}"
+            ) from None
+
+    def _spec(
+        self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount]
+    ) -> tuple[dict[str, Any], list[str]]:
+        options, process = request.options, found.config.process
+        with LayerView(directories(mounts)) as files:
+            user = resolve_user(options.user or process.user, options.additional_groups, files)
+        devices = tuple(run_options.devices(options.devices))
+        if options.privileged:
+            devices = (*run_options.host_devices(), *devices)
+        looked_up = run_spec.Found(
+            namespace=request.namespace,
+            container_id=container_id,
+            user=user,
+            capabilities=available_capabilities(),
+            machine=platform.machine(),
+            host_name=socket.gethostname(),
+            cgroup_namespaces=_CGROUP2_CONTROLLERS.exists(),
+            init_program=_find_init() if options.init else "",
+            devices=devices,
+            network_files=tuple(path for path in ("/etc/hosts", "/etc/resolv.conf") if Path(path).exists()),
+        )
+        return run_spec.build_spec(process, options, looked_up)
+
+    def exec_process(self, namespace: str, container_id: str, options: ExecOptions) -> bytes:
+        """Return the JSON of an exec's process. Raises NotFound, InvalidArgument naming an option."""
+        container = self._containers.get(namespace, container_id)
+        spec = json.loads(container.spec.value) if container.spec is not None else {}
+        user: User | None = None
+        if options.user:
+            mounts = self._snapshots.named(container.snapshotter).mounts(namespace, container.snapshot_key)
+            with LayerView(directories(mounts)) as files:
+                user = resolve_user(options.user, (), files)
+        return json.dumps(build_process(spec, options, user, available_capabilities())).encode()
+
+    def rename(self, namespace: str, container_id: str, name: str) -> None:
+        """Set the label that is a container's name; "" takes it away. Raises NotFound."""
+        changed = Container(id=container_id, labels={wire_labels.NAME: name})
+        self._containers.update(namespace, changed, (f"labels.{wire_labels.NAME}",))
+
+
+def _labels(request: Request, config: ImageConfig) -> dict[str, str]:
+    """Return the container's labels: the image's, but none that steer us or others, then the user's."""
+    options = request.options
+    result = {
+        name: value
+        for name, value in config.process.labels.items()
+        if not name.startswith(wire_labels.CONTROL_PREFIXES)
+    }
+    result |= options.labels
+    stop_signal = options.stop_signal or config.process.stop_signal
+    ours = {
+        wire_labels.NAME: request.name,
+        wire_labels.STOP_SIGNAL: stop_signal,
+        wire_labels.AUTO_REMOVE: "true" if options.auto_remove else "",
+        wire_labels.INTERACTIVE: "true" if options.interactive else "",
+    }
+    return result | {name: value for name, value in ours.items() if value}
+
+
+def available_capabilities() -> frozenset[str]:
+    """Return the capabilities that this daemon can give: its own bounding set. Source: proc(5)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            bits = int(line.split()[1], 16)
+            return frozenset(name for number, name in enumerate(ALL_CAPABILITIES) if bits >> number & 1)
+    return frozenset(ALL_CAPABILITIES)
+
+
+def _find_init() -> str:
+    for name in _INITS:
+        path = shutil.which(name)
+        if path is not None:
+            return os.path.realpath(path)
+    raise FailedPrecondition("--init needs a static init on this machine: apt-get install catatonit")
