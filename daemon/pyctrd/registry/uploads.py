@@ -28,8 +28,8 @@ class Uploads:
 
     async def has(self, descriptor: Descriptor, tag: str = "") -> bool:
         """Say whether the registry has this blob or manifest; with `tag`, whether the tag names it already."""
-        is_manifest = descriptor.media_type in image_spec.MANIFESTS | image_spec.INDEXES
-        path = f"manifests/{tag or descriptor.digest}" if is_manifest else f"blobs/{descriptor.digest}"
+        is_document = image_spec.is_document(descriptor.media_type)
+        path = f"manifests/{tag or descriptor.digest}" if is_document else f"blobs/{descriptor.digest}"
         call = self._call("HEAD", path, {"Accept": f"{descriptor.media_type}, */*"})
         async with self.repository.transport.request(self.endpoint, call) as response:
             if response.status == 404:

@@ -59,7 +59,7 @@ async def export(
 
 
 async def _read(session: Session, image: Image, selection: Selection) -> Node:
-    if image.target.media_type not in image_spec.MANIFESTS | image_spec.INDEXES:
+    if not image_spec.is_document(image.target.media_type):
         raise InvalidArgument("only manifests may be exported")
 
     async def stored(descriptor: image_spec.Descriptor, _: tuple[str, ...]) -> bytes:

@@ -67,7 +67,7 @@ class Fetcher:
         Raises what the registry's answer means: NotFound, Unauthenticated, …; DataLoss for wrong bytes.
         """
         image_spec.check_size(descriptor.size, descriptor.digest)
-        if descriptor.media_type not in image_spec.MANIFESTS | image_spec.INDEXES:
+        if not image_spec.is_document(descriptor.media_type):
             await self.blob(descriptor, parents)
             return await self._session.document(descriptor)
         if await self._session.has(descriptor.digest):

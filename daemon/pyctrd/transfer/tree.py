@@ -125,7 +125,7 @@ class Reader:
     async def _children(
         self, descriptor: image_spec.Descriptor, index: Index, parents: tuple[str, ...], depth: int
     ) -> tuple[Node, ...]:
-        candidates = [child for child in index.manifests if _is_document(child)]
+        candidates = [child for child in index.manifests if image_spec.is_document(child.media_type)]
         nodes: dict[str, Node] = {}
         platforms: list[Platform | None] = []
         for child in candidates:
@@ -211,7 +211,3 @@ def ref_of(descriptor: image_spec.Descriptor | Descriptor) -> str:
     else:
         kind = "unknown"
     return f"{kind}-{descriptor.digest}"
-
-
-def _is_document(descriptor: image_spec.Descriptor) -> bool:
-    return descriptor.media_type in image_spec.MANIFESTS | image_spec.INDEXES

@@ -118,6 +118,11 @@ class ImageConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
 
 
+def is_document(media_type: str) -> bool:
+    """Say whether a blob of this type is a manifest or an index."""
+    return media_type in MANIFESTS or media_type in INDEXES
+
+
 def is_layer(media_type: str) -> bool:
     """Say whether a blob of this type is a file system layer."""
     return media_type.startswith(_LAYER_PREFIXES)
