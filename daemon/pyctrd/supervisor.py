@@ -4,30 +4,23 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from pyctr_wire.containerd.services.containers.v1 import containers_pb2_grpc
-from pyctr_wire.containerd.services.content.v1 import content_pb2_grpc
-from pyctr_wire.containerd.services.events.v1 import events_pb2_grpc
-from pyctr_wire.containerd.services.images.v1 import images_pb2_grpc
-from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2_grpc
-from pyctr_wire.containerd.services.leases.v1 import leases_pb2_grpc
-from pyctr_wire.containerd.services.mounts.v1 import mounts_pb2_grpc
-from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2_grpc
-from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2_grpc
-from pyctr_wire.containerd.services.version.v1 import version_pb2_grpc
 from pyctr_wire.errors import ApiError
-from pyctr_wire.health.v1 import health_pb2_grpc
 from pyctrd import log
 from pyctrd.config import Config, ConfigError
 from pyctrd.content.store import ContentStore
 from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate, Event
+from pyctrd.core.platforms import Platform, normalize
+from pyctrd.diff.differ import Differ
 from pyctrd.events.exchange import Exchange
+from pyctrd.gc.collector import Collector
+from pyctrd.gc.scheduler import Scheduler
 from pyctrd.metadata.containers import Containers
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.images import Images
@@ -39,6 +32,7 @@ from pyctrd.rpc import (
     containers,
     content,
     convert,
+    diff,
     events,
     forward,
     health,
@@ -47,10 +41,12 @@ from pyctrd.rpc import (
     leases,
     mounts,
     namespaces,
+    snapshots,
     tasks,
     version,
 )
 from pyctrd.rpc.container_index import ContainerIndex
+from pyctrd.rpc.plugins import plugins
 from pyctrd.runtime.bundle import Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -65,6 +61,7 @@ from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import Listener
 from pyctrd.server.notify import notify
 from pyctrd.server.ttrpc import TtrpcListener
+from pyctrd.snapshots.manager import SnapshotManager
 
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 
@@ -127,7 +124,7 @@ class Supervisor:
         self._bulk = Offload(config.threads.bulk, "bulk")
         self._resources.callback(self._bulk.close)
         self._exchange = Exchange(convert.event_to_any, config.events.queue)
-        self._build_stores()
+        self._build_stores(group)
         self._build_runtime(group)
         self._build_services()
         owner = {"uid": config.grpc.uid, "gid": config.grpc.gid}
@@ -136,18 +133,20 @@ class Supervisor:
         )
         self._shim_listener = TtrpcListener(forward.services(self._tasks), Path(config.ttrpc_address), **owner)
 
-    def _build_stores(self) -> None:
-        self._database = Database(self._config.root / "metadata.db", self._publish)
+    def _build_stores(self, group: asyncio.TaskGroup) -> None:
+        root = self._config.root
+        self._database = Database(root / "metadata.db", self._publish)
         self._resources.callback(self._database.close)
-        self._content = ContentStore(self._config.root / "content", self._database)
         self._namespaces = Namespaces(self._database)
         self._containers = Containers(self._database)
         self._container_index = ContainerIndex(self._containers, self._rows)
         self._images = Images(self._database)
         self._leases = Leases(self._database)
-
-    async def _collect(self) -> None:
-        pass
+        self._content = ContentStore(root / "content", self._database)
+        self._snapshots = SnapshotManager(root / "snapshots", self._database)
+        collector = Collector(self._database, self._content, self._snapshots)
+        self._scheduler = Scheduler(self._database, lambda: self._bulk.run(collector.collect))
+        group.create_task(self._scheduler.run(), name="garbage collection")
 
     def _build_runtime(self, group: asyncio.TaskGroup) -> None:
         config = self._config
@@ -163,39 +162,27 @@ class Supervisor:
         group.create_task(self._zygote.serve(), name="zygote")
 
     def _build_services(self) -> None:
-        """Register the services with the dispatch."""
-        rows = self._rows
-        uuid_path = self._config.root / "uuid"
-        services: Sequence[tuple[Callable[[Any, Dispatch], None], object]] = (
-            (
-                containers_pb2_grpc.add_ContainersServicer_to_server,
-                containers.Containers(self._containers, self._container_index, rows),
-            ),
-            (
-                content_pb2_grpc.add_ContentServicer_to_server,
-                content.Content(self._content, rows, self._bulk),
-            ),
-            (events_pb2_grpc.add_EventsServicer_to_server, events.Events(self._exchange)),
-            (health_pb2_grpc.add_HealthServicer_to_server, health.Health(self._dispatch.services)),
-            (images_pb2_grpc.add_ImagesServicer_to_server, images.Images(self._images, rows, self._collect)),
-            (
-                introspection_pb2_grpc.add_IntrospectionServicer_to_server,
-                introspection.Introspection([], _persistent_uuid(uuid_path)),
-            ),
-            (leases_pb2_grpc.add_LeasesServicer_to_server, leases.Leases(self._leases, rows, self._collect)),
-            (mounts_pb2_grpc.add_MountsServicer_to_server, mounts.Mounts()),
-            (
-                namespace_pb2_grpc.add_NamespacesServicer_to_server,
-                namespaces.Namespaces(self._namespaces, rows),
-            ),
-            (
-                tasks_pb2_grpc.add_TasksServicer_to_server,
-                tasks.Tasks(self._tasks, self._lifecycle, self._container_index),
-            ),
-            (version_pb2_grpc.add_VersionServicer_to_server, version.Version()),
-        )
-        for add, servicer in services:
-            add(servicer, self._dispatch)
+        """Serve everything that there is."""
+        rows, bulk, collect = self._rows, self._bulk, self._scheduler.collect_now
+        for servicer in (
+            containers.Containers(self._containers, self._container_index, rows),
+            content.Content(self._content, rows, bulk),
+            diff.Diff(Differ(self._content, bulk)),
+            events.Events(self._exchange),
+            health.Health(self._dispatch.services),
+            images.Images(self._images, rows, collect),
+            leases.Leases(self._leases, rows, collect),
+            mounts.Mounts(),
+            namespaces.Namespaces(self._namespaces, rows),
+            snapshots.Snapshots(self._snapshots, rows, bulk),
+            tasks.Tasks(self._tasks, self._lifecycle, self._container_index),
+            version.Version(),
+        ):
+            self._dispatch.add(servicer)
+        host = normalize(Platform("linux", os.uname().machine))
+        known = plugins(host, self._snapshots.roots(), self._dispatch.services())
+        identity = _persistent_uuid(self._config.root / "uuid")
+        self._dispatch.add(introspection.Introspection(known, identity))
 
     def _publish(self, namespace: str, event: Event) -> None:
         """Tell everybody of a change that is on disk; called in the committing thread."""

@@ -30,7 +30,7 @@ from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.platforms import Platform
-from pyctrd.core.snapshots import SnapshotInfo
+from pyctrd.core.snapshots import Kind, SnapshotInfo
 from pyctrd.core.times import UNSET
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -214,10 +214,9 @@ def snapshot_to_proto(info: SnapshotInfo) -> snapshots_pb2.Info:
     )
 
 
-def event_to_any(event: events.Event) -> AnyValue:
-    """Return the wire form of one of our own events; type URLs have no prefix, as containerd's."""
-    message = _event_to_proto(event)
-    return AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString())
+def snapshot_from_proto(message: snapshots_pb2.Info) -> SnapshotInfo:
+    """Return the snapshot that a client sent: a name, and labels, which are all that a client can change."""
+    return SnapshotInfo(message.name, message.parent, Kind.ACTIVE, UNSET, UNSET, dict(message.labels))
 
 
 _EventMessage = (
@@ -236,6 +235,12 @@ _EventMessage = (
     | snapshot_pb2.SnapshotCommit
     | snapshot_pb2.SnapshotRemove
 )
+
+
+def event_to_any(event: events.Event) -> AnyValue:
+    """Return the wire form of one of our own events; type URLs have no prefix, as containerd's."""
+    message = _event_to_proto(event)
+    return AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString())
 
 
 def _event_to_proto(event: events.Event) -> _EventMessage:

@@ -1,7 +1,7 @@
 """containerd.services.snapshots.v1."""
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -14,28 +14,26 @@ from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
-_BATCH: Final = 100  # infos in a message
-
 
 class Snapshotter(Protocol):
     """Snapshots of one kind."""
 
-    def prepare(self, ns: str, key: str, parent: str, labels: Labels, lease: str = "") -> Sequence[Mount]: ...
-    def view(self, ns: str, key: str, parent: str, labels: Labels, lease: str = "") -> Sequence[Mount]: ...
-    def mounts(self, ns: str, key: str) -> Sequence[Mount]: ...
-    def commit(self, ns: str, name: str, key: str, labels: Labels, parent: str = "", lease: str = "") -> None: ...
-    def remove(self, ns: str, key: str, lease: str = "") -> None: ...
-    def stat(self, ns: str, key: str) -> SnapshotInfo: ...
-    def update(self, ns: str, name: str, labels: Labels, mask: tuple[str, ...]) -> SnapshotInfo: ...
-    def list(self, ns: str, filters: Sequence[str]) -> Sequence[SnapshotInfo]: ...
-    def usage(self, ns: str, key: str) -> Usage: ...
+    def prepare(self, ns: str, key: str, parent: str, labels: Labels, /, lease: str) -> Sequence[Mount]: ...
+    def view(self, ns: str, key: str, parent: str, labels: Labels, /, lease: str) -> Sequence[Mount]: ...
+    def mounts(self, ns: str, key: str, /) -> Sequence[Mount]: ...
+    def commit(self, ns: str, name: str, key: str, labels: Labels, parent: str, /, lease: str) -> None: ...
+    def remove(self, ns: str, key: str, /, lease: str) -> None: ...
+    def stat(self, ns: str, key: str, /) -> SnapshotInfo: ...
+    def update(self, ns: str, info: SnapshotInfo, mask: tuple[str, ...], /) -> SnapshotInfo: ...
+    def list(self, ns: str, filters: Sequence[str], /) -> Iterator[list[SnapshotInfo]]: ...
+    def usage(self, ns: str, key: str, /) -> Usage: ...
     def cleanup(self) -> object: ...
 
 
 class Snapshotters(Protocol):
     """The snapshotters that there are."""
 
-    def named(self, snapshotter: str) -> Snapshotter: ...
+    def named(self, snapshotter: str, /) -> Snapshotter: ...
 
 
 class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
@@ -49,7 +47,7 @@ class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, context: Context) -> pb.PrepareSnapshotResponse:
         """Make a writable snapshot. NotFound or InvalidArgument for its parent, AlreadyExists."""
-        mounts = await self._rows.run(
+        mounts = await self._bulk.run(
             self._snapshotters.named(request.snapshotter).prepare,
             namespace_of(context),
             request.key,
@@ -61,7 +59,7 @@ class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
 
     async def View(self, request: pb.ViewSnapshotRequest, context: Context) -> pb.ViewSnapshotResponse:
         """Make a read-only view. NotFound or InvalidArgument for its parent, AlreadyExists."""
-        mounts = await self._rows.run(
+        mounts = await self._bulk.run(
             self._snapshotters.named(request.snapshotter).view,
             namespace_of(context),
             request.key,
@@ -85,7 +83,7 @@ class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
             request.name,
             request.key,
             dict(request.labels),
-            parent=request.parent,
+            request.parent,
             lease=lease_of(context),
         )
         return Empty()
@@ -107,18 +105,16 @@ class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
         info = await self._rows.run(
             self._snapshotters.named(request.snapshotter).update,
             namespace_of(context),
-            request.info.name,
-            dict(request.info.labels),
+            convert.snapshot_from_proto(request.info),
             convert.mask_from_proto(request.update_mask),
         )
         return pb.UpdateSnapshotResponse(info=convert.snapshot_to_proto(info))
 
     async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> None:
-        """Send the snapshots that match, 100 a message. InvalidArgument."""
+        """Send the snapshots that match, a batch a message. InvalidArgument."""
         snapshotter = self._snapshotters.named(request.snapshotter)
-        infos = await self._rows.run(snapshotter.list, namespace_of(context), tuple(request.filters))
-        for start in range(0, len(infos), _BATCH):
-            batch = infos[start : start + _BATCH]
+        batches = await self._rows.run(snapshotter.list, namespace_of(context), tuple(request.filters))
+        while batch := await self._rows.run(next, batches, None):
             await context.write(pb.ListSnapshotsResponse(info=map(convert.snapshot_to_proto, batch)))
 
     async def Usage(self, request: pb.UsageRequest, context: Context) -> pb.UsageResponse:

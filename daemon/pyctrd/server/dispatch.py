@@ -8,6 +8,7 @@ and a servicer's method is wrapped once, when it is registered.
 import asyncio
 import errno
 import inspect
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -48,7 +49,7 @@ else:
 
 
 class Dispatch(_GenericHandler):
-    """The table of methods. Takes the place of a server in the generated `add_XServicer_to_server`.
+    """The table of methods; to generated code, which registers servicers, it looks like a server.
 
     A servicer's method may return bytes that are its response in encoded form.
     """
@@ -59,6 +60,12 @@ class Dispatch(_GenericHandler):
         self._divert: Callable[[grpc.HandlerCallDetails], Handler] | None = None
         self._parked: set[asyncio.Task[Any]] = set()
         self._stopping = False
+
+    def add(self, servicer: object) -> None:
+        """Serve the methods of a servicer: of the generated class that it is derived from."""
+        base = next(cls for cls in type(servicer).__mro__ if cls.__module__.endswith("_pb2_grpc"))
+        register = getattr(sys.modules[base.__module__], f"add_{base.__name__}_to_server")
+        register(servicer, self)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignore what generated code passes: its next call brings the same methods by name."""

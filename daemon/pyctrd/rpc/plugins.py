@@ -1,0 +1,66 @@
+"""What Introspection lists: the parts of this daemon under the names that containerd's clients look for.
+
+Clients branch on these: nerdctl and buildkitd want snapshotters with platforms, buildkitd a runtime with
+platforms, nerdctl's `--restart` a plugin called restart. So nothing stands here that does not work.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pyctrd.core.platforms import Platform
+from pyctrd.rpc.introspection import Plugin
+
+# gRPC services whose plugin's id is not a part of their name.
+_SERVICE_IDS: Final[Mapping[str, str]] = {
+    "grpc.health.v1.Health": "healthcheck",
+    "containerd.services.sandbox.v1.Controller": "sandbox-controllers",
+    "containerd.services.sandbox.v1.Store": "sandboxes",
+}
+
+_PARTS: Final = (
+    Plugin("io.containerd.content.v1", "content"),
+    Plugin("io.containerd.event.v1", "exchange"),
+    Plugin("io.containerd.metadata.v1", "bolt", requires=("io.containerd.content.v1", "io.containerd.snapshotter.v1")),
+    Plugin("io.containerd.gc.v1", "scheduler", requires=("io.containerd.metadata.v1",)),
+    Plugin("io.containerd.lease.v1", "manager", requires=("io.containerd.metadata.v1",)),
+    Plugin("io.containerd.differ.v1", "walking", requires=("io.containerd.metadata.v1",)),
+    Plugin("io.containerd.monitor.task.v1", "cgroups", requires=("io.containerd.event.v1",)),
+    Plugin(
+        "io.containerd.runtime.v2",
+        "task",
+        requires=("io.containerd.event.v1", "io.containerd.metadata.v1"),
+        exports={"log-uri-schemes": "fifo,binary,file,json-file,cri,journald"},
+    ),
+    Plugin("io.containerd.shim.v1", "manager", requires=("io.containerd.event.v1",)),
+    Plugin("io.containerd.streaming.v1", "manager", requires=("io.containerd.metadata.v1",)),
+    Plugin("io.containerd.transfer.v1", "local", requires=("io.containerd.lease.v1", "io.containerd.metadata.v1")),
+    Plugin("io.containerd.warning.v1", "deprecations"),
+)
+
+_PER_PLATFORM: Final = frozenset(
+    {
+        "io.containerd.differ.v1",
+        "io.containerd.monitor.task.v1",
+        "io.containerd.runtime.v2",
+        "io.containerd.transfer.v1",
+    }
+)
+
+
+def plugins(host: Platform, snapshotters: Mapping[str, Path], services: Iterable[str]) -> list[Plugin]:
+    """Return the plugins of a daemon with these snapshotters (by name, with their directories) and gRPC services."""
+    return [
+        *(
+            Plugin("io.containerd.snapshotter.v1", name, platforms=(host,), exports={"root": str(root)})
+            for name, root in snapshotters.items()
+        ),
+        *(replace(part, platforms=(host,)) if part.type in _PER_PLATFORM else part for part in _PARTS),
+        *(Plugin("io.containerd.grpc.v1", _id_of(service)) for service in sorted(services) if "pyctr" not in service),
+    ]
+
+
+def _id_of(service: str) -> str:
+    """Return the plugin's id of a gRPC service: containerd.services.ID.v1.Name, with exceptions."""
+    return _SERVICE_IDS.get(service) or service.split(".")[-3]

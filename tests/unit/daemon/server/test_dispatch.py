@@ -1,0 +1,186 @@
+"""Dispatch, over a real socket: what a servicer raises becomes the status that clients understand."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound
+from pyctrd.server.dispatch import Dispatch
+from pyctrd.server.listener import Listener
+
+Call = Any
+
+
+def _raw(kind: str, behaviour: Any) -> Any:
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(behaviour, request_deserializer=bytes.decode, response_serializer=str.encode)
+
+
+class Servicer:
+    """Behaviours of every kind."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+
+    async def Echo(self, request: str, context: Call) -> str:
+        return request
+
+    async def Encoded(self, request: str, context: Call) -> bytes:
+        return b"as it is"
+
+    async def Fail(self, request: str, context: Call) -> str:
+        errors: dict[str, Exception] = {
+            "not found": NotFound('container "x" in namespace "y"'),
+            "exists": AlreadyExists("content sha256:1"),
+            "full": OSError(errno.ENOSPC, "No space left on device", "/var/lib/x"),
+            "io": OSError(errno.EIO, "Input/output error"),
+            "undefined": NotImplementedError("Method not implemented!"),
+            "long": InvalidArgument("x" * 100_000),
+        }
+        raise errors[request]
+
+    async def Write(self, request: str, context: Call) -> None:
+        await context.write("one")
+        raise NotFound("the second")
+
+    async def Generate(self, request: str, context: Call) -> AsyncIterator[str]:
+        yield "one"
+        raise NotFound("the second")
+
+    async def Park(self, request: str, context: Call) -> None:
+        await context.send_initial_metadata(())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+@pytest.fixture
+async def servicer() -> Servicer:
+    return Servicer()
+
+
+@pytest.fixture
+async def dispatch(servicer: Servicer) -> Dispatch:
+    dispatch = Dispatch()
+    dispatch.add_registered_method_handlers(
+        "test.Test",
+        {
+            "Echo": _raw("unary_unary", servicer.Echo),
+            "Encoded": _raw("unary_unary", servicer.Encoded),
+            "Fail": _raw("unary_unary", servicer.Fail),
+            "Write": _raw("unary_stream", servicer.Write),
+            "Generate": _raw("unary_stream", servicer.Generate),
+        },
+    )
+    dispatch.add_registered_method_handlers(
+        "containerd.services.events.v1.Events", {"Subscribe": _raw("unary_stream", servicer.Park)}
+    )
+    return dispatch
+
+
+@pytest.fixture
+async def channel(tmp_path: Path, dispatch: Dispatch) -> AsyncIterator[grpc.aio.Channel]:
+    listener = Listener(dispatch, tmp_path / "s", uid=-1, gid=-1, connection_age=600)
+    await listener.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
+        yield channel
+    await listener.stop(0)
+
+
+def _unary(channel: grpc.aio.Channel, method: str, request: str) -> Call:
+    return channel.unary_unary(f"/test.Test/{method}")(request.encode(), timeout=30)
+
+
+async def test_an_answer_is_serialized_or_passed_as_it_is(channel: grpc.aio.Channel) -> None:
+    assert await _unary(channel, "Echo", "hello") == b"hello"
+    assert await _unary(channel, "Encoded", "hello") == b"as it is"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "code", "details"),
+    [
+        ("not found", grpc.StatusCode.NOT_FOUND, 'container "x" in namespace "y": not found'),
+        ("exists", grpc.StatusCode.ALREADY_EXISTS, "content sha256:1: already exists"),
+        (
+            "full",
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "/test.Test/Fail: [Errno 28] No space left on device: '/var/lib/x': resource exhausted",
+        ),
+        ("io", grpc.StatusCode.UNKNOWN, "/test.Test/Fail: [Errno 5] Input/output error"),
+        ("undefined", grpc.StatusCode.UNIMPLEMENTED, "method /test.Test/Fail: not implemented"),
+        ("long", grpc.StatusCode.INVALID_ARGUMENT, "x" * 4096),
+    ],
+)
+async def test_an_error_becomes_its_status(
+    channel: grpc.aio.Channel, request_text: str, code: grpc.StatusCode, details: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await _unary(channel, "Fail", request_text)
+
+    assert (raised.value.code(), raised.value.details()) == (code, details)
+
+
+@pytest.mark.parametrize("method", ["Write", "Generate"])
+async def test_a_stream_may_fail_after_its_first_message(channel: grpc.aio.Channel, method: str) -> None:
+    stream = channel.unary_stream(f"/test.Test/{method}")(b"", timeout=30)
+
+    assert await stream.read() == b"one"
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stream.read()
+    assert raised.value.details() == "the second: not found"
+
+
+async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await _unary(channel, "Nothing", "")
+
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_daemon_that_stops_ends_parked_calls_as_unavailable(
+    channel: grpc.aio.Channel, dispatch: Dispatch, servicer: Servicer
+) -> None:
+    subscribe = channel.unary_stream("/containerd.services.events.v1.Events/Subscribe")
+    stream = subscribe(b"", timeout=30)
+    await stream.initial_metadata()
+
+    dispatch.end_parked()
+
+    for call in (stream, subscribe(b"", timeout=30)):  # the one that waits, and one that comes too late
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert servicer.cancelled.is_set()
+
+
+async def test_a_client_that_goes_cancels_its_call(channel: grpc.aio.Channel, servicer: Servicer) -> None:
+    stream = channel.unary_stream("/containerd.services.events.v1.Events/Subscribe")(b"", timeout=30)
+    await stream.initial_metadata()
+
+    stream.cancel()
+
+    await asyncio.wait_for(servicer.cancelled.wait(), 30)
+
+
+async def test_every_call_can_be_diverted(channel: grpc.aio.Channel, dispatch: Dispatch) -> None:
+    """A daemon that has a successor passes late calls on as raw bytes, whatever their method."""
+
+    async def relay(request: bytes, context: Call) -> bytes:
+        return b"relayed " + request
+
+    handler = grpc.unary_unary_rpc_method_handler(relay)
+    dispatch.divert(lambda _: handler)
+
+    assert await _unary(channel, "Echo", "hello") == b"relayed hello"
+    assert await _unary(channel, "Nothing", "hello") == b"relayed hello"
+
+
+async def test_services_are_known_by_name(dispatch: Dispatch) -> None:
+    assert dispatch.services() == {"test.Test", "containerd.services.events.v1.Events"}
