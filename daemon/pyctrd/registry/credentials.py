@@ -59,7 +59,7 @@ class StoredCredentials:
     """Credentials from the daemon's configuration, then from Docker's config.json."""
 
     def __init__(self, run: Run, configured: Mapping[str, Credentials], config_json: Path) -> None:
-        """`run` takes blocking calls off the event loop; `configured` maps hosts to credentials."""
+        """`run` takes blocking calls off the event loop; `configured` are credentials by host."""
         self._run = run
         self._configured = {canonical_host(host): credentials for host, credentials in configured.items()}
         self._config_json = config_json
