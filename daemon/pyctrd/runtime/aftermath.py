@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -38,14 +38,10 @@ class Envelope(Protocol):
     def event(self) -> AnyValue: ...
 
 
-class Subscription(AbstractContextManager[Any], AsyncIterator[Envelope], Protocol):
-    """Events from now on."""
-
-
 class Events(Protocol):
     """Where events come from."""
 
-    def subscribe(self, filters: Sequence[str]) -> Any: ...
+    def subscribe(self, filters: Sequence[str], /) -> AbstractContextManager[AsyncIterator[Envelope]]: ...
 
 
 class ContainerRows(Protocol):
