@@ -4,6 +4,7 @@ Each setting is declared here with its default and its explanation; deploy/confi
 `render` makes of them, and `pyctrd config default` prints it.
 """
 
+import builtins
 import difflib
 import enum
 import json
@@ -11,6 +12,7 @@ import textwrap
 import tomllib
 import types
 import typing
+from collections import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -99,6 +101,35 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A [registry.credentials.HOST] table."""
+
+    username: Annotated[str, "Who to be at the registry."] = ""
+    secret: Annotated[str, "The password, or a token if there is no username."] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The [registry] table."""
+
+    config_path: Annotated[
+        tuple[str, ...],
+        "Directories with a HOST/hosts.toml for each registry that needs one: mirrors, certificates, plain http.",
+    ] = ("/etc/pyctr/certs.d", "/etc/containerd/certs.d")
+    plain_http: Annotated[
+        tuple[str, ...],
+        "Registries, HOST or HOST:PORT, that are spoken to without TLS. Those on this machine are anyway.",
+    ] = ()
+    docker_config: Annotated[
+        str, "Where `pyctr login` and docker keep credentials, for hosts that have none below; with docker's helpers."
+    ] = "/root/.docker/config.json"
+    credentials: Annotated[
+        Mapping[str, Login],
+        "Credentials, sent only to the host that the table is called after.",
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be set."""
 
@@ -107,6 +138,7 @@ class Config:
     log: Annotated[Log, "What is logged, on standard error."] = field(default_factory=Log)
     grpc: Annotated[Grpc, "containerd's API and our own."] = field(default_factory=Grpc)
     events: Annotated[Events, "Telling subscribers what happens."] = field(default_factory=Events)
+    registry: Annotated[Registry, "Where images come from."] = field(default_factory=Registry)
     threads: Annotated[Threads, "Work that would block the event loop."] = field(default_factory=Threads)
 
     @property
@@ -194,15 +226,21 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
             return value
         case type() if kind in (int, float) and type(value) in (int, kind):
             return kind(value)
-        case types.GenericAlias() if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        case types.GenericAlias(__origin__=abc.Mapping) if isinstance(value, dict):
+            return {name: _convert(kind.__args__[1], table, source, f'{key}."{name}"') for name, table in value.items()}
+        case types.GenericAlias(__origin__=builtins.tuple) if isinstance(value, list) and all(
+            isinstance(one, str) for one in value
+        ):
             return tuple(value)
     raise ConfigError(f"{source}: {key} must be {_name_of(kind)}, not {value!r}")
 
 
 def _name_of(kind: Any) -> str:
     match kind:
-        case types.GenericAlias():
+        case types.GenericAlias(__origin__=builtins.tuple):
             return "a list of texts"
+        case types.GenericAlias():
+            return "a table of tables"
         case type() if is_dataclass(kind):
             return "a table"
         case type() if issubclass(kind, str | Path):
@@ -217,14 +255,22 @@ def render(config: Config) -> str:
 
 def _render(section: Any, prefix: str) -> Iterator[str]:
     tables = []
-    for name, (_, (explanation, *_)) in _settings(section).items():
+    for name, (kind, (explanation, *_)) in _settings(section).items():
         value = getattr(section, name)
         comment = textwrap.wrap(explanation, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-        if is_dataclass(value):
+        if isinstance(value, Mapping):
+            tables += [*comment, *_commented_out(kind.__args__[1], f'{prefix}{name}."HOST"')]
+        elif is_dataclass(value):
             tables += [*comment, f"[{prefix}{name}]", *_render(value, f"{prefix}{name}.")]
         else:
             yield from (*comment, f"{name} = {_toml(value)}", "")
     yield from tables
+
+
+def _commented_out(section: type[Any], name: str) -> list[str]:
+    """Return an example of a table of which there may be many, and by default are none."""
+    lines = [f"[{name}]", *_render(section(), "")]
+    return [line if not line or line.startswith("# ") else f"#{line}" for line in lines]
 
 
 def _toml(value: Any) -> str:

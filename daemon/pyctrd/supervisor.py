@@ -1,6 +1,7 @@
 """The composition root: build, recover, serve, drain, in that order. Only this module knows concrete classes."""
 
 import asyncio
+import importlib.metadata
 import os
 import signal
 import uuid
@@ -28,6 +29,9 @@ from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.namespaces import Namespaces
 from pyctrd.offload import Offload
+from pyctrd.registry.access import Registries
+from pyctrd.registry.credentials import Credentials, StoredCredentials
+from pyctrd.registry.hosts import HostsConfig
 from pyctrd.rpc import (
     containers,
     content,
@@ -42,14 +46,21 @@ from pyctrd.rpc import (
     mounts,
     namespaces,
     snapshots,
+    streaming,
     tasks,
+    transfer,
     version,
 )
 from pyctrd.rpc.container_index import ContainerIndex
+from pyctrd.rpc.engine import Engine
 from pyctrd.rpc.plugins import plugins
+from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.bundle import Bundles
 from pyctrd.runtime.burial import Undertaker
+from pyctrd.runtime.creation import Creator
+from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Owners
 from pyctrd.runtime.recovery import Recovery
@@ -62,6 +73,11 @@ from pyctrd.server.listener import Listener
 from pyctrd.server.notify import notify
 from pyctrd.server.ttrpc import TtrpcListener
 from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.streams.manager import StreamManager
+from pyctrd.transfer.service import Transfers
+from pyctrd.transfer.stores import Stores
+
+VERSION: Final = importlib.metadata.version("pyctr")
 
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 
@@ -86,6 +102,7 @@ class Supervisor:
         self._reread = reread
         self._resources = ExitStack()
         self._dispatch = Dispatch()
+        self._host = normalize(Platform("linux", os.uname().machine))
 
     async def run(self) -> None:
         """Serve until a signal says stop. Raises Refused if another daemon owns what we need."""
@@ -94,7 +111,7 @@ class Supervisor:
             try:
                 async with asyncio.TaskGroup() as group:
                     self._build(group)
-                    await self._recover()
+                    await self._recover(group)
                     await self._serve()
                     await self._drain()
                     # What the group still runs are loops, and work that the next daemon finds and does.
@@ -119,13 +136,17 @@ class Supervisor:
     def _build(self, group: asyncio.TaskGroup) -> None:
         """Build every part, each from those before it; what runs by itself runs in `group`."""
         config = self._config
+        self._exchange = Exchange(convert.event_to_any, config.events.queue)
+        self._database = Database(config.root / "metadata.db", self._publish)
+        self._resources.callback(self._database.close)
+        # Closed before the database: that waits for the calls under way.
         self._rows = Offload(config.threads.metadata, "rows")
         self._resources.callback(self._rows.close)
         self._bulk = Offload(config.threads.bulk, "bulk")
         self._resources.callback(self._bulk.close)
-        self._exchange = Exchange(convert.event_to_any, config.events.queue)
-        self._build_stores(group)
+        self._build_stores()
         self._build_runtime(group)
+        self._build_transfers()
         self._build_services()
         owner = {"uid": config.grpc.uid, "gid": config.grpc.gid}
         self._listener = Listener(
@@ -133,10 +154,8 @@ class Supervisor:
         )
         self._shim_listener = TtrpcListener(forward.services(self._tasks), Path(config.ttrpc_address), **owner)
 
-    def _build_stores(self, group: asyncio.TaskGroup) -> None:
+    def _build_stores(self) -> None:
         root = self._config.root
-        self._database = Database(root / "metadata.db", self._publish)
-        self._resources.callback(self._database.close)
         self._namespaces = Namespaces(self._database)
         self._containers = Containers(self._database)
         self._container_index = ContainerIndex(self._containers, self._rows)
@@ -146,20 +165,31 @@ class Supervisor:
         self._snapshots = SnapshotManager(root / "snapshots", self._database)
         collector = Collector(self._database, self._content, self._snapshots)
         self._scheduler = Scheduler(self._database, lambda: self._bulk.run(collector.collect))
-        group.create_task(self._scheduler.run(), name="garbage collection")
 
     def _build_runtime(self, group: asyncio.TaskGroup) -> None:
         config = self._config
         endpoints = Endpoints(config.state, config.address, config.ttrpc_address, config.log.level)
         bundles = Bundles(config.state)
-        operations = Operations()
+        operations = self._operations = Operations()
         owners = Owners(group)
         shims = Shims(endpoints, self._zygote, self._bulk)
         self._tasks = Tasks(self._exchange, group)
         undertaker = Undertaker(self._tasks, shims, owners, operations, group)
         self._lifecycle = Lifecycle(self._tasks, bundles, shims, owners, undertaker, operations, group)
         self._recovery = Recovery(self._tasks, bundles, shims, owners, undertaker, self._lifecycle, group)
-        group.create_task(self._zygote.serve(), name="zygote")
+
+    def _build_transfers(self) -> None:
+        registry, host = self._config.registry, self._host
+        logins = {name: Credentials(login.username, login.secret) for name, login in registry.credentials.items()}
+        credentials = StoredCredentials(self._bulk.run, logins, Path(registry.docker_config))
+        hosts = HostsConfig(tuple(map(Path, registry.config_path)), frozenset(registry.plain_http))
+        registries = Registries(hosts, credentials, self._bulk, f"pyctr/{VERSION}")
+        self._differ = Differ(self._content, self._bulk)
+        self._streams = StreamManager()
+        stores = Stores(
+            self._content, self._images, self._leases, self._snapshots, self._differ, self._rows, self._bulk
+        )
+        self._transfers = Transfers(stores, self._streams, registries, host)
 
     def _build_services(self) -> None:
         """Serve everything that there is."""
@@ -167,7 +197,7 @@ class Supervisor:
         for servicer in (
             containers.Containers(self._containers, self._container_index, rows),
             content.Content(self._content, rows, bulk),
-            diff.Diff(Differ(self._content, bulk)),
+            diff.Diff(self._differ),
             events.Events(self._exchange),
             health.Health(self._dispatch.services),
             images.Images(self._images, rows, collect),
@@ -175,14 +205,52 @@ class Supervisor:
             mounts.Mounts(),
             namespaces.Namespaces(self._namespaces, rows),
             snapshots.Snapshots(self._snapshots, rows, bulk),
+            streaming.Streaming(self._streams),
             tasks.Tasks(self._tasks, self._lifecycle, self._container_index),
+            transfer.Transfer(self._transfers, self._streams),
             version.Version(),
+            self._engine(),
         ):
             self._dispatch.add(servicer)
-        host = normalize(Platform("linux", os.uname().machine))
-        known = plugins(host, self._snapshots.roots(), self._dispatch.services())
+        services = {*self._dispatch.services(), introspection.SERVICE}
+        known = plugins(self._host, self._snapshots.roots(), services)
         identity = _persistent_uuid(self._config.root / "uuid")
         self._dispatch.add(introspection.Introspection(known, identity))
+
+    def _engine(self) -> Engine:
+        """Return our own service, and start what cleans up after its containers."""
+        logs = LogFolders(self._config.root / "logs")
+        creator = Creator(self._containers, self._images, self._content, self._snapshots, self._leases, logs)
+        usage = DiskUsage(
+            self._containers,
+            self._images,
+            self._content,
+            self._snapshots,
+            tuple(self._snapshots.roots()),
+            self._tasks.table,
+            logs,
+        )
+        self._aftermath = Aftermath(
+            self._exchange,
+            self._containers,
+            self._namespaces,
+            self._snapshots,
+            self._lifecycle,
+            self._tasks.table,
+            logs,
+            self._rows,
+        )
+        return Engine(
+            creator,
+            self._container_index,
+            self._tasks,
+            self._operations,
+            self._scheduler.collect_now,
+            usage.measure,
+            self._rows,
+            self._bulk,
+            self._host,
+        )
 
     def _publish(self, namespace: str, event: Event) -> None:
         """Tell everybody of a change that is on disk; called in the committing thread."""
@@ -190,10 +258,14 @@ class Supervisor:
             self._container_index.changed(namespace, event.id)
         self._exchange.publish_core(namespace, event)
 
-    async def _recover(self) -> None:
-        """Find out what there is. Shims are heard from now on: they repeat what nobody acknowledged."""
+    async def _recover(self, group: asyncio.TaskGroup) -> None:
+        """Find out what there is, and start what runs by itself."""
+        group.create_task(self._zygote.serve(), name="zygote")
+        # Before the shims are asked: they tell at once what nobody acknowledged.
         await self._shim_listener.start()
         await self._recovery.run()
+        group.create_task(self._aftermath.run(), name="aftermath")
+        group.create_task(self._scheduler.run(), name="garbage collection")
 
     async def _serve(self) -> None:
         """Answer clients until a signal says stop."""

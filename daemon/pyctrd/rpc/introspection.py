@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -13,6 +14,8 @@ from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.platforms import Platform
 from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context
+
+SERVICE: Final = "containerd.services.introspection.v1.Introspection"
 
 
 @dataclass(frozen=True, slots=True)
