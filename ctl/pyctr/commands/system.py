@@ -1,5 +1,6 @@
 """The daemon itself: `version`, `info`, `df`, `gc`, `ops`, `why`, `plugin`."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
@@ -52,7 +53,6 @@ def info(session: Session) -> None:
         "Namespace": session.namespace,
         "Snapshotters": [one.id for one in plugins if one.type == "io.containerd.snapshotter.v1"],
         "Failed plugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
-        "Warnings": [one.message for one in server.deprecations],
     }
     if session.format == "table":
         for name, value in document.items():
@@ -165,9 +165,8 @@ def ops(session: Session) -> None:
 @pass_session
 def why(session: Session, *, object_id: str) -> None:
     """Show what happened to a container or an operation."""
-    try:
+    # If not a container, it is an operation's id, or a container that is gone: the daemon may remember either.
+    with suppress(CommandError):
         object_id = lookup.find(session.connection, object_id).id
-    except CommandError:
-        pass  # an operation's id, or a container that is gone: the daemon may remember either
     answer = session.connection.call(ENGINE, "Why", engine_pb2.WhyRequest(id=object_id), engine_pb2.WhyResponse)
     output.show_rows(session.format, _OPERATION_COLUMNS, [_operation_row(one) for one in answer.operations])
