@@ -19,7 +19,16 @@ def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
 
     Raises ArchiveError and OSError, whose texts name the entry, and TooLarge.
     """
-    for entry in reader:
+    entries = iter(reader)
+    name = b""
+    while True:
+        try:
+            entry = next(entries, None)
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}, after entry {shown(name)}") from error
+        if entry is None:
+            break
+        name = entry.name
         try:
             _place(entry, reader, tree, max_file_size)
         except ArchiveError as error:

@@ -11,7 +11,8 @@ import struct
 
 from pyctr_sys import capabilities, process, seccomp
 
-_CAPABILITIES = ("CHOWN", "FOWNER", "DAC_OVERRIDE", "FSETID", "MKNOD", "SETFCAP")
+MAKING_FILES = ("CHOWN", "FOWNER", "DAC_OVERRIDE", "FSETID", "MKNOD", "SETFCAP")
+READING_FILES = ("DAC_READ_SEARCH",)
 
 # Address space: threads, their arenas and a zstd window fit several times.
 _ADDRESS_SPACE = 1 << 30
@@ -43,12 +44,11 @@ _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
 
 
-def drop_privileges() -> None:
-    """Keep the capabilities to make files, for good. Raises OSError."""
-    kept = {capabilities.NAMES.index("CAP_" + name) for name in _CAPABILITIES}
-    mask = sum(1 << number for number in kept) & capabilities.capget()[1]
-    present = capabilities.bounding_set()
-    capabilities.drop_from_bounding_set(n for n in range(present.bit_length()) if present >> n & 1 and n not in kept)
+def drop_privileges(kept: tuple[str, ...]) -> None:
+    """Keep these capabilities and no others, for good. Raises OSError."""
+    mask = sum(1 << capabilities.NAMES.index("CAP_" + name) for name in kept) & capabilities.capget()[1]
+    unwanted = capabilities.bounding_set() & ~mask
+    capabilities.drop_from_bounding_set(n for n in range(unwanted.bit_length()) if unwanted >> n & 1)
     capabilities.clear_ambient_set()
     capabilities.capset(mask, mask, 0)
     process.set_no_new_privs()

@@ -71,7 +71,7 @@ def _gunzip(fd: int) -> Iterator[bytes]:
             while not decoder.eof:
                 try:
                     chunk = decoder.decompress(data, CHUNK)
-                except IsalError as error:
+                except IsalError as error:  # type: ignore[misc]  # its stub takes the class for an instance
                     raise ArchiveError(f"gzip: {error}") from error
                 if chunk:
                     yield chunk

@@ -4,23 +4,23 @@ import asyncio
 import os
 import stat
 from collections.abc import Sequence
-from typing import Final, Protocol
+from datetime import datetime
+from typing import Final
 
 from pyctr_wire.errors import Internal
 from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
 from pyctrd.diff import media_types
+from pyctrd.diff.compression import Compression
+from pyctrd.diff.ingest import Content, Ingest
 from pyctrd.diff.limits import Limits
-from pyctrd.diff.messages import ApplyRequest, PlainMount
+from pyctrd.diff.messages import ApplyRequest, CompareRequest, PlainMount
 from pyctrd.diff.mounts import overlay_of
 from pyctrd.diff.workers import Worker
 from pyctrd.offload import Offload
 
-
-class Content(Protocol):
-    """What is needed of the content store."""
-
-    def open_blob(self, ns: str, digest: str, /) -> tuple[int, int]: ...
+_UNCOMPRESSED: Final = "containerd.io/uncompressed"
 
 
 class Differ:
@@ -29,11 +29,11 @@ class Differ:
     When a call is cancelled, its worker is killed; what it wrote stays for whoever owns the mounts.
     """
 
-    def __init__(self, content: Content, offload: Offload, limits: Limits = Limits(), *, workers: int = 4) -> None:
+    def __init__(self, content: Content, offload: Offload, limits: Limits | None = None, *, workers: int = 4) -> None:
         """Read and write blobs in `content`; more than `workers` calls at once take turns."""
         self._content = content
         self._offload = offload
-        self._limits = limits
+        self._limits = limits or Limits()
         self._turns = asyncio.Semaphore(workers)
 
     async def apply(self, ns: str, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = False) -> Descriptor:
@@ -51,8 +51,50 @@ class Differ:
         )
         marker = _Marker(plain)
         async with self._turns, Worker(self._offload) as worker:
-            digest, size = await worker.ask(request, blob.fd, marker, f"failed to unpack layer {layer.digest}")
-        return Descriptor(media_types.LAYER, digest, int(size))
+            worker.send(request, blob.fd)
+            digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
+        return Descriptor(media_types.LAYER, digest, size)
+
+    async def diff(
+        self,
+        ns: str,
+        left: Sequence[Mount],
+        right: Sequence[Mount],
+        *,
+        media_type: str = "",
+        ref: str = "",
+        labels: Labels | None = None,
+        source_date_epoch: datetime | None = None,
+        lease: str = "",
+    ) -> Descriptor:
+        """Store a layer that turns what `left` shows into what `right` shows, and return its descriptor.
+
+        "" as `media_type` is OCI's gzip; an ingest that `ref` names is started over. No time in the layer is
+        later than `source_date_epoch`. Raises Unimplemented for other media types, Unavailable while `ref` is
+        locked, ResourceExhausted for a full disk, InvalidArgument for what no layer can hold.
+        """
+        media_type = media_type or f"{media_types.LAYER}+gzip"
+        compression = media_types.compression_for(media_type)
+        epoch = -1 if source_date_epoch is None else max(0, int(source_date_epoch.timestamp()))
+        request = CompareRequest(_plain(left), _plain(right), compression.value, epoch)
+        ingest = Ingest(self._content, ns, ref, lease)
+        try:
+            async with self._turns, Worker(self._offload) as worker:
+                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+                try:
+                    worker.send(request, write_fd)
+                finally:
+                    os.close(write_fd)
+                # The end of the pipe comes with the end of the worker, so this always returns.
+                await self._offload.run(ingest.receive, read_fd)
+                diff_id, _ = await worker.result("failed to compare mounts")
+            blob_labels = dict(labels or {})
+            if compression is not Compression.NONE:
+                blob_labels[_UNCOMPRESSED] = diff_id
+            digest, size = await self._offload.run(ingest.commit, blob_labels)
+        finally:
+            await self._offload.run(ingest.close)
+        return Descriptor(media_type, digest, size)
 
 
 class _Blob:

@@ -5,5 +5,5 @@ class ArchiveError(Exception):
     """The archive, or its compression, is damaged, or asks for what no layer may have."""
 
 
-class TooLarge(Exception):  # noqa: N818
+class TooLarge(Exception):
     """The layer is larger than the limits allow."""

@@ -52,10 +52,10 @@ Request = ApplyRequest | CompareRequest
 
 def encode_request(request: Request) -> bytes:
     """Return a request as a datagram."""
-    return marshal.dumps((type(request).__name__, vars(request)))
+    return marshal.dumps((isinstance(request, ApplyRequest), vars(request)))
 
 
 def decode_request(data: bytes) -> Request:
     """Return the request in a datagram that the daemon sent."""
-    name, values = marshal.loads(data)  # noqa: S302  our own daemon wrote it
-    return {"ApplyRequest": ApplyRequest, "CompareRequest": CompareRequest}[name](**values)
+    is_apply, values = marshal.loads(data)  # noqa: S302 - our own daemon wrote it
+    return ApplyRequest(**values) if is_apply else CompareRequest(**values)

@@ -14,12 +14,38 @@ _FLAGS = {
 _DEFAULTS = frozenset(("rw", "suid", "dev", "exec", "async", "atime", "diratime", "defaults", "bind", "rbind"))
 
 
+# Lets a renamed directory's content stay where it was: an upper directory then does not hold all that it changes.
+_REDIRECT_DEFAULT = "/sys/module/overlay/parameters/redirect_dir"
+
+
 class Overlay:
     """An overlay's directories, the nearest lower one first; `upper` is "" if it is read-only."""
 
-    def __init__(self, upper: str, lowers: tuple[str, ...], *, userxattr: bool) -> None:
-        """Keep them; `userxattr`: marks are in the `user.` namespace, as in a rootless overlay."""
-        self.upper, self.lowers, self.userxattr = upper, lowers, userxattr
+    def __init__(self, upper: str, lowers: tuple[str, ...], options: frozenset[str] = frozenset()) -> None:
+        """Keep them, and all options."""
+        self.upper, self.lowers = upper, lowers
+        self._options = options
+
+    @property
+    def userxattr(self) -> bool:
+        """Whether marks are in the `user.` namespace, as in a rootless overlay."""
+        return "userxattr" in self._options
+
+    @property
+    def redirects(self) -> bool:
+        """Whether directories may be redirected."""
+        for option in self._options:
+            if option.startswith("redirect_dir="):
+                return option != "redirect_dir=off"
+        try:
+            with open(_REDIRECT_DEFAULT) as file:
+                return file.read().startswith("Y")
+        except FileNotFoundError:
+            return True  # no telling
+
+    def as_lowers(self) -> "Overlay":
+        """Return the same view without a directory to write to; that one may be in use elsewhere."""
+        return Overlay("", (self.upper, *self.lowers) if self.upper else self.lowers, self._options)
 
 
 def overlay_of(mounts: list[PlainMount]) -> Overlay | None:
@@ -27,9 +53,17 @@ def overlay_of(mounts: list[PlainMount]) -> Overlay | None:
     if len(mounts) != 1 or mounts[0][0] != "overlay":
         return None
     values = dict(option.partition("=")[::2] for option in mounts[0][3])
-    return Overlay(
-        values.get("upperdir", ""), split_lowers(values.get("lowerdir", "")), userxattr="userxattr" in values
-    )
+    return Overlay(values.get("upperdir", ""), split_lowers(values.get("lowerdir", "")), frozenset(mounts[0][3]))
+
+
+def layers_of(mounts: list[PlainMount]) -> tuple[str, ...] | None:
+    """Return the directories that `mounts` stack, the nearest first; None if that is not what they are."""
+    overlay = overlay_of(mounts)
+    if overlay is not None:
+        return overlay.as_lowers().lowers
+    if len(mounts) == 1 and {"bind", "rbind"} & {mounts[0][0], *mounts[0][3]}:
+        return (mounts[0][1],)
+    return None
 
 
 def split_lowers(text: str) -> tuple[str, ...]:

@@ -4,18 +4,16 @@ Source: POSIX.1-2017 pax, "pax Extended Header"; GNU tar manual, "Storing Sparse
 """
 
 from pyctrd.diff.errors import ArchiveError
+from pyctrd.diff.numbers import decimal
 
-PAX_XATTR = b"SCHILY.xattr."
-
-# Digits of the largest number that fits 63 bits; a longer text is refused before it is converted.
-_MAX_DIGITS = 19
+XATTR = b"SCHILY.xattr."
 
 
-def parse_pax(data: bytes, max_segments: int) -> dict[bytes, bytes]:
+def parse_pax(data: bytes) -> dict[bytes, bytes]:
     """Return the records of an extended header; an empty value means that there is none, as in the standard.
 
-    Sparse format 0.0 repeats two keys for each of up to `max_segments` segments; they become one
-    `GNU.sparse.map` as in format 0.1. Raises ArchiveError if a record is malformed.
+    Sparse format 0.0 repeats two keys for each segment; they become one `GNU.sparse.map` as in format 0.1. Raises
+    ArchiveError if a record is malformed.
     """
     records: dict[bytes, bytes] = {}
     segments: list[bytes] = []
@@ -41,16 +39,8 @@ def parse_pax(data: bytes, max_segments: int) -> dict[bytes, bytes]:
             records.pop(key, None)
         at = end
     if segments:
-        sparse_map_of(segments, max_segments)
         records[b"GNU.sparse.map"] = b",".join(segments)
     return records
-
-
-def decimal(text: bytes, what: str) -> int:
-    """Return a decimal number of at most 63 bits. Raises ArchiveError for anything else, also for a negative one."""
-    if not text.isdigit() or len(text) > _MAX_DIGITS or (number := int(text)) >= 1 << 63:
-        raise ArchiveError(f"{what} is {text[:40].decode(errors='replace')!r}, not a number in range")
-    return number
 
 
 def parse_time(text: bytes) -> int:
@@ -61,11 +51,3 @@ def parse_time(text: bytes) -> int:
         raise ArchiveError(f"{text[:40].decode(errors='replace')!r} is no time")
     time = decimal(seconds[negative:], "time") * 10**9 + int(fraction[:9].ljust(9, b"0"))
     return -time if negative else time
-
-
-def sparse_map_of(numbers: list[bytes], max_segments: int) -> list[tuple[int, int]]:
-    """Return pairs of offset and size. Raises ArchiveError for an odd count, too many, or what is no number."""
-    if len(numbers) % 2 or len(numbers) > 2 * max_segments:
-        raise ArchiveError(f"the map of a sparse file has {len(numbers)} numbers")
-    values = [decimal(number, "sparse map") for number in numbers]
-    return list(zip(values[::2], values[1::2], strict=True))

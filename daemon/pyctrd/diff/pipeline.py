@@ -1,9 +1,12 @@
-"""A thread for decompression and one for hashing: both let go of the interpreter while they work."""
+"""Threads for compression and for hashing: they let go of the interpreter while they work."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from queue import Queue
 from threading import Thread
+
+from pyctrd.diff.compression import CHUNK, Compressor
 
 # Chunks that wait for each of the two readers.
 _DEPTH = 8
@@ -50,3 +53,66 @@ class Pipeline:
         while (chunk := self._unhashed.get()) is not None:
             self._sha256.update(chunk)
             self._size += len(chunk)
+
+
+class Sink:
+    """Takes an archive in pieces, hashes it in one thread, and compresses and writes it in another one."""
+
+    def __init__(self, compressor: Compressor, out_fd: int) -> None:
+        """Write to `out_fd` (borrowed)."""
+        self._compressor, self._out_fd = compressor, out_fd
+        self._pieces: list[bytes] = []
+        self._pending = 0
+        self._unhashed: Queue[bytes | None] = Queue(_DEPTH)
+        self._unwritten: Queue[bytes | None] = Queue(_DEPTH)
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._error: OSError | None = None
+        self._threads = [Thread(target=target, daemon=True) for target in (self._hash, self._compress)]
+        for thread in self._threads:
+            thread.start()
+
+    def write(self, data: bytes) -> None:
+        """Take a piece. Raises OSError if an earlier one could not be written."""
+        self._pieces.append(data)
+        self._pending += len(data)
+        if self._pending >= CHUNK:
+            self._pass_on()
+
+    def finish(self) -> tuple[str, int]:
+        """Write what is left; return digest and size of the uncompressed archive. Raises OSError."""
+        self._pass_on()
+        self._unhashed.put(None)
+        self._unwritten.put(None)
+        for thread in self._threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return f"sha256:{self._sha256.hexdigest()}", self._size
+
+    def _pass_on(self) -> None:
+        if self._error is not None:
+            raise self._error
+        chunk = b"".join(self._pieces)
+        self._pieces, self._pending = [], 0
+        self._size += len(chunk)
+        self._unhashed.put(chunk)
+        self._unwritten.put(chunk)
+
+    def _hash(self) -> None:
+        while (chunk := self._unhashed.get()) is not None:
+            self._sha256.update(chunk)
+
+    def _compress(self) -> None:
+        while (chunk := self._unwritten.get()) is not None:
+            self._send(self._compressor.compress(chunk))
+        self._send(self._compressor.flush())
+
+    def _send(self, data: bytes) -> None:
+        """Write all of `data`; after an error, nothing, so that whoever puts chunks into the queue never hangs."""
+        view = memoryview(data)
+        try:
+            while view and self._error is None:
+                view = view[os.write(self._out_fd, view) :]
+        except OSError as error:
+            self._error = error

@@ -1,7 +1,7 @@
 """The only file system that a worker sees: an empty one, with what it works on mounted below.
 
     /target   where a layer is unpacked          /left /right   what is compared, read-only
-    /lower    the layers below it, read-only
+    /lower    the layers below it, read-only     /upper        what the right adds, if that is known
 
 Made in a mount namespace of the worker's own: a tmpfs is mounted over `/`, what is needed is mounted into it (host
 paths still lead to the host's files, since a lookup starts below what is mounted on the root), and then it becomes
@@ -27,7 +27,8 @@ from pyctr_sys.mount import (
 )
 from pyctr_sys.namespaces import Clone, unshare
 from pyctrd.diff.messages import PlainMount
-from pyctrd.diff.mounts import Overlay, flags_and_data, overlay_of
+from pyctrd.diff.mounts import Overlay, flags_and_data, layers_of, overlay_of
+from pyctrd.diff.whiteouts import Style
 
 _O_PATH = os.O_PATH | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -60,15 +61,15 @@ class Stage:
         os.chdir("/")
         os.close(self._root_fd)
 
-    def target(self, mounts: list[PlainMount]) -> int:
-        """Mount what a layer is to be unpacked into and return its fd.
+    def target(self, mounts: list[PlainMount]) -> tuple[int, Style]:
+        """Mount what a layer is to be unpacked into; return its fd and how layers below are to be hidden there.
 
         One overlay with an upper directory: that directory itself. Else what `mounts` show together.
         """
         overlay = overlay_of(mounts)
         if overlay is not None and overlay.upper:
-            return self._bind(overlay.upper, "target")
-        return self._show(mounts, "target", 0)
+            return self._bind(overlay.upper, "target"), Style.OVERLAY
+        return self._show(mounts, "target", 0), Style.REMOVE
 
     def lower(self, mounts: list[PlainMount]) -> int | None:
         """Mount the layers below the one that `mounts` add to, read-only, and return the fd; None if it is unknown."""
@@ -82,10 +83,15 @@ class Stage:
         overlay = overlay_of(mounts)
         if overlay is None:
             return self._show(mounts, name, MountFlag.RDONLY)
-        if overlay.upper:
-            # A mounted overlay may have this as its upper directory: as a lower one it can be shared.
-            overlay = Overlay("", (overlay.upper, *overlay.lowers), userxattr=overlay.userxattr)
-        return self._lowers(overlay, name)
+        # A mounted overlay may have this upper directory; as a lower one it can be shared.
+        return self._lowers(overlay.as_lowers(), name)
+
+    def added(self, left: list[PlainMount], right: list[PlainMount]) -> int | None:
+        """Return an fd of the upper directory if `right` is an overlay of one over what `left` shows, else None."""
+        overlay = overlay_of(right)
+        if overlay is None or not overlay.upper or overlay.redirects or overlay.lowers != layers_of(left):
+            return None
+        return self._bind(overlay.upper, "upper", Attr.RDONLY)
 
     def _lowers(self, overlay: Overlay, name: str) -> int:
         """Mount an overlay's lower directories."""

@@ -15,15 +15,14 @@ from collections.abc import Iterator
 from zlib import adler32
 
 from pyctrd.diff.errors import ArchiveError
-from pyctrd.diff.pax import PAX_XATTR, decimal, parse_pax, parse_time, sparse_map_of
+from pyctrd.diff.numbers import decimal, octal
+from pyctrd.diff.pax import XATTR, parse_pax, parse_time
+from pyctrd.diff.sparse import MAX_SEGMENTS, Segments, checked, parse_map, parse_segments
 
 BLOCK = 512
 
 # Longest long name, long link or extended header, in bytes, as in Go's archive/tar.
 MAX_SPECIAL = 1 << 20
-# Most data segments of a sparse file (CVE-2025-58183).
-MAX_SEGMENTS = 1 << 17
-MAX_SIZE = (1 << 63) - 1
 # (uid_t) -1 means "leave it" to chown(2).
 MAX_ID = (1 << 32) - 2
 
@@ -32,13 +31,12 @@ _CONTIGUOUS, _V7_REGULAR, _GNU_SPARSE, _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL =
 _KNOWN = frozenset(b"0123456")
 _WITHOUT_CONTENT = frozenset((HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
 
-#                        name mode+uid+gid size mtime checksum type link magic major minor prefix
-_HEADER = struct.Struct("100s     24s      12s  12s     8s      B   100s  8s 64x 8s   8s    155s 12x")
+#                        name mode+uid+gid size mtime checksum  link magic names major minor prefix
+_HEADER = struct.Struct("100s 24s          12s  12s   8s    x   100s 8s    64x   8s    8s    155s   12x")
+_TYPE_FLAG = 156
 _ZEROS = bytes(BLOCK)
 _ADLER_PRIME = 65521
 _CACHE_SIZE = 4096
-
-Segments = list[tuple[int, int]]
 
 
 class Entry:
@@ -49,8 +47,8 @@ class Entry:
     """
 
     __slots__ = (
-        "gid", "kind", "link", "major", "minor", "mode", "mtime_ns", "name", "real_size", "segments", "size", "uid",
-        "xattrs", "atime_ns",
+        "atime_ns", "gid", "kind", "link", "major", "minor", "mode", "mtime_ns", "name", "real_size", "segments",
+        "size", "uid", "xattrs",
     )  # fmt: skip
 
     name: bytes
@@ -150,9 +148,9 @@ class TarReader:
         while (header := self._next_header()) is not None:
             fields = _HEADER.unpack(header)
             _check_sum(header, fields[4])
-            kind = fields[5]
+            kind = header[_TYPE_FLAG]
             if kind == _PAX:
-                pax = parse_pax(self._special(fields[2]), MAX_SEGMENTS)
+                pax = parse_pax(self._special(fields[2]))
             elif kind == _PAX_GLOBAL:
                 self._special(fields[2])  # A comment by git and the like; containerd ignores it too.
             elif kind == _GNU_NAME:
@@ -190,7 +188,7 @@ class TarReader:
 
     def _special(self, field: bytes) -> bytes:
         """Return the content of an entry that describes the next one."""
-        size = _number(field, "size")
+        size = octal(field, "size")
         if size > MAX_SPECIAL:
             raise ArchiveError(f"an extended header of {size} bytes; at most {MAX_SPECIAL} are read")
         data = self._stream.take(size)
@@ -203,24 +201,24 @@ class TarReader:
         """Return the entry of `header` with what came before it, and get ready for its content."""
         entry = Entry()
         entry.name = _name(header, fields) if name is None else name
-        entry.link = fields[6].split(b"\0", 1)[0] if link is None else link
-        entry.kind = _kind(fields[5], entry.name)  # type: ignore[arg-type]  # the one number among the fields
+        entry.link = fields[5].split(b"\0", 1)[0] if link is None else link
+        entry.kind = _kind(header[_TYPE_FLAG], entry.name)
         entry.mode, entry.uid, entry.gid = self._ids.get(fields[1]) or self._parse_ids(fields[1])
-        entry.size = _number(fields[2], "size")
+        entry.size = octal(fields[2], "size")
         mtime = self._times.get(fields[3])
         entry.mtime_ns = self._parse_mtime(fields[3]) if mtime is None else mtime
         entry.atime_ns = entry.mtime_ns
         entry.major = entry.minor = 0
         entry.xattrs = entry.segments = None
         if entry.kind in (CHARACTER, BLOCK_DEVICE):
-            entry.major, entry.minor = _number(fields[8], "device number"), _number(fields[9], "device number")
+            entry.major, entry.minor = octal(fields[7], "device number"), octal(fields[8], "device number")
         if pax:
             _apply_pax(entry, pax)
         if entry.kind in _WITHOUT_CONTENT:
             entry.size = 0
         self._left, self._padding = entry.size, -entry.size % BLOCK
         entry.real_size = entry.size
-        if fields[5] == _GNU_SPARSE:
+        if header[_TYPE_FLAG] == _GNU_SPARSE:
             self._read_old_sparse(entry, header)
         elif entry.kind == REGULAR and pax:
             self._read_pax_sparse(entry, pax)
@@ -228,8 +226,8 @@ class TarReader:
 
     def _parse_ids(self, field: bytes) -> tuple[int, int, int]:
         """Return mode, uid and gid; remembered, since a layer has few different ones."""
-        mode = _number(field[:8], "mode")
-        uid, gid = (_number(field[8:16], "uid"), _number(field[16:], "gid"))
+        mode = octal(field[:8], "mode")
+        uid, gid = (octal(field[8:16], "uid"), octal(field[16:], "gid"))
         if uid > MAX_ID or gid > MAX_ID:
             raise ArchiveError(f"owner {uid}:{gid} is out of range")
         if len(self._ids) >= _CACHE_SIZE:
@@ -240,7 +238,7 @@ class TarReader:
     def _parse_mtime(self, field: bytes) -> int:
         """Return the time in ns; remembered likewise. Only times may be negative."""
         negative = field[0] == 0xFF
-        seconds = int.from_bytes(field, "big", signed=True) if negative else _number(field, "time")
+        seconds = int.from_bytes(field, "big", signed=True) if negative else octal(field, "time")
         if len(self._times) >= _CACHE_SIZE:
             self._times.clear()
         mtime = self._times[field] = seconds * 10**9
@@ -249,12 +247,12 @@ class TarReader:
     def _read_old_sparse(self, entry: Entry, header: bytes) -> None:
         """Read GNU's old sparse map: four segments in the header, 21 in each block that follows it."""
         segments: Segments = []
-        more = _parse_segments(header[386:482], segments) and header[482]
-        entry.real_size = _number(header[483:495], "size of a sparse file")
+        more = parse_segments(header[386:482], segments) and header[482]
+        entry.real_size = octal(header[483:495], "size of a sparse file")
         while more:
             block = self._stream.take(BLOCK)
-            more = _parse_segments(block[:504], segments) and block[504]
-        entry.segments = _checked(segments, entry)
+            more = parse_segments(block[:504], segments) and block[504]
+        entry.segments = checked(segments, entry.real_size, entry.size)
 
     def _read_pax_sparse(self, entry: Entry, pax: dict[bytes, bytes]) -> None:
         """Read the map of a sparse file as GNU tar writes it into PAX archives, if this is one."""
@@ -264,11 +262,11 @@ class TarReader:
             segments = self._read_map(entry)
         elif b"GNU.sparse.map" in pax and version in ((None, None), (b"0", b"0"), (b"0", b"1")):
             entry.real_size = decimal(pax.get(b"GNU.sparse.size", b""), "GNU.sparse.size")
-            segments = sparse_map_of(pax[b"GNU.sparse.map"].split(b","), MAX_SEGMENTS)
+            segments = parse_map(pax[b"GNU.sparse.map"].split(b","))
         else:
             return
         entry.name = pax.get(b"GNU.sparse.name", entry.name)
-        entry.segments = _checked(segments, entry)
+        entry.segments = checked(segments, entry.real_size, entry.size)
 
     def _read_map(self, entry: Entry) -> Segments:
         """Read the map of format 1.0: decimal lines at the start of the content, padded to a block."""
@@ -285,7 +283,7 @@ class TarReader:
                 wanted = 1 + 2 * count
             numbers += lines
         entry.size = self._left
-        return sparse_map_of(numbers[1:wanted], MAX_SEGMENTS)
+        return parse_map(numbers[1:wanted])
 
 
 def _check_sum(header: bytes, field: bytes) -> None:
@@ -294,32 +292,13 @@ def _check_sum(header: bytes, field: bytes) -> None:
     The low half of Adler-32 is the sum modulo a prime, and much faster than sum(): the true sum,
     below 2**17, differs from it by the prime at most twice.
     """
-    stored = _number(field, "checksum")
+    stored = octal(field, "checksum")
     total = (adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * 0x20
     if (total - stored) % _ADLER_PRIME:
         # Ancient writers added signed characters.
         signed = sum(header) - sum(field) + 8 * 0x20 - 256 * sum(byte >> 7 for byte in header)
         if signed != stored:
             raise ArchiveError("a header's checksum is wrong")
-
-
-def _number(field: bytes, what: str) -> int:
-    """Return an octal or base-256 number that is not negative. Raises ArchiveError otherwise."""
-    if field[0] & 0x80:
-        if field[0] & 0x40:
-            raise ArchiveError(f"a {what} is negative")
-        value = int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-    else:
-        digits = field.strip(b" \0").split(b"\0", 1)[0]
-        if not digits:
-            return 0
-        # isdigit keeps out what int() would take as well: signs, underscores, prefixes.
-        if not digits.isdigit() or b"8" in digits or b"9" in digits:
-            raise ArchiveError(f"a {what} is no number")
-        value = int(digits, 8)
-    if value > MAX_SIZE:
-        raise ArchiveError(f"a {what} is out of range")
-    return value
 
 
 def _text(data: bytes) -> bytes:
@@ -330,9 +309,9 @@ def _text(data: bytes) -> bytes:
 def _name(header: bytes, fields: tuple[bytes, ...]) -> bytes:
     """Return the name with the prefix that ustar and star keep apart from it."""
     name = fields[0].split(b"\0", 1)[0]
-    if fields[7] == b"ustar\x0000":
+    if fields[6] == b"ustar\x0000":
         # star has times behind a shorter prefix.
-        prefix = fields[10][:131] if header[508:512] == b"tar\0" else fields[10]
+        prefix = fields[9][:131] if header[508:512] == b"tar\0" else fields[9]
         if prefix[0]:
             return prefix.split(b"\0", 1)[0] + b"/" + name
     return name
@@ -365,29 +344,5 @@ def _apply_pax(entry: Entry, pax: dict[bytes, bytes]) -> None:
         entry.mtime_ns = entry.atime_ns = parse_time(pax[b"mtime"])
     if b"atime" in pax:
         entry.atime_ns = parse_time(pax[b"atime"])
-    xattrs = {key[len(PAX_XATTR) :]: value for key, value in pax.items() if key.startswith(PAX_XATTR)}
+    xattrs = {key[len(XATTR) :]: value for key, value in pax.items() if key.startswith(XATTR)}
     entry.xattrs = xattrs or None
-
-
-def _parse_segments(table: bytes, segments: Segments) -> bool:
-    """Append what an old sparse table holds; return whether it was full, so that more may follow."""
-    for at in range(0, len(table), 24):
-        if not table[at]:
-            return False
-        segments.append((_number(table[at : at + 12], "offset"), _number(table[at + 12 : at + 24], "size")))
-    if len(segments) > MAX_SEGMENTS:
-        raise ArchiveError(f"a sparse file of more than {MAX_SEGMENTS} segments")
-    return True
-
-
-def _checked(segments: Segments, entry: Entry) -> Segments:
-    """Return `segments` if they lie in order within the file and match what the archive holds of it."""
-    end = total = 0
-    for offset, size in segments:
-        if offset < end or offset + size > entry.real_size:
-            raise ArchiveError("the map of a sparse file is out of order or beyond its end")
-        end = offset + size
-        total += size
-    if total != entry.size:
-        raise ArchiveError(f"a sparse file's map has {total} bytes of data, the archive {entry.size}")
-    return segments

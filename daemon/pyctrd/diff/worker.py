@@ -12,7 +12,6 @@ It is started with its socket as standard input and the daemon's import path as 
 
 import errno
 import os
-import sys
 import traceback
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 from array import array
@@ -21,13 +20,14 @@ from threading import Thread
 
 from pyctrd.diff import cage, messages
 from pyctrd.diff.apply import apply
-from pyctrd.diff.compression import Compression, decompressor
+from pyctrd.diff.compare import Comparison
+from pyctrd.diff.compression import Compression, compressor, decompressor
 from pyctrd.diff.errors import ArchiveError, TooLarge
-from pyctrd.diff.pipeline import Pipeline
+from pyctrd.diff.pipeline import Pipeline, Sink
 from pyctrd.diff.stage import Stage
 from pyctrd.diff.tar_stream import ByteStream, TarReader
+from pyctrd.diff.tar_writer import TarWriter
 from pyctrd.diff.tree import Tree
-from pyctrd.diff.whiteouts import Style
 
 _SOCKET_FD = 0
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM))
@@ -91,23 +91,40 @@ def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> byte
     """Unpack; return the reply with digest and size of the uncompressed archive."""
     chunks = decompressor(Compression(request.compression), blob_fd, request.budget)
     with Stage() as stage:
-        target_fd = stage.target(request.mounts)
+        target_fd, style = stage.target(request.mounts)
         lower_fd = stage.lower(request.mounts)
-    cage.drop_privileges()
-    cage.limit_resources(request.max_file_size)
-    cage.filter_system_calls()
-    Thread(target=_end_with, args=(daemon,), daemon=True).start()
+    _lock_in(daemon, cage.MAKING_FILES, request.max_file_size)
     pipeline = Pipeline(chunks)
     stream = ByteStream(iter(pipeline))
     opaque = OpaqueDirectories(daemon)
-    style = Style.REMOVE if lower_fd is None else Style.OVERLAY
     apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size)
     opaque.flush()
     stream.drain()
     if request.sync_fs:
         os.sync()
-    digest, size = pipeline.digest()
-    return b"\0".join((messages.RESULT, digest.encode(), str(size).encode()))
+    return _succeeded(*pipeline.digest())
+
+
+def _compare(request: messages.CompareRequest, out_fd: int, daemon: socket) -> bytes:
+    """Write a layer to `out_fd`; return the reply with digest and size of the uncompressed archive."""
+    codec = compressor(Compression(request.compression))
+    with Stage() as stage:
+        left_fd = stage.show(request.left, "left")
+        right_fd = stage.show(request.right, "right")
+        upper_fd = stage.added(request.left, request.right)
+    _lock_in(daemon, cage.READING_FILES, 0)
+    sink = Sink(codec, out_fd)
+    epoch = request.epoch if request.epoch >= 0 else None
+    Comparison(left_fd, right_fd, TarWriter(sink.write), epoch=epoch, upper_fd=upper_fd).write()
+    return _succeeded(*sink.finish())
+
+
+def _lock_in(daemon: socket, kept: tuple[str, ...], max_file_size: int) -> None:
+    """Give up everything that the work to come does not take, and live no longer than the daemon."""
+    cage.drop_privileges(kept)
+    cage.limit_resources(max_file_size)
+    cage.filter_system_calls()
+    Thread(target=_end_with, args=(daemon,), daemon=True).start()
 
 
 def _end_with(daemon: socket) -> None:
@@ -117,6 +134,10 @@ def _end_with(daemon: socket) -> None:
     while not any(event & POLLHUP for _, event in poller.poll()):
         pass
     os._exit(1)
+
+
+def _succeeded(digest: str, size: int) -> bytes:
+    return b"\0".join((messages.RESULT, digest.encode(), str(size).encode()))
 
 
 def _failed(kind: bytes, text: str) -> bytes:

@@ -51,29 +51,29 @@ class Worker:
         self._socket.close()
         await self._offload.run(self._reap)
 
-    async def ask(
-        self, request: messages.Request, fd: int, mark_opaque: Callable[[Sequence[int]], None], stage: str
-    ) -> list[str]:
-        """Have `request` carried out on `fd` (borrowed) and return the fields of the result.
-
-        `mark_opaque` is called in a thread with fds to close. Errors begin with `stage`. Raises InvalidArgument for
-        what the archive says, ResourceExhausted for limits and a full disk, UnknownError for other errors of the
-        system, Internal for ours.
-        """
+    def send(self, request: messages.Request, fd: int) -> None:
+        """Hand over a request with its fd, which is borrowed. At once: nothing is in the socket yet."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
         self._socket.sendmsg([messages.encode_request(request)], rights)
+
+    async def result(self, stage: str, mark_opaque: Callable[[Sequence[int]], None] | None = None) -> tuple[str, int]:
+        """Wait for the result, digest and size in bytes of the uncompressed archive; errors begin with `stage`.
+
+        `mark_opaque` is called in a thread, with fds to close. Raises InvalidArgument for what the archive says,
+        ResourceExhausted for limits and a full disk, UnknownError for other errors of the system, Internal for ours.
+        """
         while True:
             await _readable(self._socket)
             data, fds = self._receive()
-            if data == messages.OPAQUE:
+            if data == messages.OPAQUE and mark_opaque is not None:
                 await self._offload.run(mark_opaque, fds)
                 self._socket.send(messages.DONE)
                 continue
             kind, *fields = data.split(b"\0")
             texts = [field.decode(errors="replace") for field in fields]
-            if kind == messages.RESULT:
-                return texts
-            if kind == messages.FAILED and len(fields) > 1:
+            if kind == messages.RESULT and len(texts) == 2:
+                return texts[0], int(texts[1])
+            if kind == messages.FAILED and len(texts) == 2:
                 raise _ERRORS.get(fields[0], Internal)(f"{stage}: {texts[1]}")
             raise Internal(f"{stage}: the worker process {await self._offload.run(self._last_words)}")
 
@@ -82,7 +82,7 @@ class Worker:
         with self._theirs:
             self._process = subprocess.Popen(
                 (sys.executable, *_ARGUMENTS, *filter(None, sys.path)),
-                stdin=self._theirs,
+                stdin=self._theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd="/",
                 env={},
@@ -120,9 +120,14 @@ class Worker:
 async def _readable(sock: socket.socket) -> None:
     """Wait until there is something to receive."""
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(sock, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _resolve, ready)
     try:
         await ready
     finally:
         loop.remove_reader(sock)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
