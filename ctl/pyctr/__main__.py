@@ -17,6 +17,10 @@ def main() -> None:
         code = root.main(standalone_mode=False, prog_name="pyctr")
     except click.exceptions.Exit as end:
         code = end.exit_code
+    except click.UsageError as error:
+        error.show()
+        ran = error.ctx is not None and error.ctx.command.name in ("run", "create", "exec")
+        code = exit_codes.OURS if ran else error.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code

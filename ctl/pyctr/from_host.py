@@ -62,7 +62,7 @@ class Files:
         while waiting:
             part = waiting.pop()
             if part == "..":
-                here = posixpath.dirname(here)
+                here = posixpath.dirname(here).rstrip("/")
                 continue
             here = f"{here}/{part}"
             try:
@@ -75,7 +75,7 @@ class Files:
                     raise CommandError(f"{path}: too many symlinks")
                 target = os.readlink(here)
                 self.links[here] = target
-                here = "" if target.startswith("/") else posixpath.dirname(here)
+                here = "" if target.startswith("/") else posixpath.dirname(here).rstrip("/")
                 waiting += [one for one in reversed(target.split("/")) if one not in ("", ".")]
             elif stat.S_ISDIR(status.st_mode):
                 self.directories.setdefault(here, stat.S_IMODE(status.st_mode))

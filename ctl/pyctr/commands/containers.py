@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from pyctr import lookup, output, tasks
+from pyctr import lookup, output, references, tasks
 from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -97,7 +97,7 @@ def _row(container: containers_pb2.Container, process: Process | None, *, whole:
     created = container.created_at.ToDatetime(UTC)
     return {
         "ID": container.id if whole else container.id[:_SHORT],
-        "Image": container.image,
+        "Image": references.familiar(container.image),
         "Command": json.dumps(command, ensure_ascii=False),
         "CreatedAt": created.isoformat(timespec="seconds"),
         "RunningFor": output.age(created),

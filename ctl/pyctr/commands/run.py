@@ -84,13 +84,11 @@ def make(session: Session, image: str, command: tuple[str, ...], given: dict[str
         options=options,
     )
     try:
-        made = _run_spec(session.connection, request)
-    except NotFound:
-        from pyctr.transfer import pull
-
-        print(f"Unable to find image '{image}' locally", file=sys.stderr)
-        pull(session.connection, image, platform=given["platform"], snapshotter=given["snapshotter"])
-        made = _run_spec(session.connection, request)
+        made = _made_from_image(session.connection, request)
+    except ApiError as error:
+        raise CommandError(str(error), exit_codes.OURS) from None
+    except CommandError as error:
+        raise CommandError(error.message, exit_codes.OURS) from None
     for warning in made.warnings:
         print(f"pyctr: {warning}", file=sys.stderr)
     if given["network"] is None:
@@ -102,7 +100,15 @@ def make(session: Session, image: str, command: tuple[str, ...], given: dict[str
     return made
 
 
-def _run_spec(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:
+def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:
+    """Make the container; an image that is not here is pulled."""
+    try:
+        return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
+    except NotFound:
+        from pyctr.transfer import pull
+
+        print(f"Unable to find image '{request.image}' locally", file=sys.stderr)
+        pull(connection, request.image, platform=request.platform, snapshotter=request.snapshotter)
     return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
 
 
@@ -120,10 +126,7 @@ def run(
     keys = terminal.parse_detach_keys(detach_keys)
     if not detach:
         run_session.check_terminal(tty=given["tty"], interactive=given["interactive"])
-    try:
-        made = make(session, image, command, given)
-    except ApiError as error:
-        raise CommandError(str(error), exit_codes.OURS) from None
+    made = make(session, image, command, given)
     connection = session.connection
     attached = None
     try:
@@ -167,7 +170,4 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
 @pass_session
 def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Make a container from IMAGE and do not start it."""
-    try:
-        click.echo(make(session, image, command, given).id)
-    except ApiError as error:
-        raise CommandError(str(error), exit_codes.OURS) from None
+    click.echo(make(session, image, command, given).id)

@@ -159,6 +159,8 @@ def _mounts(options: RunOptions, found: Found) -> list[dict[str, Any]]:
     chosen = run_options.user_mounts(options.mounts)
     taken = {str(mount["destination"]) for mount in chosen}
     defaults = default_spec.default_mounts()
+    if found.cgroup_namespaces:
+        defaults.append(default_spec.cgroup_mount())
     if options.network == "host":
         defaults += [_bind(path, path, "ro") for path in found.network_files]
     if options.init:

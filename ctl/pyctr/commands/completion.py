@@ -1,0 +1,23 @@
+"""`completion`: what makes a shell complete our commands."""
+
+import click
+from click.shell_completion import get_completion_class
+
+from pyctr.errors import CommandError
+
+_WHERE = {
+    "bash": "pyctr completion bash > /etc/bash_completion.d/pyctr",
+    "zsh": 'pyctr completion zsh > "${fpath[1]}/_pyctr"',
+    "fish": "pyctr completion fish > ~/.config/fish/completions/pyctr.fish",
+}
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(list(_WHERE)))
+@click.pass_context
+def completion(ctx: click.Context, *, shell: str) -> None:
+    """Print a completion script for SHELL. For bash: pyctr completion bash > /etc/bash_completion.d/pyctr."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise CommandError(f"there is no completion for {shell}")
+    click.echo(kind(ctx.find_root().command, {}, "pyctr", "_PYCTR_COMPLETE").source())
