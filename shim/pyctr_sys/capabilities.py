@@ -1,6 +1,7 @@
 """Capability sets of the calling thread: capset(2), prctl(2)."""
 
 from collections.abc import Iterable
+from functools import cache
 
 from pyctr_sys.calls import check, ffi, libc
 
@@ -45,8 +46,13 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     check(libc.capset(header, ffi.new("struct cap_data[2]", [low, high])), "capset")
 
 
+@cache
 def bounding_set() -> int:
-    """Return the bounding set as a bit mask; numbers that the kernel does not know are 0."""
+    """Return the bounding set as a bit mask; numbers that the kernel does not know are 0.
+
+    Asked once, which takes a call per capability: this process's own only shrinks right before it executes
+    something else, and its children start with it.
+    """
     mask = 0
     for number in range(64):
         present = libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)

@@ -27,6 +27,8 @@ def start_ticks(pid: int) -> int:
 
     Raises FileNotFoundError or ProcessLookupError if there is no such process.
     """
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        text = file.read()
-    return int(text.rpartition(b")")[2].split()[19])
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    finally:
+        os.close(fd)

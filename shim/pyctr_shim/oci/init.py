@@ -35,7 +35,7 @@ from pyctr_shim.oci import (
     user,
     validate,
 )  # fmt: skip
-from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path
+from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path, mount_view
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.mounts import PlannedMount
@@ -148,7 +148,7 @@ def _record(build: _Build) -> None:
     host_mount = ""
     if request.rootfs and _wants_host_mount(build):
         host_mount = _rootfs_directory(build)
-    filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache)
+    filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
     build.filter = filter_
     build.state = record = replace(
         record,
@@ -292,7 +292,13 @@ def _mount_everything(build: _Build) -> None:
     linux = build.linux
     propagation = rootfs.propagation_flag(linux.get("rootfsPropagation") or "")
     rootfs.attach(build.root_fd)
-    mounts.mount_all(build.root_fd, build.mounts, propagation)
+    own_namespace = build.plan.has(Clone.NEWCGROUP)
+
+    def mount_cgroup(destination: str, flags: int) -> None:
+        hierarchies = build.request.hierarchies
+        mount_view(build.root_fd, destination, flags, build.cgroup, hierarchies, own_namespace=own_namespace)
+
+    mounts.mount_all(build.root_fd, build.mounts, propagation, mount_cgroup)
     if not any(item.destination == "/dev" and item.tree_fd >= 0 for item in build.mounts):
         devices.populate(build.root_fd, linux.get("devices") or (), build.host_nodes)
     if build.process.get("terminal"):

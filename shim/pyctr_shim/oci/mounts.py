@@ -8,7 +8,7 @@ writable in between.
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,12 +80,19 @@ def _open_source(source: str, options: MountOptions) -> int:
         raise OciError(f"mounts: bind source {source}: {error.strerror}", error.errno or 0) from None
 
 
-def mount_all(root_fd: int, planned: Sequence[PlannedMount], default_propagation: int) -> None:
-    """Mount everything below `root_fd` in the spec's order. Raises OciError naming the mount."""
+def mount_all(
+    root_fd: int, planned: Sequence[PlannedMount], default_propagation: int, mount_cgroup: Callable[[str, int], None]
+) -> None:
+    """Mount everything below `root_fd` in the spec's order. Raises OciError naming the mount.
+
+    `mount_cgroup` (destination, flags) shows the container its cgroups.
+    """
     for item in planned:
         try:
             if item.tree_fd >= 0:
                 _bind(root_fd, item, default_propagation)
+            elif item.kind in {"cgroup", "cgroup2"}:
+                mount_cgroup(item.destination, item.options.flags)
             elif item.options.flags & MountFlag.REMOUNT:
                 _remount(root_fd, item)
             else:

@@ -11,10 +11,10 @@ calling process stays as small as it was.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci import hooks, init, state, validate
@@ -257,7 +257,7 @@ def _create(request: init.Request) -> Container | None:
                 _run_early_hooks(request.state_directory)
                 ours.send(Message.GO)
             elif message is Message.FAILED:
-                raise OciError(fields["text"], fields["errno"])
+                _raise_failure(fields)
             elif message is Message.CREATED:
                 return Container(
                     id=request.id,
@@ -275,7 +275,7 @@ def _create(request: init.Request) -> Container | None:
                     hook_kinds=frozenset(fields["hooks"]),
                     channel=ours,
                 )
-        raise OciError("container init ended without a word")
+        _raise_failure({"text": "container init ended without a word", "errno": 0})
     except BaseException:
         ours.close()
         if console_fd >= 0:
@@ -326,7 +326,7 @@ def _exec(request: joining.Request) -> Process:
             if message is Message.CONSOLE:
                 console_fd = fd if fd is not None else -1
             elif message is Message.FAILED:
-                raise OciError(fields["text"], fields["errno"])
+                _raise_failure(fields)
     except BaseException:
         if console_fd >= 0:
             os.close(console_fd)
@@ -355,6 +355,10 @@ def _clone_into_cgroup(directory: str) -> int:
         return clone3(Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
     finally:
         os.close(cgroup_fd)
+
+
+def _raise_failure(fields: Mapping[str, Any]) -> NoReturn:
+    raise OciError(fields["text"], fields["errno"])
 
 
 def _run_early_hooks(state_directory: str) -> None:

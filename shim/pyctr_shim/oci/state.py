@@ -8,7 +8,7 @@ It lies in the bundle for a shim, in <root>/<id> for the command.
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -60,20 +60,23 @@ class State:
             return False
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
+                words = file.read().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return int(fields[19]) == self.start_ticks and fields[0] not in {b"Z", b"X"}
+        return int(words[19]) == self.start_ticks and words[0] not in {b"Z", b"X"}
 
     def document(self, status: Status, pid: int | None = None) -> bytes:
         """Return the OCI state document that hooks and callers of `state` read."""
-        fields = {
+        document = {
             "ociVersion": OCI_VERSION, "id": self.id, "status": status.value,
             "pid": self.pid if pid is None else pid, "bundle": self.bundle, "annotations": self.annotations,
         }  # fmt: skip
         if status is Status.STOPPED:
-            fields["pid"] = 0
-        return json.dumps(fields).encode()
+            document["pid"] = 0
+        return json.dumps(document).encode()
+
+
+_FIELDS: Final = tuple(item.name for item in fields(State))
 
 
 def write(directory: str, state: State) -> None:
@@ -81,7 +84,7 @@ def write(directory: str, state: State) -> None:
     temporary = os.path.join(directory, f".{NAME}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(asdict(state)).encode())
+        os.write(fd, json.dumps({name: getattr(state, name) for name in _FIELDS}).encode())
     finally:
         os.close(fd)
     os.rename(temporary, os.path.join(directory, NAME))
@@ -91,11 +94,11 @@ def read(directory: str) -> State:
     """Return the state. Raises FileNotFoundError, and OciError if it is not one that this version wrote."""
     path = os.path.join(directory, NAME)
     with open(path, "rb") as file:
-        fields = json.load(file)
-    if not isinstance(fields, dict) or fields.get("version") != VERSION:
+        document = json.load(file)
+    if not isinstance(document, dict) or document.get("version") != VERSION:
         raise OciError(f"{path}: not a state of version {VERSION}")
     try:
-        return State(**fields)
+        return State(**document)
     except TypeError as error:
         raise OciError(f"{path}: {error}") from None
 

@@ -8,6 +8,7 @@ Source: OCI runtime specification 1.2, config.md and config-linux.md.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,10 +28,13 @@ Check = Callable[[Any, str], None]
 def load_spec(path: str) -> dict[str, Any]:
     """Read and check a config.json. Raises OciError naming the file or the field."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(SPEC_BYTES + 1)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise OciError(f"{path}: {error.strerror}", error.errno or 0) from None
+    try:
+        data = os.read(fd, min(os.fstat(fd).st_size, SPEC_BYTES) + 1)
+    finally:
+        os.close(fd)
     spec = _parse(data, path)
     check_spec(spec)
     return spec

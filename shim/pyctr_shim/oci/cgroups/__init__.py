@@ -1,14 +1,18 @@
 """Control groups: made, limited, joined, watched and removed."""
 
+from pyctr_shim.oci.cgroups.container_view import mount_view
 from pyctr_shim.oci.cgroups.manager import Cgroup, Hierarchies, Resources, cgroup_path, mounted
 from pyctr_shim.oci.cgroups.v1 import CgroupV1
+from pyctr_shim.oci.cgroups.v2 import CgroupV2
 from pyctr_shim.oci.errors import OciError
 
-__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "mounted"]
+__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "mount_view", "mounted"]
 
 
 def cgroup_for(hierarchies: Hierarchies, path: str) -> Cgroup:
     """Return the cgroup at `path` in whichever version the machine has. Raises OciError if it has none."""
-    if hierarchies.is_v2:
+    if not hierarchies.is_v2:
+        return CgroupV1(hierarchies, path)
+    if not hierarchies.unified:
         raise OciError("no cgroups are mounted on /sys/fs/cgroup")
-    return CgroupV1(hierarchies, path)
+    return CgroupV2(hierarchies, path)

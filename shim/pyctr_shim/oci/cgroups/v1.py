@@ -4,19 +4,17 @@ A process joins by writing 0 to `tasks`: for a single-threaded process that move
 skips the grace period that moving anybody else costs (10 to 20 ms).
 """
 
-import errno
 import os
 import signal
 import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pyctr_shim.oci.cgroups import device_filter, files
+from pyctr_shim.oci.cgroups import device_filter, files, stats
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 
 _FREEZE_SECONDS: Final = 10.0
-_BUSY: Final = {errno.EBUSY}
 
 
 class CgroupV1:
@@ -62,6 +60,8 @@ class CgroupV1:
 
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
+        if resources.get("unified"):
+            raise OciError("linux.resources.unified: needs version 2 of cgroups")
         if rules := resources.get("devices"):
             self._write_devices(device_filter.with_defaults(rules))
         for field, controller, name, value in _plain_limits(resources):
@@ -160,8 +160,6 @@ class CgroupV1:
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v1.Metrics."""
-        from pyctr_shim.oci.cgroups import stats
-
         return stats.v1_metrics(self._directory)
 
     def oom_kills(self) -> int:
