@@ -205,7 +205,8 @@ class Transport:
         key = (tls, dial_timeout)
         async with self._opening:
             if key not in self._sessions:
-                context = await self._run(tls_context, tls)
+                # True is aiohttp's own context, which is there already and trusts what the system trusts.
+                context = True if tls == Tls() else await self._run(tls_context, tls)
                 self._sessions[key] = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(ssl=context, limit_per_host=16),
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=dial_timeout, sock_read=_SILENCE),

@@ -4,13 +4,14 @@ Synchronous: it runs in a thread. Nothing is extracted; names in the archive are
 """
 
 import hashlib
+import io
 import posixpath
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from gzip import BadGzipFile
-from typing import IO, Final, Protocol, cast
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from pyctr_wire.errors import AlreadyExists, InvalidArgument, Unavailable
 from pyctr_wire.oci import image_spec
@@ -20,6 +21,9 @@ from pyctrd.diff.errors import ArchiveError
 from pyctrd.diff.limits import Limits
 from pyctrd.diff.tar_stream import HARD_LINK, REGULAR, SYMLINK, ByteStream, TarReader
 from pyctrd.transfer.stores import BlobWriter, Content
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Documents that describe the archive; everything else is a blob.
 DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
@@ -182,29 +186,34 @@ class ArchiveReader:
 _TAR_MAGIC: Final = slice(257, 262)
 
 
-class _Source:
-    """Chunks as something to read from."""
+class _Source(io.RawIOBase):
+    """Chunks as a file to read from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = b""
         self.taken = 0
 
+    def readable(self) -> bool:
+        return True
+
     def peek(self, size: int) -> bytes:
+        """Return the next `size` bytes without taking them, or as many as there are."""
         while len(self._rest) < size and (chunk := next(self._chunks, b"")):
             self._rest += chunk
         return self._rest[:size]
 
-    def read(self, size: int = CHUNK) -> bytes:
-        """Return some bytes, at most `size`; b"" at the end."""
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer)
         data = self._rest or next(self._chunks, b"")
-        data, self._rest = data[:size], data[size:]
-        self.taken += len(data)
-        return data
+        size = min(len(view), len(data))
+        view[:size], self._rest = data[:size], data[size:]
+        self.taken += size
+        return size
 
 
 class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes | None: ...
 
 
 def _codec(source: _Source) -> tuple[_Readable, type[Exception]]:

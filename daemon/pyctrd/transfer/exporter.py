@@ -49,7 +49,6 @@ async def export(
         await archive.directory(f"blobs/{algorithm}/")
     for digest, size in sorted(blobs.items()):
         await archive.blob(_path(digest), size, session.read(digest))
-        progress.say("exported", digest)
     await archive.file("index.json", _index(images, trees))
     if not request.skip_compatibility_manifest:
         await archive.file("manifest.json", _docker_manifest(images, trees, host))
@@ -62,10 +61,10 @@ async def _read(session: Session, image: Image, selection: Selection) -> Node:
     if not image_spec.is_document(image.target.media_type):
         raise InvalidArgument("only manifests may be exported")
 
-    async def stored(descriptor: image_spec.Descriptor, _: tuple[str, ...]) -> bytes:
+    async def stored(descriptor: image_spec.Descriptor, _: str) -> bytes:
         return await session.document(descriptor)
 
-    tree = await Reader(stored, selection).read(spec_descriptor(image.target), (image.name,))
+    tree = await Reader(stored, selection).read(spec_descriptor(image.target), image.name)
     if not any(tree.images()):
         raise NotFound("no manifest found for platform")
     return tree

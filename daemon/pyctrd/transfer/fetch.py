@@ -61,26 +61,26 @@ class Fetcher:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._fetched: set[str] = set()
 
-    async def document(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...]) -> bytes:
+    async def document(self, descriptor: image_spec.Descriptor, parent: str) -> bytes:
         """Return a manifest's, an index's or a configuration's bytes; they are in the store when this returns.
 
         Raises what the registry's answer means: NotFound, Unauthenticated, …; DataLoss for wrong bytes.
         """
         image_spec.check_size(descriptor.size, descriptor.digest)
         if not image_spec.is_document(descriptor.media_type):
-            await self.blob(descriptor, parents)
+            await self.blob(descriptor, parent)
             return await self._session.document(descriptor)
         if await self._session.has(descriptor.digest):
-            self._report("already exists", descriptor, parents, descriptor.size)
+            self._report("already exists", descriptor, parent, descriptor.size)
             data = await self._session.document(descriptor)
         else:
             data = await self._repository.manifest(core_descriptor(descriptor))
             await self._session.write(ref_of(descriptor), data, descriptor.digest)
-            self._report("complete", descriptor, parents, len(data))
+            self._report("complete", descriptor, parent, len(data))
         await self._note_source(descriptor.digest)
         return data
 
-    async def blob(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...]) -> None:
+    async def blob(self, descriptor: image_spec.Descriptor, parent: str) -> None:
         """See that a blob is in the store; asked for twice at the same time, it is fetched once.
 
         Raises as `document` does; Interrupted if the transfer keeps breaking off: what arrived stays for the next.
@@ -88,25 +88,25 @@ class Fetcher:
         async with self._locks[descriptor.digest]:
             if await self._session.has(descriptor.digest):
                 if descriptor.digest not in self._fetched:
-                    self._report("already exists", descriptor, parents, descriptor.size)
+                    self._report("already exists", descriptor, parent, descriptor.size)
                     await self._note_source(descriptor.digest)
             else:
-                self._report("waiting", descriptor, parents, 0)
+                self._report("waiting", descriptor, parent, 0)
                 async with self._slots:
                     with suppress(AlreadyExists):  # another transfer was first
-                        await self._fetch(descriptor, parents)
-                self._report("complete", descriptor, parents, descriptor.size)
+                        await self._fetch(descriptor, parent)
+                self._report("complete", descriptor, parent, descriptor.size)
                 await self._note_source(descriptor.digest)
             self._fetched.add(descriptor.digest)
 
-    async def _fetch(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...]) -> None:
+    async def _fetch(self, descriptor: image_spec.Descriptor, parent: str) -> None:
         run = self._session.stores.bulk.run
         async with self._session.writer(ref_of(descriptor), descriptor.size, descriptor.digest) as writer:
             if writer.offset > descriptor.size:
                 await run(writer.truncate, 0)
             for wrong in range(_MAX_WRONG):
                 with suppress(DataLoss):
-                    await self._fill(writer, descriptor, parents, skip=wrong)
+                    await self._fill(writer, descriptor, parent, skip=wrong)
                     if await run(writer.digest) == descriptor.digest:
                         await run(writer.commit, descriptor.size, descriptor.digest, {})
                         return
@@ -114,9 +114,7 @@ class Fetcher:
                 await run(writer.truncate, 0)
         raise DataLoss(f"{self._repository.reference}: the registry serves wrong bytes for {descriptor.digest}")
 
-    async def _fill(
-        self, writer: BlobWriter, descriptor: image_spec.Descriptor, parents: tuple[str, ...], skip: int
-    ) -> None:
+    async def _fill(self, writer: BlobWriter, descriptor: image_spec.Descriptor, parent: str, skip: int) -> None:
         """Append what is missing; a transfer that broke off goes on from where it was."""
         barren = 0
         while (start := writer.offset) < descriptor.size:
@@ -124,7 +122,7 @@ class Fetcher:
                 async with self._repository.blob(core_descriptor(descriptor), start, skip) as parts:
                     async for part in parts:
                         await self._session.stores.bulk.run(writer.write, part)
-                        self._report("downloading", descriptor, parents, writer.offset)
+                        self._report("downloading", descriptor, parent, writer.offset)
             except Interrupted:
                 barren = 0 if writer.offset > start else barren + 1
                 if barren == _MAX_BARREN:
@@ -141,7 +139,7 @@ class Fetcher:
             if len(key) + len(value) <= MAX_BYTES:
                 await self._session.label(digest, {key: value})
 
-    def _report(self, event: str, descriptor: image_spec.Descriptor, parents: tuple[str, ...], progress: int) -> None:
+    def _report(self, event: str, descriptor: image_spec.Descriptor, parent: str, progress: int) -> None:
         self._progress.blob(
-            Report(event, ref_of(descriptor), parents, progress, descriptor.size, core_descriptor(descriptor))
+            Report(event, ref_of(descriptor), (parent,), progress, descriptor.size, core_descriptor(descriptor))
         )

@@ -59,9 +59,7 @@ async def import_archive(
     selection = Selection(destination.platforms, destination.manifest_limit, destination.all_metadata, tolerant=True)
     reader = Reader(lambda descriptor, _: session.document(descriptor), selection)
     trees = [
-        await reader.read(child, (ref_of(top),))
-        for child in index.manifests
-        if image_spec.is_document(child.media_type)
+        await reader.read(child, ref_of(top)) for child in index.manifests if image_spec.is_document(child.media_type)
     ]
     whole = Node(image_spec.Descriptor(media_type, digest, len(data)), index, data, tuple(trees))
     for node in whole.walk():

@@ -36,25 +36,24 @@ Send = Callable[[Report], Awaitable[None]]
 
 
 class Progress:
-    """What there is to report; nothing here waits or fails."""
+    """What there is to report, in the order in which it happened; nothing here waits or fails."""
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._milestones: list[Report] = []
-        self._blobs: dict[str, Report] = {}
+        self._due: dict[object, Report] = {}
 
     def say(self, event: str, name: str = "", descriptor: Descriptor | None = None) -> None:
         """Report a milestone."""
-        self._milestones.append(Report(event, name, descriptor=descriptor))
+        self._due[object()] = Report(event, name, descriptor=descriptor)
 
     def blob(self, report: Report) -> None:
         """Report the state of a blob, in place of an older one that has not been sent yet."""
-        self._blobs[report.name] = report
+        self._due.pop(report.name, None)
+        self._due[report.name] = report
 
     def take(self) -> list[Report]:
-        """Return what has not been reported yet: first blobs, then milestones, which may be about them."""
-        due = [*self._blobs.values(), *self._milestones]
-        self._blobs, self._milestones = {}, []
+        """Return what has not been reported yet."""
+        due, self._due = list(self._due.values()), {}
         return due
 
 

@@ -50,7 +50,7 @@ async def pull(
     progress.say("fetching image content", names[0], target)
     fetcher = Fetcher(session, repository, progress)
     selection = Selection(destination.platforms, destination.manifest_limit, destination.all_metadata)
-    tree = await Reader(fetcher.document, selection).read(spec_descriptor(target), (names[0],))
+    tree = await Reader(fetcher.document, selection).read(spec_descriptor(target), names[0])
 
     await _fetch_and_unpack(session, tree, fetcher, destination, host, locks, progress)
     for node in tree.walk():
@@ -75,9 +75,9 @@ async def _fetch_and_unpack(
     async with Together() as tasks:
         for node in tree.images():
             for layer in node.layers():
-                tasks.create_task(fetcher.blob(layer, node.path))
+                tasks.create_task(fetcher.blob(layer, node.ref))
 
         def obtaining(node: Node) -> Obtain:
-            return lambda layer: fetcher.blob(layer, node.path)
+            return lambda layer: fetcher.blob(layer, node.ref)
 
         await unpack_all(session, tree, destination.unpacks, host, locks, progress, obtaining)

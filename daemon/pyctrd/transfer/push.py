@@ -45,12 +45,13 @@ async def push(
     """
     progress.say(f"Pushing to OCI Registry ({reference})")
 
-    async def stored(descriptor: image_spec.Descriptor, _: tuple[str, ...]) -> bytes:
+    async def stored(descriptor: image_spec.Descriptor, _: str) -> bytes:
         return await session.document(descriptor)
 
     selection = Selection(source.platforms, source.manifest_limit)
-    tree = await Reader(stored, selection).read(spec_descriptor(image.target), (image.name,))
+    tree = await Reader(stored, selection).read(spec_descriptor(image.target), image.name)
     tree = _without_missing(tree)
+    await _check_complete(session, tree)
     progress.say("pushing content", str(reference), core_descriptor(tree.descriptor))
     pusher = _Pusher(session, uploads, reference, progress)
     async with Together() as tasks:
@@ -75,36 +76,36 @@ class _Pusher:
     async def blob(self, descriptor: image_spec.Descriptor, node: Node) -> None:
         """Send a blob unless the registry has it, or can get it from a repository that we pulled it from."""
         target = core_descriptor(descriptor)
-        self._report("waiting", descriptor, node.path, 0)
+        self._report("waiting", descriptor, node.ref, 0)
         async with self._slots:
             if await self._uploads.has(target):
-                self._report("already exists", descriptor, node.path, descriptor.size)
+                self._report("already exists", descriptor, node.ref, descriptor.size)
                 return
             labels = (await self._session.info(descriptor.digest)).labels
             known = labels.get(f"{SOURCE_LABEL}.{self._reference.domain}", "").split(",")
             sources = tuple(path for path in known if path and path != self._reference.path)
-            await self._uploads.blob(target, lambda: self._body(descriptor, node.path), sources)
-        self._report("complete", descriptor, node.path, descriptor.size)
+            await self._uploads.blob(target, lambda: self._body(descriptor, node.ref), sources)
+        self._report("complete", descriptor, node.ref, descriptor.size)
 
     async def manifest(self, node: Node, tag: str = "") -> None:
         """Send a manifest or index unless it is there, as it was found under `tag` if that is given."""
         target = core_descriptor(node.descriptor)
         if await self._uploads.has(target, tag):
-            self._report("already exists", node.descriptor, node.parents, target.size)
+            self._report("already exists", node.descriptor, node.parent, target.size)
             return
         await self._uploads.manifest(target, node.data, tag)
-        self._report("complete", node.descriptor, node.parents, target.size)
+        self._report("complete", node.descriptor, node.parent, target.size)
 
-    async def _body(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...]) -> AsyncIterator[bytes]:
+    async def _body(self, descriptor: image_spec.Descriptor, parent: str) -> AsyncIterator[bytes]:
         sent = 0
         async for part in self._session.read(descriptor.digest):
             yield part
             sent += len(part)
-            self._report("uploading", descriptor, parents, sent)
+            self._report("uploading", descriptor, parent, sent)
 
-    def _report(self, event: str, descriptor: image_spec.Descriptor, parents: tuple[str, ...], progress: int) -> None:
+    def _report(self, event: str, descriptor: image_spec.Descriptor, parent: str, progress: int) -> None:
         target = core_descriptor(descriptor)
-        self._progress.blob(Report(event, ref_of(descriptor), parents, progress, descriptor.size, target))
+        self._progress.blob(Report(event, ref_of(descriptor), (parent,), progress, descriptor.size, target))
 
 
 def _without_missing(tree: Node) -> Node:
@@ -115,6 +116,17 @@ def _without_missing(tree: Node) -> Node:
     if len(images) != 1:
         raise NotFound(f"{tree.descriptor.digest} lists more platforms than were selected: push them all, or just one")
     return images[0]
+
+
+async def _check_complete(session: Session, tree: Node) -> None:
+    """Raise NotFound, before anything is sent, if a blob is not here: of another platform than was pulled, mostly."""
+    for blob, node in _blobs(tree):
+        try:
+            await session.info(blob.digest)
+        except NotFound:
+            raise NotFound(
+                f"content {blob.digest}, for {node.platform}: pull all platforms, or push just the one that is here"
+            ) from None
 
 
 def _is_whole(node: Node) -> bool:

@@ -38,7 +38,7 @@ class Node:
     """A document that was read, with its children: of an index, those that are wanted.
 
     `config` is the configuration of a manifest that is an image; `wants_layers` is False for one of which only the
-    documents are wanted; `parents` are the refs on the way to it, from the top.
+    documents are wanted; `parent` is the ref of what lists it, or the image's name.
     """
 
     descriptor: image_spec.Descriptor
@@ -47,7 +47,7 @@ class Node:
     children: tuple["Node", ...] = ()
     config: ImageConfig | None = None
     wants_layers: bool = True
-    parents: tuple[str, ...] = ()
+    parent: str = ""
 
     @property
     def platform(self) -> Platform | None:
@@ -56,9 +56,9 @@ class Node:
         return platform_of(written) if written is not None else None
 
     @property
-    def path(self) -> tuple[str, ...]:
-        """The refs on the way to its children."""
-        return (*self.parents, ref_of(self.descriptor))
+    def ref(self) -> str:
+        """What its children call their parent."""
+        return ref_of(self.descriptor)
 
     def walk(self) -> Iterator["Node"]:
         """Yield all nodes, children before their parents."""
@@ -84,8 +84,8 @@ class Node:
         return labels | {f"{_GC_CONTENT}.l.{n}": layer.digest for n, layer in enumerate(self.layers())}
 
 
-# Returns a document's bytes, having stored them if need be; gets the refs on the way to it. Raises NotFound.
-Fetch = Callable[[image_spec.Descriptor, tuple[str, ...]], Awaitable[bytes]]
+# Returns a document's bytes, having stored them if need be; gets the ref of its parent too. Raises NotFound.
+Fetch = Callable[[image_spec.Descriptor, str], Awaitable[bytes]]
 
 
 class Reader:
@@ -97,40 +97,43 @@ class Reader:
         self._selection = selection
         self._known: dict[str, Node] = {}
 
-    async def read(self, root: image_spec.Descriptor, parents: tuple[str, ...] = ()) -> Node:
-        """Return the tree under `root`. Raises NotFound if nothing in it suits, InvalidArgument for bad documents."""
-        return await self._read(root, parents, 0)
+    async def read(self, root: image_spec.Descriptor, parent: str) -> Node:
+        """Return the tree under `root`, which is reported as a child of `parent`.
 
-    async def _read(self, descriptor: image_spec.Descriptor, parents: tuple[str, ...], depth: int) -> Node:
+        Raises NotFound if nothing in it suits, InvalidArgument for bad documents.
+        """
+        return await self._read(root, parent, 0)
+
+    async def _read(self, descriptor: image_spec.Descriptor, parent: str, depth: int) -> Node:
         if known := self._known.get(descriptor.digest):
-            return known
+            return replace(known, descriptor=descriptor)  # the same bytes under other annotations: another name, say
         if depth > _MAX_DEPTH:
             raise InvalidArgument(f"{descriptor.digest}: indexes are nested more than {_MAX_DEPTH} deep")
-        data = await self._fetch(descriptor, parents)
+        data = await self._fetch(descriptor, parent)
         if len(data) != descriptor.size:
             raise InvalidArgument(f"{descriptor.digest} has {len(data)} bytes, its descriptor says {descriptor.size}")
         document = image_spec.parse_document(data, descriptor.media_type)
-        node = Node(descriptor, document, data, parents=parents)
+        node = Node(descriptor, document, data, parent=parent)
         if isinstance(document, Index):
-            node = replace(node, children=await self._children(descriptor, document, node.path, depth))
+            node = replace(node, children=await self._children(descriptor, document, node.ref, depth))
         else:
-            node = replace(node, config=await self._config(document, node.path))
+            node = replace(node, config=await self._config(document, node.ref))
         self._known[descriptor.digest] = node
         return node
 
-    async def _config(self, manifest: Manifest, parents: tuple[str, ...]) -> ImageConfig | None:
-        data = await self._fetch(manifest.config, parents)
+    async def _config(self, manifest: Manifest, parent: str) -> ImageConfig | None:
+        data = await self._fetch(manifest.config, parent)
         return image_spec.parse_config(data) if manifest.config.media_type in image_spec.CONFIGS else None
 
     async def _children(
-        self, descriptor: image_spec.Descriptor, index: Index, parents: tuple[str, ...], depth: int
+        self, descriptor: image_spec.Descriptor, index: Index, parent: str, depth: int
     ) -> tuple[Node, ...]:
         candidates = [child for child in index.manifests if image_spec.is_document(child.media_type)]
         nodes: dict[str, Node] = {}
         platforms: list[Platform | None] = []
         for child in candidates:
             if child.platform is None:  # only the documents below can tell
-                nodes |= await self._try(child, parents, depth)
+                nodes |= await self._try(child, parent, depth)
                 node = nodes.get(child.digest)
                 platforms.append(node.platform if node else None)
             else:
@@ -139,7 +142,7 @@ class Reader:
         for number in chosen if not self._selection.all_metadata else range(len(candidates)):
             child = candidates[number]
             if child.digest not in nodes:
-                nodes |= await self._try(child, parents, depth)
+                nodes |= await self._try(child, parent, depth)
         wanted = {candidates[number].digest for number in chosen}
         found = tuple(
             node if digest in wanted else replace(node, wants_layers=False)
@@ -150,10 +153,10 @@ class Reader:
             raise NotFound(f"no match for platform in manifest {descriptor.digest}")
         return found
 
-    async def _try(self, child: image_spec.Descriptor, parents: tuple[str, ...], depth: int) -> dict[str, Node]:
+    async def _try(self, child: image_spec.Descriptor, parent: str, depth: int) -> dict[str, Node]:
         """Read a child; {} if it is not to be had and need not be."""
         try:
-            return {child.digest: await self._read(child, parents, depth + 1)}
+            return {child.digest: await self._read(child, parent, depth + 1)}
         except NotFound:
             if not self._selection.tolerant:
                 raise

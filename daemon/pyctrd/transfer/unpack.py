@@ -134,7 +134,7 @@ class Unpacker:
 
     async def _apply(self, image: Node, layer: image_spec.Descriptor, diff_id: str, parent: str, chain_id: str) -> None:
         stores, session = self._session.stores, self._session
-        report = Report("extracting", ref_of(layer), image.path, 0, layer.size, core_descriptor(layer))
+        report = Report("extracting", ref_of(layer), (image.ref,), 0, layer.size, core_descriptor(layer))
         self._progress.blob(report)
         key = _extract_key(chain_id)
         try:

@@ -1,0 +1,357 @@
+"""The reading side of the registry client, against a server that misbehaves on purpose."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from support.images import MANIFEST, digest, image
+from support.scripted_registry import Answer, ScriptedRegistry, Seen, scripted_registry
+
+from pyctr_wire.errors import (
+    ApiError,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from pyctr_wire.oci import image_spec
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.references import Reference
+from pyctrd.offload import Offload
+from pyctrd.registry.client import Repository
+from pyctrd.registry.credentials import Credentials
+from pyctrd.registry.errors import Interrupted
+from pyctrd.registry.hosts import Capability, Endpoint, HostsConfig, endpoints
+from pyctrd.registry.transport import Transport
+
+IMAGE = image({"file": b"content"})
+BLOB = bytes(range(256)) * 400
+LAYER = Descriptor("layer", digest(BLOB), len(BLOB))
+TAG = "/v2/some/image/manifests/v1"
+BY_DIGEST = f"/v2/some/image/manifests/{IMAGE.digest}"
+BLOB_PATH = f"/v2/some/image/blobs/{LAYER.digest}"
+
+Open = Callable[..., Repository]
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[ScriptedRegistry]:
+    async with scripted_registry() as server:
+        yield server
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[ScriptedRegistry]:
+    async with scripted_registry() as server:
+        yield server
+
+
+@pytest.fixture
+def pauses() -> list[float]:
+    """What the client would have slept."""
+    return []
+
+
+@pytest.fixture
+async def open_repository(registry: ScriptedRegistry, pauses: list[float]) -> AsyncIterator[Open]:
+    """Opens some/image on the registry, with credentials by host."""
+    offload = Offload(2)
+    transports: list[Transport] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    def open_with(
+        credentials: dict[str, Credentials] | None = None,
+        served_by: tuple[Endpoint, ...] = (),
+        reference: Reference | None = None,
+    ) -> Repository:
+        async def known(host: str, challenges: tuple[str, ...]) -> Credentials | None:
+            return (credentials or {}).get(host)
+
+        transports.append(Transport(known, "test/1", offload.run, sleep))
+        reference = reference or Reference(registry.host, "some/image", "v1")
+        return Repository(reference, served_by or endpoints(registry.host, HostsConfig(())), transports[-1])
+
+    yield open_with
+    for transport in transports:
+        await transport.close()
+    offload.close()
+
+
+def manifest_answer(body: bytes = IMAGE.manifest, media_type: str = MANIFEST) -> Answer:
+    return Answer(200, body, {"Content-Type": media_type, "Docker-Content-Digest": digest(body)})
+
+
+async def read(repository: Repository, offset: int = 0, descriptor: Descriptor = LAYER) -> bytes:
+    async with repository.blob(descriptor, offset) as parts:
+        return b"".join([part async for part in parts])
+
+
+async def test_a_tag_is_resolved_by_head(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("HEAD", TAG, manifest_answer())
+
+    assert await open_repository().resolve() == Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.manifest))
+
+    [request] = registry.seen
+    assert image_spec.DOCKER_LIST in request.headers["Accept"]
+    assert request.headers["User-Agent"] == "test/1"
+    assert "Authorization" not in request.headers
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Answer(405),
+        Answer(200, b"", {"Content-Type": MANIFEST}),
+        Answer(200, b"<html>", {"Content-Type": "text/html", "Docker-Content-Digest": IMAGE.digest}),
+    ],
+    ids=["not allowed", "without digest", "html"],
+)
+async def test_a_head_that_does_not_tell_is_followed_by_get(
+    registry: ScriptedRegistry, open_repository: Open, head: Answer
+) -> None:
+    registry.on("HEAD", TAG, head)
+    registry.on("GET", TAG, manifest_answer())
+
+    assert (await open_repository().resolve()).digest == IMAGE.digest
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(200, b"<html><body>Sign in", {"Content-Type": "text/html"}), InvalidArgument),
+        (Answer(200, b"{}", {"Content-Type": MANIFEST}), InvalidArgument),
+        (Answer(200, b"x" * 1000, {}, endless=True), ResourceExhausted),
+        (Answer(404), NotFound),
+        (Answer(403, b'{"errors":[{"message":"no"}]}'), PermissionDenied),
+        (Answer(418), Unavailable),
+    ],
+    ids=["html with 200", "empty manifest", "endless", "missing", "forbidden", "odd status"],
+)
+async def test_what_is_no_manifest_is_refused(
+    registry: ScriptedRegistry, open_repository: Open, answer: Answer, error: type[ApiError]
+) -> None:
+    registry.on("HEAD", TAG, Answer(405))
+    registry.on("GET", TAG, answer)
+
+    with pytest.raises(error):
+        await open_repository().resolve()
+
+
+async def test_a_refusal_shows_what_the_server_says(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("HEAD", TAG, Answer(405))
+    registry.on("GET", TAG, Answer(403, b"quota\x1b[31m exceeded"))
+
+    with pytest.raises(PermissionDenied, match=r"pull access denied.*server message: quota \[31m exceeded"):
+        await open_repository().resolve()
+
+
+async def test_a_reference_by_digest_is_not_taken_for_another(registry: ScriptedRegistry, open_repository: Open) -> None:
+    evil = image({"file": b"evil"})
+    registry.on("HEAD", BY_DIGEST, manifest_answer(evil.manifest))
+
+    with pytest.raises(DataLoss):
+        await open_repository(reference=Reference(registry.host, "some/image", digest=IMAGE.digest)).resolve()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(200, IMAGE.manifest.replace(b"layers", b"Layers")), DataLoss),
+        (Answer(200, IMAGE.manifest[:-1]), DataLoss),
+        (Answer(200, IMAGE.manifest, cut=10), Unavailable),
+        (Answer(200, b"x" * 100, endless=True), ResourceExhausted),
+    ],
+    ids=["other bytes", "shorter", "cut", "endless"],
+)
+async def test_a_manifest_with_wrong_bytes_is_refused(
+    registry: ScriptedRegistry, open_repository: Open, answer: Answer, error: type[ApiError]
+) -> None:
+    registry.on("GET", BY_DIGEST, answer)
+
+    with pytest.raises(error):
+        await open_repository().manifest(Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.manifest)))
+
+
+async def test_a_huge_manifest_is_refused_before_it_is_asked_for(
+    registry: ScriptedRegistry, open_repository: Open
+) -> None:
+    with pytest.raises(InvalidArgument):
+        await open_repository().manifest(Descriptor(MANIFEST, IMAGE.digest, image_spec.MAX_DOCUMENT + 1))
+
+    assert registry.seen == []
+
+
+async def test_a_blob_is_read_from_the_middle(registry: ScriptedRegistry, open_repository: Open) -> None:
+    def ranged(seen: Seen) -> Answer:
+        assert seen.headers["Range"] == f"bytes=1000-{len(BLOB) - 1}"
+        return Answer(206, BLOB[1000:], {"Content-Range": f"bytes 1000-{len(BLOB) - 1}/{len(BLOB)}"})
+
+    registry.on("GET", BLOB_PATH, ranged)
+
+    assert await read(open_repository(), 1000) == BLOB[1000:]
+
+
+async def test_a_server_without_ranges_serves_the_rest_too(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("GET", BLOB_PATH, Answer(200, BLOB))
+
+    assert await read(open_repository(), 70_000) == BLOB[70_000:]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(200, BLOB, cut=5000), Interrupted),
+        (Answer(200, BLOB[:5000]), Interrupted),
+        (Answer(200, BLOB + b"more"), DataLoss),
+        (Answer(200, BLOB, endless=True), DataLoss),
+        (Answer(206, BLOB, {"Content-Range": "bytes nonsense"}), Unavailable),
+        (Answer(404), NotFound),
+    ],
+    ids=["cut", "short", "long", "endless", "no range", "missing"],
+)
+async def test_a_blob_of_another_size_is_noticed(
+    registry: ScriptedRegistry, open_repository: Open, answer: Answer, error: type[ApiError]
+) -> None:
+    registry.on("GET", BLOB_PATH, answer)
+
+    with pytest.raises(error):
+        await read(open_repository(), 1 if answer.status == 206 else 0)
+
+
+async def test_busy_servers_are_asked_again_when_they_say(
+    registry: ScriptedRegistry, open_repository: Open, pauses: list[float]
+) -> None:
+    registry.on("HEAD", TAG, Answer(429, headers={"Retry-After": "7"}), Answer(503), manifest_answer())
+
+    assert (await open_repository().resolve()).digest == IMAGE.digest
+    assert pauses[0] == 7
+    assert 0 < pauses[1] <= 10
+
+
+async def test_a_server_that_asks_for_an_hour_is_given_up(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("HEAD", TAG, Answer(429, headers={"Retry-After": "3600"}))
+
+    with pytest.raises(Unavailable):
+        await open_repository().resolve()
+
+    assert len(registry.seen) == 1
+
+
+async def test_a_server_that_keeps_failing_is_given_up(
+    registry: ScriptedRegistry, open_repository: Open, pauses: list[float]
+) -> None:
+    registry.on("HEAD", TAG, Answer(500))
+
+    with pytest.raises(Unavailable, match="500"):
+        await open_repository().resolve()
+
+    assert len(registry.seen) == len(pauses) + 1 == 5
+
+
+async def test_nobody_listening_is_unavailable(open_repository: Open) -> None:
+    closed = Endpoint("http://127.0.0.1:1/v2", "127.0.0.1:1")
+
+    with pytest.raises(Unavailable):
+        await open_repository(served_by=(closed,)).resolve()
+
+
+async def test_a_redirect_takes_no_secret_to_another_host(
+    registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
+) -> None:
+    secret = {"Authorization": "", "X-Secret": ""}
+    registry.on(
+        "GET",
+        BLOB_PATH,
+        Answer(401, headers={"WWW-Authenticate": "Basic realm=x"}),
+        Answer(307, headers={"Location": f"{other.url}/storage?sig=a%2Fb"}),
+    )
+    other.on("GET", "/storage", Answer(200, BLOB))
+    own = Endpoint(f"{registry.url}/v2", registry.host, headers={"X-Secret": ("yes",)})
+    repository = open_repository({registry.host: Credentials("me", "pass")}, (own,))
+
+    assert await read(repository) == BLOB
+
+    authorized = registry.seen[1].headers
+    assert authorized["Authorization"].startswith("Basic ")
+    assert authorized["X-Secret"] == "yes"
+    [redirected] = other.seen
+    assert redirected.query["sig"] == "a/b"
+    assert not any(name in redirected.headers for name in secret)
+
+
+async def test_a_redirect_to_another_host_that_asks_who_we_are_gets_no_answer(
+    registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
+) -> None:
+    registry.on("GET", BLOB_PATH, Answer(302, headers={"Location": f"{other.url}/trap"}))
+    other.on("GET", "/trap", Answer(401, b"internal page", {"WWW-Authenticate": "Basic realm=x"}))
+    repository = open_repository({registry.host: Credentials("me", "pass"), other.host: Credentials("me", "pass")})
+
+    with pytest.raises(Unauthenticated) as raised:
+        await read(repository)
+
+    assert "internal page" not in str(raised.value)
+    assert len(other.seen) == 1
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "http://user:pass@127.0.0.1/", "http://"])
+async def test_a_redirect_to_no_server_is_refused(
+    registry: ScriptedRegistry, open_repository: Open, target: str
+) -> None:
+    registry.on("GET", BLOB_PATH, Answer(302, headers={"Location": target}))
+
+    with pytest.raises(Unavailable):
+        await read(open_repository())
+
+
+async def test_redirects_in_a_circle_end(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("GET", BLOB_PATH, Answer(302, headers={"Location": BLOB_PATH}))
+
+    with pytest.raises(Unavailable, match="redirected"):
+        await read(open_repository())
+
+    assert len(registry.seen) == 10
+
+
+async def test_a_mirror_is_asked_first_and_told_whose_it_is(
+    registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
+) -> None:
+    mirror = Endpoint(f"{other.url}/v2", other.host)
+    own = Endpoint(f"{registry.url}/v2", registry.host)
+    other.on("HEAD", TAG, manifest_answer())
+    registry.on("GET", BLOB_PATH, Answer(200, BLOB))
+    repository = open_repository({registry.host: Credentials("me", "pass")}, (mirror, own))
+
+    assert (await repository.resolve()).digest == IMAGE.digest
+    assert await read(repository) == BLOB
+
+    assert [seen.query["ns"] for seen in other.seen] == [registry.host] * 2
+    assert [seen.path for seen in registry.seen] == [BLOB_PATH]
+
+
+async def test_a_mirror_without_the_capability_is_left_alone(
+    registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
+) -> None:
+    mirror = Endpoint(f"{other.url}/v2", other.host, Capability.PULL)
+    own = Endpoint(f"{registry.url}/v2", registry.host)
+    registry.on("HEAD", TAG, manifest_answer())
+
+    await open_repository(served_by=(mirror, own)).resolve()
+
+    assert other.seen == []
+
+
+async def test_endpoints_whose_bytes_proved_wrong_are_left_for_last(
+    registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
+) -> None:
+    other.on("GET", BLOB_PATH, Answer(200, bytes(len(BLOB))))
+    registry.on("GET", BLOB_PATH, Answer(200, BLOB))
+    servers = (Endpoint(f"{other.url}/v2", other.host), Endpoint(f"{registry.url}/v2", registry.host))
+
+    async with open_repository(served_by=servers).blob(LAYER, 0, skip=1) as parts:
+        assert b"".join([part async for part in parts]) == BLOB
+
+    assert other.seen == []
