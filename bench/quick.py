@@ -94,7 +94,8 @@ class Daemon:
         took = {}
         begin = time.perf_counter()
         mounts = self._snapshots.Prepare(
-            snapshots_pb2.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=name, parent=self._top), **self._call
+            snapshots_pb2.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=name, parent=self._top, labels=KEEP),
+            **self._call,
         ).mounts
         spec = default_spec()
         spec["process"]["args"] = args
