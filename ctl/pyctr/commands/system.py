@@ -119,8 +119,10 @@ def gc(session: Session) -> None:
     answer = session.connection.call(
         ENGINE, "CollectGarbage", engine_pb2.CollectGarbageRequest(), engine_pb2.CollectGarbageResponse, timeout=600
     )
-    for name in [*answer.removed_content, *answer.removed_snapshots]:
-        click.echo(f"removed {name}")
+    for digest in answer.removed_content:
+        click.echo(f"removed {digest}")
+    for snapshotter, count in answer.removed_snapshots.items():
+        click.echo(f"removed {count} snapshots of {snapshotter}")
     click.echo(f"reclaimed {output.size(answer.reclaimed)}")
 
 

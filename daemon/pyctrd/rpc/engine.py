@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -51,9 +51,9 @@ class Collected(Protocol):
     @property
     def content(self) -> Sequence[str]: ...
     @property
-    def snapshots(self) -> Sequence[str]: ...
+    def snapshots(self) -> Mapping[str, int]: ...
     @property
-    def reclaimed(self) -> int: ...
+    def freed(self) -> int: ...
 
 
 class Engine(engine_pb2_grpc.EngineServicer):
@@ -117,7 +117,7 @@ class Engine(engine_pb2_grpc.EngineServicer):
         return pb.CollectGarbageResponse(
             removed_content=collected.content,
             removed_snapshots=collected.snapshots,
-            reclaimed=collected.reclaimed,
+            reclaimed=collected.freed,
         )
 
     async def RunSpec(self, request: pb.RunSpecRequest, context: Context) -> pb.RunSpecResponse:

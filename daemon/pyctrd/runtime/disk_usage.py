@@ -46,7 +46,7 @@ class Content(Protocol):
 class Snapshotter(Protocol):
     """The snapshots of one kind."""
 
-    def list(self, ns: str, filters: Sequence[str], /) -> Sequence[SnapshotInfo]: ...
+    def list(self, ns: str, /) -> Iterator[list[SnapshotInfo]]: ...
     def usage(self, ns: str, key: str, /) -> Usage: ...
 
 
@@ -111,9 +111,9 @@ class DiskUsage:
     def _committed(self, ns: str, name: str) -> Iterator[int]:
         """Yield the sizes of the layers, which their commits froze."""
         snapshotter = self._snapshots.named(name)
-        for info in snapshotter.list(ns, ()):
-            if info.kind is Kind.COMMITTED:
-                try:
-                    yield snapshotter.usage(ns, info.name).size
-                except NotFound:
-                    continue
+        names = [info.name for batch in snapshotter.list(ns) for info in batch if info.kind is Kind.COMMITTED]
+        for one in names:
+            try:
+                yield snapshotter.usage(ns, one).size
+            except NotFound:
+                continue
