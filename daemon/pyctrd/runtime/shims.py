@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
+from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
 from pyctrd.runtime.bundle import Bundle
@@ -27,6 +29,7 @@ KILL_TIMEOUT: Final = 10.0  # seconds from SIGKILL to a free lock
 START_UP: Final = 5.0  # seconds from a shim's lock to its address
 
 _PAUSE: Final = 0.01  # seconds between two looks
+API_VERSION: Final = "v2.3.4"  # of containerd's API as we speak it: it decides in which form a shim answers
 _PROGRAM: Final = (sys.executable, "-m", "pyctr_shim")
 _MAX_PROGRAMS: Final = 4  # at once; each takes a thread and a tenth of a second of CPU
 _MAX_ERROR_TEXT: Final = 4096  # bytes of a program's stderr that go into an error
@@ -102,9 +105,21 @@ class Shims:
     async def launch_cold(self, bundle: Bundle) -> ShimClient:
         """Start the bundle's shim as a program of its own, which takes a fifth of a second."""
         manifest = bundle.manifest
-        output = await self._run_program(bundle, "start")
-        address = output.decode(errors="replace").strip().removeprefix("unix://")
-        return await ShimClient.connect(address, f"task {manifest.id}", _metadata(manifest.namespace))
+        parameters = bootstrap_pb2.BootstrapParams(
+            instance_id=manifest.id,
+            namespace=manifest.namespace,
+            containerd_version=API_VERSION,
+            containerd_ttrpc_address=self._endpoints.ttrpc_address,
+            containerd_grpc_address=self._endpoints.grpc_address,
+            socket_dir=str(self._sockets),
+        )
+        output = await self._run_program(bundle, "start", stdin=parameters.SerializeToString())
+        try:
+            address = bootstrap_pb2.BootstrapResult.FromString(output).address
+        except DecodeError as error:
+            raise UnknownError(f"task {manifest.id}: shim start: it printed no address") from error
+        path = address.removeprefix("unix://")
+        return await ShimClient.connect(path, f"task {manifest.id}", _metadata(manifest.namespace))
 
     def ever_lived(self, bundle: Bundle) -> bool:
         """Whether a shim has run in this bundle: the first thing that it does is to open the lock."""
@@ -183,7 +198,7 @@ class Shims:
         """
         await self._run_program(bundle, "delete", "-bundle", str(bundle.path))
 
-    async def _run_program(self, bundle: Bundle, action: str, *flags: str) -> bytes:
+    async def _run_program(self, bundle: Bundle, action: str, *flags: str, stdin: bytes = b"") -> bytes:
         """Run the shim's program in the bundle and return its output."""
         manifest = bundle.manifest
         command = [
@@ -207,7 +222,7 @@ class Shims:
                     command,
                     cwd=bundle.path,
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    input=stdin,
                     capture_output=True,
                     timeout=PROGRAM_TIMEOUT,
                     check=False,
