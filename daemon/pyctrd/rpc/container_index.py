@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
 from pyctr_wire.errors import NotFound
-from pyctrd.core.containers import Container
-from pyctrd.core.filters import Adaptor, compile_filters, label_field, text_field
+from pyctrd.core.containers import Container, fields
+from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import Labels
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
@@ -28,17 +29,24 @@ class ContainerRows(Protocol):
 
 
 class Entry(NamedTuple):
-    """What filters look at, and the encoding: a whole GetContainerResponse.
+    """A container without its larger parts, and its encoding: a whole GetContainerResponse.
 
     A ListContainersResponse is a row of these, end to end, and a ListContainerMessage is one: the
     container has field number 1 in all three.
     """
 
-    id: str
-    image: str
-    runtime_name: str
-    labels: Labels
+    container: Container
     encoded: bytes
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return self.container.id
+
+    @property
+    def labels(self) -> Labels:
+        """The container's labels."""
+        return self.container.labels
 
 
 class _Namespace:
@@ -88,7 +96,7 @@ class ContainerIndex:
             async with known.refresh:
                 await self._refresh(namespace, known)
         entries = [entry for _, entry in sorted(known.entries.items())]
-        return [entry for entry in entries if matches(_adaptor(entry))] if filters else entries
+        return [entry for entry in entries if matches(fields(entry.container))] if filters else entries
 
     async def _refresh(self, namespace: str, known: _Namespace) -> None:
         """Read what is missing or stale; what changes meanwhile stays stale."""
@@ -121,20 +129,4 @@ class ContainerIndex:
 
 def _entry(container: Container) -> Entry:
     encoded = pb.GetContainerResponse(container=convert.container_to_proto(container)).SerializeToString()
-    return Entry(container.id, container.image, container.runtime_name, container.labels, encoded)
-
-
-def _adaptor(entry: Entry) -> Adaptor:
-    def field(path: tuple[str, ...]) -> tuple[str, bool]:
-        match path:
-            case ("id",):
-                return text_field(entry.id)
-            case ("image",):
-                return text_field(entry.image)
-            case ("runtime", "name"):
-                return text_field(entry.runtime_name)
-            case ("labels", *key):
-                return label_field(entry.labels, tuple(key))
-        return "", False
-
-    return field
+    return Entry(replace(container, spec=None, runtime_options=None, extensions={}), encoded)

@@ -80,11 +80,11 @@ class Dispatch(_GenericHandler):
         """Return the full names of the services that there are."""
         return {method.split("/")[1] for method in self._methods}
 
-    def service(self, details: grpc.HandlerCallDetails) -> "Handler | None":
-        """Return the handler of a call, None for UNIMPLEMENTED. grpc asks this for every call."""
+    def service(self, details: grpc.HandlerCallDetails) -> Handler:
+        """Return the handler of a call. grpc asks this for every one."""
         if self._divert is not None:
             return self._divert(details)
-        return self._methods.get(details.method)
+        return self._methods.get(details.method) or self._unknown(details.method)
 
     def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler]) -> None:
         """Let `handler_for` choose the handler of every call that arrives from now on."""
@@ -95,6 +95,17 @@ class Dispatch(_GenericHandler):
         self._stopping = True
         for task in self._parked:
             task.cancel()
+
+    def _unknown(self, method: str) -> Handler:
+        """Return a handler that says what it is that we do not have."""
+        service, _, name = method.removeprefix("/").partition("/")
+        known = service in self.services()
+        text = f"unknown method {name} for service {service}" if known else f"unknown service {service}"
+
+        async def refuse(requests: object, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrapped(self, method: str, handler: Handler) -> Handler:
         """Return `handler` so that it takes encoded responses and turns exceptions into statuses."""

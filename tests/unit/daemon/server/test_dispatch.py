@@ -137,11 +137,18 @@ async def test_a_stream_may_fail_after_its_first_message(channel: grpc.aio.Chann
     assert raised.value.details() == "the second: not found"
 
 
-async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
+@pytest.mark.parametrize(
+    ("method", "details"),
+    [
+        ("/test.Test/Nothing", "unknown method Nothing for service test.Test"),
+        ("/no.Such/Thing", "unknown service no.Such"),
+    ],
+)
+async def test_what_is_not_there_is_named(channel: grpc.aio.Channel, method: str, details: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await _unary(channel, "Nothing", "")
+        await channel.unary_unary(method)(b"x", timeout=30)
 
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.UNIMPLEMENTED, details)
 
 
 async def test_a_daemon_that_stops_ends_parked_calls_as_unavailable(
