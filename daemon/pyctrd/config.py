@@ -114,11 +114,12 @@ class Registry:
 
     config_path: Annotated[
         tuple[str, ...],
-        "Directories with a HOST/hosts.toml for each registry that needs one: mirrors, certificates, plain http.",
+        "Directories in which HOST/hosts.toml says who serves a registry: mirrors, certificates, headers. The first"
+        " one that has the host counts.",
     ] = ("/etc/pyctr/certs.d", "/etc/containerd/certs.d")
     plain_http: Annotated[
         tuple[str, ...],
-        "Registries, HOST or HOST:PORT, that are spoken to without TLS. Those on this machine are anyway.",
+        "Registries (HOST or HOST:PORT) without TLS, beside those on this machine's loopback.",
     ] = ()
     docker_config: Annotated[
         str, "Where `pyctr login` and docker keep credentials, for hosts that have none below; with docker's helpers."
