@@ -1,0 +1,1 @@
+"""containerd's API, generated from the .proto files here."""

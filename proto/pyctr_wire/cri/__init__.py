@@ -1,0 +1,1 @@
+"""The Kubernetes container runtime interface, generated from the .proto files here."""
