@@ -187,15 +187,14 @@ class Engine(engine_pb2_grpc.EngineServicer):
         return pb.LogsResponse(driver=driver, path=container.labels.get(labels.LOG_PATH, ""))
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
-        """Say which socket attaches to a process. NotFound; FailedPrecondition if its shim offers none."""
+        """Say which socket attaches to a task and its execs. NotFound; FailedPrecondition if its shim offers none."""
         namespace = namespace_of(context)
         container = await self._find(namespace, request.id)
         task = self._tasks.find(namespace, container.id)
-        process = task.process_named(request.exec_id) if request.exec_id in task.execs else task.init
         shim = await self._rows.run(task.bundle.shim)
         if shim is None or not shim.attach:
             raise FailedPrecondition(f"container {request.id} cannot be attached to")
-        return pb.AttachResponse(path=shim.attach, terminal=process.terminal)
+        return pb.AttachResponse(path=shim.attach)
 
     async def ExitInfo(self, request: pb.ExitInfoRequest, context: Context) -> pb.ExitInfoResponse:
         """Say how a process ended. NotFound; FailedPrecondition if it has not."""
