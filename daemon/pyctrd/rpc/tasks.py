@@ -233,10 +233,10 @@ def _process(task: Task, process: Process) -> task_pb2.Process:
         id=process.exec_id or task.id,
         pid=process.pid,
         status=_STATUS[process.status],
-        stdin=process.stdin,
-        stdout=process.stdout,
-        stderr=process.stderr,
-        terminal=process.terminal,
+        stdin=process.names.stdin,
+        stdout=process.names.stdout,
+        stderr=process.names.stderr,
+        terminal=process.names.terminal,
     )
     if process.exit is not None:
         message.exit_status = process.exit.exit_status

@@ -8,6 +8,7 @@
       exits/        a record per ended process: init.json, <exec id>.json
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record
+      execs/        a record per registered exec: <exec id>.json      (StdioNames)   written by the daemon
       buried        there once a lost shim's container has been cleaned up   written by the daemon
 
 A bundle appears complete (it is renamed into place) and disappears at once (renamed to a dot name, then removed).
@@ -37,6 +38,19 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
+class StdioNames:
+    """A process's streams as its client named them."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+NO_STDIO: Final = StdioNames()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What `task.json` holds; `request` is the digest of the Create call, so that its retry is recognised."""
 
@@ -50,6 +64,11 @@ class Manifest:
     stderr: str = ""
     terminal: bool = False
     request: str = ""
+
+    @property
+    def names(self) -> StdioNames:
+        """The streams of the first process."""
+        return StdioNames(self.stdin, self.stdout, self.stderr, self.terminal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +104,7 @@ class Bundle:
     def exits(self) -> dict[str, ExitRecord]:
         """Return the recorded exits by exec id, "" for init."""
         found: dict[str, ExitRecord] = {}
-        try:
-            names = sorted(os.listdir(self.path / "exits"))
-        except FileNotFoundError:
-            return found
-        for name in names:
+        for name in _names(self.path / "exits"):
             # Told by what it says, not by its name: an exec may be called "init" too.
             record = _read_json(self.path / "exits" / name) if name.endswith(".json") else None
             if record is not None:
@@ -112,13 +127,31 @@ class Bundle:
         }
         _write(folder / f"{exec_id or 'init'}.json", json.dumps(record).encode())
 
+    def write_exec(self, exec_id: str, names: StdioNames) -> None:
+        """Note that the shim has this exec, so that its end can be told even if the shim is lost."""
+        data = json.dumps(asdict(names)).encode()
+        try:
+            _write(self.path / "execs" / f"{exec_id}.json", data)
+        except FileNotFoundError:
+            (self.path / "execs").mkdir(mode=0o700, exist_ok=True)
+            _write(self.path / "execs" / f"{exec_id}.json", data)
+
+    def forget_exec(self, exec_id: str) -> None:
+        """Take the note back."""
+        (self.path / "execs" / f"{exec_id}.json").unlink(missing_ok=True)
+
+    def execs(self) -> dict[str, StdioNames]:
+        """Return the execs that have been noted, by id."""
+        found: dict[str, StdioNames] = {}
+        for name in _names(self.path / "execs"):
+            record = _read_json(self.path / "execs" / name) if name.endswith(".json") else None
+            if record is not None:
+                found[name.removesuffix(".json")] = StdioNames(**record)
+        return found
+
     def spooled(self) -> Iterator[tuple[int, bytes]]:
         """Yield number and marshalled envelope of each event that no daemon has acknowledged, oldest first."""
-        try:
-            names = sorted(os.listdir(self.path / "spool"))
-        except FileNotFoundError:
-            return
-        for name in names:
+        for name in _names(self.path / "spool"):
             if name.isdigit():
                 yield int(name), (self.path / "spool" / name).read_bytes()
 
@@ -221,6 +254,14 @@ def _remove_tree(path: Path) -> None:
         else:
             os.unlink(entry.path)
     os.rmdir(path)
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names in a directory that may not be there, in order, without those of files half written."""
+    try:
+        return sorted(name for name in os.listdir(path) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
 
 
 def _folders(path: Path) -> list[Path]:

@@ -105,7 +105,7 @@ class Lifecycle:
         operation.stage = "write the bundle"
         bundle = self._bundles.create(manifest, spec)
         self._deleted.pop((manifest.namespace, manifest.id), None)
-        init = Process("", manifest.stdin, manifest.stdout, manifest.stderr, manifest.terminal)
+        init = Process("", manifest.names)
         task = Task(bundle, init)
         self._tasks.table.introduce(task)
         request.bundle = str(bundle.path)

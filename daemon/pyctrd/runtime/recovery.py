@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
+from pyctrd.core.tasks import Status
 from pyctrd.runtime.bundle import Bundle, Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -154,11 +155,14 @@ class Recovery:
 def _from_files(bundle: Bundle) -> Task:
     """Return the task as its files tell, for as long as its shim has not."""
     manifest = bundle.manifest
-    init = Process("", manifest.stdin, manifest.stdout, manifest.stderr, manifest.terminal)
+    init = Process("", manifest.names)
     task = Task(bundle, init, adopted=True)
     pid = bundle.recorded_pid()
     if pid:
         init.started(pid)
+    for exec_id, names in bundle.execs().items():
+        # Whether it was ever started, no file tells; if its shim is lost, it is better told ended than not.
+        task.execs[exec_id] = Process(exec_id, names, status=Status.RUNNING)
     for exec_id, record in bundle.exits().items():
         process = task.process_named(exec_id)
         process.pid = record.pid

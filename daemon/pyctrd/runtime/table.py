@@ -16,7 +16,7 @@ from pyctr_wire.errors import ApiError, Code, error_for
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.core.times import UNSET
-from pyctrd.runtime.bundle import Bundle
+from pyctrd.runtime.bundle import NO_STDIO, Bundle, StdioNames
 from pyctrd.runtime.shim_client import ShimClient
 
 _STATUS: Final[Mapping[int, Status]] = {
@@ -37,10 +37,7 @@ class Process:
     """One process of a task, `exec_id` "" for init; `pid` is 0 until it has one."""
 
     exec_id: str
-    stdin: str = ""
-    stdout: str = ""
-    stderr: str = ""
-    terminal: bool = False
+    names: StdioNames = NO_STDIO
     pid: int = 0
     status: Status = Status.CREATED
     exit: Exit | None = None
@@ -164,7 +161,7 @@ def time_of(message: Timestamp) -> datetime:
 
 def process_of(exec_id: str, state: shim.StateResponse) -> Process:
     """Return the process that a shim's answer to State describes."""
-    process = Process(exec_id, state.stdin, state.stdout, state.stderr, state.terminal, state.pid)
+    process = Process(exec_id, StdioNames(state.stdin, state.stdout, state.stderr, state.terminal), state.pid)
     process.learn(state)
     return process
 

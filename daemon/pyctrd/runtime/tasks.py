@@ -19,6 +19,7 @@ from pyctr_wire.errors import AlreadyExists, ApiError, DeadlineExceeded, Invalid
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import Exit, Status
+from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
 from pyctrd.runtime.table import Deleted, Process, Task, TaskTable, process_of, task_not_found
 
@@ -97,9 +98,10 @@ class Tasks:
         if exec_id in task.execs:
             raise AlreadyExists(f"id {exec_id}")
         await self.call(task, "Exec", request, shim.ExecProcessResponse, CALL_TIMEOUT)
-        process = task.execs.setdefault(exec_id, Process(exec_id))
-        process.stdin, process.stdout, process.stderr = request.stdin, request.stdout, request.stderr
-        process.terminal = request.terminal
+        # A crash before this line leaves an exec that only the shim knows, which is enough while the shim lives.
+        names = StdioNames(request.stdin, request.stdout, request.stderr, request.terminal)
+        task.bundle.write_exec(exec_id, names)
+        task.execs[exec_id] = Process(exec_id, names)
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Deleted:
         """Forget an exec that has ended or was never started; init is deleted with its task."""
@@ -113,6 +115,7 @@ class Tasks:
             request = shim.DeleteRequest(id=id, exec_id=exec_id)
             reply = await self.call(task, "Delete", request, shim.DeleteResponse, DRAIN_TIMEOUT)
             deleted = Deleted.of(reply, process.exit)
+        task.bundle.forget_exec(exec_id)
         task.execs.pop(exec_id, None)
         process.vanish(NotFound(f"process does not exist {exec_id}"))
         return deleted
@@ -143,7 +146,7 @@ class Tasks:
         """Tell a terminal its size, in characters; a process without a terminal does not mind."""
         task = self.find(namespace, request.id)
         process = await self.process(task, request.exec_id)
-        if process.terminal:
+        if process.names.terminal:
             await self.call(task, "ResizePty", request, Empty, CALL_TIMEOUT)
 
     async def close_io(self, namespace: str, request: shim.CloseIORequest) -> None:
@@ -209,28 +212,37 @@ class Tasks:
             raise
         return result
 
-    async def refresh(self, task: Task, seconds: float = CALL_TIMEOUT) -> None:
-        """Ask the shim for the state of init; Connect makes it deliver the events that wait in its spool.
+    async def refresh(self, task: Task) -> None:
+        """Ask the shim for the state of all processes; Connect makes it deliver the events that wait in its spool.
 
         Raises NotFound if the shim has no container, and what `call` raises.
         """
+
+        async def learn(process: Process) -> None:
+            request = shim.StateRequest(id=task.id, exec_id=process.exec_id)
+            try:
+                process.learn(await self.call(task, "State", request, shim.StateResponse, CALL_TIMEOUT))
+            except NotFound:
+                if not process.exec_id:
+                    raise
+                del task.execs[process.exec_id]
+
+        connect = self.call(task, "Connect", shim.ConnectRequest(id=task.id), shim.ConnectResponse, CALL_TIMEOUT)
         # Sent together: the shim, paged out perhaps, wakes up once.
-        connect = self.call(task, "Connect", shim.ConnectRequest(id=task.id), shim.ConnectResponse, seconds)
-        state = self.call(task, "State", shim.StateRequest(id=task.id), shim.StateResponse, seconds)
-        _, found = await asyncio.gather(connect, state)
-        task.init.learn(found)
+        unknown = (learn(process) for process in task.processes if process.exit is None or process is task.init)
+        await asyncio.gather(connect, *unknown)
 
     async def _probe(self, task: Task) -> None:
         """Wait until an unresponsive shim answers, or is gone."""
         while task.shim is not None and not task.shim.closed:
-            request = shim.StateRequest(id=task.id)
+            request = shim.ConnectRequest(id=task.id)
             try:
-                state = await task.shim.call("State", request, shim.StateResponse, PROBE_TIMEOUT)
+                await task.shim.call("Connect", request, shim.ConnectResponse, PROBE_TIMEOUT)
+                await self.refresh(task)
             except DeadlineExceeded:
                 continue
             except ApiError:
                 break
-            task.init.learn(state)
             _log.info("task.responsive", namespace=task.namespace, container=task.id)
             break
         task.unresponsive_since = None

@@ -84,7 +84,6 @@ class Zygote:
 
     async def serve(self) -> None:
         """Read replies and start the child again whenever it ends; runs until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             if self._socket is None:
                 try:
@@ -93,15 +92,24 @@ class Zygote:
                     # Shims start cold meanwhile: slower, but they start.
                     _log.error("zygote cannot be started", error=str(error))
             if self._socket is not None:
-                ended = asyncio.Event()
-                loop.add_reader(self._socket.fileno(), self._read, ended)
-                try:
-                    await ended.wait()
-                finally:
-                    loop.remove_reader(self._socket.fileno())
+                await self._until_ended(self._socket)
                 _log.warning("zygote ended", pid=self._pid)
                 self.close()
             await asyncio.sleep(_RESPAWN_PAUSE)
+
+    async def _until_ended(self, connection: socket.socket) -> None:
+        """Take in replies until the child has ended; spares of a dead zygote may keep the socket open for long."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(self._pid)
+        loop.add_reader(pidfd, ended.set)
+        loop.add_reader(connection.fileno(), self._read, ended)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(connection.fileno())
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
 
     def request(self, request: ShimRequest, connection: socket.socket) -> "asyncio.Future[int]":
         """Ask for a shim that serves on `connection` (borrowed) and return the future of its pid.

@@ -9,7 +9,7 @@ import pytest
 
 from pyctr_wire.errors import AlreadyExists
 from pyctrd.core.tasks import Exit
-from pyctrd.runtime.bundle import Bundles, ExitRecord, Manifest
+from pyctrd.runtime.bundle import Bundles, ExitRecord, Manifest, StdioNames
 
 MANIFEST = Manifest("default", "web", "io.containerd.runc.v2", "abc", 1, stdout="/out", request="digest")
 
@@ -71,6 +71,16 @@ def test_exit_records(tmp_path: Path) -> None:
     bundle.write_exit("sh", 11, Exit(1, at))
     (bundle.path / "exits/.half.json").write_text("{")
     assert bundle.exits() == {"": ExitRecord(10, ended), "sh": ExitRecord(11, Exit(1, at))}
+
+
+def test_execs_are_noted(tmp_path: Path) -> None:
+    bundle = Bundles(tmp_path).create(MANIFEST, b"{}")
+    assert bundle.execs() == {}
+    bundle.write_exec("a.b", StdioNames(stdout="/x", terminal=True))
+    bundle.write_exec("c", StdioNames())
+    bundle.forget_exec("c")
+    bundle.forget_exec("never")
+    assert bundle.execs() == {"a.b": StdioNames(stdout="/x", terminal=True)}
 
 
 def test_spool_is_read_in_order(tmp_path: Path) -> None:

@@ -257,14 +257,14 @@ async def test_unresponsive_shim_is_noticed_and_forgiven(
         one = await daemon.run()
         await daemon.run("other")
         one.script["Pause"].append(Hang)
-        one.script["State"].append(Hang)
+        one.script["Connect"].append(Hang)
         with pytest.raises(ApiError, match="the shim did not answer"):
             await daemon.tasks.pause(NS, "web")
         task = daemon.tasks.find(NS, "web")
         assert task.unresponsive_since is not None
         assert daemon.tasks.find(NS, "other").unresponsive_since is None
         assert task.init.status is Status.RUNNING
-        await until(lambda: one.holding == ["Pause", "State"])
+        await until(lambda: one.holding == ["Pause", "Connect"])
         one.wake()
         await until(lambda: task.unresponsive_since is None)
         assert task.init.status is Status.PAUSED

@@ -115,6 +115,7 @@ async def test_adoption(tmp_path: Path, zygote: ScriptedZygote) -> None:
         await old.start("running", "two")
         running.exit("two", 7)
         await old.run("dead")
+        await old.exec("sh", id="dead")
     running.exit("one", 137)
     zygote.shims["dead"].die()
 
@@ -132,7 +133,8 @@ async def test_adoption(tmp_path: Path, zygote: ScriptedZygote) -> None:
         assert (await new.tasks.wait(NS, "running", "one")).exit_status == 137
         assert (await new.tasks.wait(NS, "running", "two")).exit_status == 7
         assert (await new.tasks.wait(NS, "dead", "")).exit_status == 255
-        assert exit_events(new) == [("dead", 255)]
+        assert (await new.tasks.wait(NS, "dead", "sh")).exit_status == 255
+        assert exit_events(new) == [("sh", 255), ("dead", 255)]
         with pytest.raises(NotFound):
             await new.tasks.wait(NS, "running", "three")
         await new.start("created")
