@@ -1,5 +1,6 @@
 """Unpacking a layer: archive entries become files below one directory, and nowhere else."""
 
+import errno
 import os
 import stat
 
@@ -12,6 +13,13 @@ from pyctrd.diff.whiteouts import AUFS, OPAQUE, PREFIX, clean, hidden_by, shown
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
+# Errors that another archive would not have met.
+_ASKED_FOR = frozenset(
+    (
+        errno.E2BIG, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, errno.ENAMETOOLONG,
+        errno.ENOENT, errno.ENOTDIR, errno.ERANGE,
+    )
+)  # fmt: skip
 
 
 def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
@@ -32,9 +40,11 @@ def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
         try:
             _place(entry, reader, tree, max_file_size)
         except ArchiveError as error:
-            raise ArchiveError(f"entry {shown(entry.name)}: {error}") from error
+            raise ArchiveError(f"entry {shown(name)}: {error}") from error
         except OSError as error:
-            raise OSError(error.errno, f"entry {shown(entry.name)}: {error.strerror}") from error
+            if error.errno in _ASKED_FOR:
+                raise ArchiveError(f"entry {shown(name)}: {error.strerror}") from error
+            raise OSError(error.errno, f"entry {shown(name)}: {error.strerror}") from error
     tree.finish()
 
 

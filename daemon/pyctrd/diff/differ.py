@@ -1,6 +1,5 @@
 """Apply and Diff: what the API calls them, done by a worker process per call."""
 
-import asyncio
 import os
 import stat
 from collections.abc import Sequence
@@ -17,9 +16,11 @@ from pyctrd.diff.ingest import Content, Ingest
 from pyctrd.diff.limits import Limits
 from pyctrd.diff.messages import ApplyRequest, CompareRequest, PlainMount
 from pyctrd.diff.mounts import overlay_of
-from pyctrd.diff.workers import Worker
+from pyctrd.diff.workers import Workers
 from pyctrd.offload import Offload
 
+# Seconds for which a worker waits for another layer.
+_KEEP_WARM: Final = 30.0
 _UNCOMPRESSED: Final = "containerd.io/uncompressed"
 
 
@@ -34,7 +35,7 @@ class Differ:
         self._content = content
         self._offload = offload
         self._limits = limits or Limits()
-        self._turns = asyncio.Semaphore(workers)
+        self._workers = Workers(offload, workers, _KEEP_WARM)
 
     async def apply(self, ns: str, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = False) -> Descriptor:
         """Unpack the blob `layer` into `mounts` and return the descriptor of the uncompressed archive.
@@ -50,7 +51,7 @@ class Differ:
             plain, compression.value, self._limits.budget(blob.size), self._limits.max_bytes, int(sync_fs)
         )
         marker = _Marker(plain)
-        async with self._turns, Worker(self._offload) as worker:
+        async with self._workers.worker() as worker:
             worker.send(request, blob.fd)
             digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
         return Descriptor(media_types.LAYER, digest, size)
@@ -79,7 +80,7 @@ class Differ:
         request = CompareRequest(_plain(left), _plain(right), compression.value, epoch)
         ingest = Ingest(self._content, ns, ref, lease)
         try:
-            async with self._turns, Worker(self._offload) as worker:
+            async with self._workers.worker() as worker:
                 read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
                 try:
                     worker.send(request, write_fd)

@@ -12,7 +12,6 @@ It is started with its socket as standard input and the daemon's import path as 
 
 import errno
 import os
-import traceback
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 from array import array
 from select import POLLHUP, poll
@@ -80,9 +79,9 @@ def main() -> None:
     except OSError as error:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
         reply = _failed(messages.EXHAUSTED if error.errno in _FULL else messages.SYSTEM, text)
-    except Exception:
+    except Exception as error:
         # Also a bug is the daemon's to report: it knows which layer this was.
-        reply = _failed(messages.BUG, traceback.format_exc())
+        reply = _failed(messages.BUG, f"{type(error).__name__}: {error}{_where(error)}")
     daemon.send(reply)
     os._exit(0)  # at once: nothing here is worth tidying up
 
@@ -138,6 +137,15 @@ def _end_with(daemon: socket) -> None:
 
 def _succeeded(digest: str, size: int) -> bytes:
     return b"\0".join((messages.RESULT, digest.encode(), str(size).encode()))
+
+
+def _where(error: Exception) -> str:
+    """Return the lines of code that led to `error`; importing traceback would make every worker start later."""
+    lines, trace = "", error.__traceback__
+    while trace is not None:
+        lines += f", {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return lines
 
 
 def _failed(kind: bytes, text: str) -> bytes:

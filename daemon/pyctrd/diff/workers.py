@@ -1,22 +1,31 @@
-"""The daemon's side of a worker process: start it, talk to it, see it end."""
+"""The daemon's side of worker processes: start them, talk to them, see them end."""
 
 import asyncio
+import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from array import array
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
 
 from pyctr_wire.errors import ApiError, Internal, InvalidArgument, ResourceExhausted, UnknownError
 from pyctrd.diff import messages
 from pyctrd.offload import Offload
 
 # Isolated from the environment and without `site`: a .pth file is no business of a worker, and takes time.
-_PROGRAM: Final = "import sys; sys.path[:] = sys.argv[1:]; from pyctrd.diff.worker import main; main()"
-_ARGUMENTS: Final = ("-I", "-S", "-X", "utf8", "-c", _PROGRAM)
+_PYTHON: Final = (sys.executable, "-I", "-S", "-X", "utf8", "-c")
+_COLD: Final = "import sys; sys.path[:] = sys.argv[1:]; from pyctrd.diff.worker import main; main()"
+# One that has time imports both codecs.
+_WARM: Final = _COLD.replace("main()", "import isal.igzip_lib, zstandard; main()")
+# How long a worker that has answered may take to be gone, in seconds.
+_LEAVING: Final = 1.0
 
 _ERRORS: Final[dict[bytes, type[ApiError]]] = {
     messages.INVALID: InvalidArgument,
@@ -24,32 +33,51 @@ _ERRORS: Final[dict[bytes, type[ApiError]]] = {
     messages.SYSTEM: UnknownError,
 }
 
+_log = structlog.stdlib.get_logger("pyctrd.diff")
+
 
 class Worker:
-    """One process for one request, as a context: at its end the process has ended too, whatever happened."""
+    """One process for one request."""
 
     def __init__(self, offload: Offload) -> None:
-        """Use `offload` for what blocks."""
+        """Get ready to start it; what blocks runs in `offload`."""
         self._offload = offload
         self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
 
-    async def __aenter__(self) -> Self:
-        """Start it."""
-        try:
-            await self._offload.run(self._start)
-        except BaseException:
-            self._socket.close()  # a worker that is started nevertheless finds nobody, and ends
-            raise
-        return self
+    def start(self, program: str) -> None:
+        """Spawn the process, unless it has been ended meanwhile; blocks a little. Raises OSError."""
+        with self._lock, self._theirs:
+            if not self._ended:
+                self._process = subprocess.Popen(
+                    (*_PYTHON, program, *filter(None, sys.path)),
+                    stdin=self._theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    env={},
+                )
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it if it has not ended. Cancelled a second time, the process is on its way out all the same."""
-        self._socket.close()
-        await self._offload.run(self._reap)
+    def is_alive(self) -> bool:
+        """Return whether it can be talked to: it may be about to start, but has not ended."""
+        return self._process is None or self._process.poll() is None
+
+    def end(self, patience: float = 0) -> int:
+        """Return the exit status of the process, killed if it is still there after `patience` seconds; blocks.
+
+        Called twice, it returns the same; called before `start`, there will be no process.
+        """
+        with self._lock:
+            self._ended = True
+            self._theirs.close()
+            self._socket.close()
+            if self._process is None:
+                return 0
+            if self._process.returncode is None and not _exits(self._process.pid, patience):
+                self._process.kill()
+            return self._process.wait()
 
     def send(self, request: messages.Request, fd: int) -> None:
         """Hand over a request with its fd, which is borrowed. At once: nothing is in the socket yet."""
@@ -63,8 +91,7 @@ class Worker:
         ResourceExhausted for limits and a full disk, UnknownError for other errors of the system, Internal for ours.
         """
         while True:
-            await _readable(self._socket)
-            data, fds = self._receive()
+            data, fds = await self._receive()
             if data == messages.OPAQUE and mark_opaque is not None:
                 await self._offload.run(mark_opaque, fds)
                 self._socket.send(messages.DONE)
@@ -75,21 +102,13 @@ class Worker:
                 return texts[0], int(texts[1])
             if kind == messages.FAILED and len(texts) == 2:
                 raise _ERRORS.get(fields[0], Internal)(f"{stage}: {texts[1]}")
-            raise Internal(f"{stage}: the worker process {await self._offload.run(self._last_words)}")
+            status = await self._offload.run(self.end, _LEAVING)
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise Internal(f"{stage}: the worker process {how}")
 
-    def _start(self) -> None:
-        """Spawn the process; in a thread, since it takes a while."""
-        with self._theirs:
-            self._process = subprocess.Popen(
-                (sys.executable, *_ARGUMENTS, *filter(None, sys.path)),
-                stdin=self._theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                env={},
-            )
-
-    def _receive(self) -> tuple[bytes, list[int]]:
-        """Return a message and its fds; b"" if the process has ended."""
+    async def _receive(self) -> tuple[bytes, list[int]]:
+        """Return the next message and its fds, the caller's to close; b"" if the process has ended."""
+        await _readable(self._socket)
         space = socket.CMSG_SPACE(messages.MAX_FDS * array("i").itemsize)
         try:
             data, ancillary, _, _ = self._socket.recvmsg(messages.MAX_REPLY, space, socket.MSG_CMSG_CLOEXEC)
@@ -101,20 +120,78 @@ class Worker:
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         return data, list(fds)
 
-    def _last_words(self) -> str:
-        """Say how the process ended, which it has or is about to."""
-        status = self._reap()
-        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
-    def _reap(self) -> int:
-        """Return the exit status of the process, which is killed if it is still at work."""
-        assert self._process is not None
+class Workers:
+    """Hands out workers, a limited number at once, and keeps one warm for a while: most images have several layers."""
+
+    def __init__(self, offload: Offload, count: int, keep_warm: float) -> None:
+        """Run up to `count` workers, and for `keep_warm` seconds after the last one a spare one."""
+        self._offload = offload
+        self._turns = asyncio.Semaphore(count)
+        self._keep_warm = keep_warm
+        self._spare: Worker | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Worker]:
+        """A worker for one request. At the end its process has ended too: by itself, or killed after an error.
+
+        Cancelled a second time meanwhile, it is on its way out all the same.
+        """
+        async with self._turns:
+            worker, patience = self._take_spare(), 0.0
+            try:
+                if worker is None:
+                    worker = Worker(self._offload)
+                    await self._offload.run(worker.start, _COLD)
+                yield worker
+                patience = _LEAVING
+            finally:
+                if worker is not None:
+                    await self._offload.run(worker.end, patience)
+        await self.warm()
+
+    async def warm(self) -> None:
+        """Have a worker ready, for whoever knows that a layer is on its way."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(self._keep_warm, self.close)
+        if self._spare is not None:
+            return
+        # Whoever takes it while it starts can talk to it already.
+        self._spare = spare = Worker(self._offload)
         try:
-            # It ends by itself right after its answer; killed then, it would be taken for a failure.
-            return self._process.wait(0.5 if self._socket.fileno() >= 0 else 0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            await self._offload.run(spare.start, _WARM)
+        except OSError as error:
+            # Nobody has asked for it yet; whoever asks next starts one, and reports what goes wrong then.
+            _log.warning("worker.not_warm", error=str(error))
+            self.close()
+
+    def close(self) -> None:
+        """End the spare one; blocks a little."""
+        if (spare := self._take_spare()) is not None:
+            spare.end()
+
+    def _take_spare(self) -> Worker | None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.is_alive():
+            spare.end()
+            return None
+        return spare
+
+
+def _exits(pid: int, patience: float) -> bool:
+    """Wait up to `patience` seconds for a child to end, and return whether it has."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(patience * 1000))
+    finally:
+        os.close(pidfd)
 
 
 async def _readable(sock: socket.socket) -> None:
