@@ -131,7 +131,7 @@ def _from_entry(entry: Mapping[str, str]) -> Credentials | None:
         return Credentials(header=f"Bearer {token}")
     if encoded := entry.get("auth"):
         try:
-            username, _, password = base64.b64decode(encoded).decode().partition(":")
+            username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except binascii.Error as error:
             raise ValueError(f"auth is not base64: {error}") from error
         return Credentials(username, password.rstrip("\0"))

@@ -9,7 +9,6 @@ The same images always give the same bytes: owner 0, time 0, sorted. Source: OCI
 """
 
 import json
-import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -20,12 +19,13 @@ from pyctr_wire.oci.image_spec import ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME
 from pyctrd.core.images import Image
 from pyctrd.core.platforms import Platform
 from pyctrd.core.references import parse_reference
+from pyctrd.diff.tar_stream import DIRECTORY, REGULAR
+from pyctrd.diff.tar_writer import TarWriter
 from pyctrd.transfer.progress import Progress
 from pyctrd.transfer.requests import ExportStream
 from pyctrd.transfer.stores import Session
 from pyctrd.transfer.tree import Node, Reader, Selection, choose, spec_descriptor
 
-_BLOCK: Final = tarfile.BLOCKSIZE
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -150,29 +150,36 @@ class _Archive:
 
     def __init__(self, write: Write) -> None:
         self._write = write
+        self._buffer = bytearray()
+        self._tar = TarWriter(self._buffer.extend)
 
     async def directory(self, name: str) -> None:
-        await self._write(_header(name, 0, 0o755, tarfile.DIRTYPE))
+        self._tar.add(name.encode(), DIRECTORY, mode=0o755)
+        await self._flush()
 
     async def file(self, name: str, data: bytes) -> None:
-        await self._write(_header(name, len(data), 0o444, tarfile.REGTYPE) + data + bytes(-len(data) % _BLOCK))
+        self._tar.add(name.encode(), REGULAR, mode=0o444, size=len(data))
+        self._tar.content(data)
+        self._tar.pad(len(data))
+        await self._flush()
 
     async def blob(self, name: str, size: int, parts: AsyncIterator[bytes]) -> None:
-        await self._write(_header(name, size, 0o444, tarfile.REGTYPE))
+        self._tar.add(name.encode(), REGULAR, mode=0o444, size=size)
+        await self._flush()
         sent = 0
         async for part in parts:
             await self._write(part)
             sent += len(part)
         if sent != size:
             raise InvalidArgument(f"{name} has {sent} bytes, its descriptor says {size}")
-        await self._write(bytes(-size % _BLOCK))
+        self._tar.pad(size)
+        await self._flush()
 
     async def end(self) -> None:
-        await self._write(bytes(2 * _BLOCK))
+        self._tar.finish()
+        await self._flush()
 
-
-def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.type = size, mode, kind
-    # GNU's form: it holds the size of a layer over 8 GiB without a second header.
-    return member.tobuf(tarfile.GNU_FORMAT)
+    async def _flush(self) -> None:
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        await self._write(data)

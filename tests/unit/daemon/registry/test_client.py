@@ -1,10 +1,8 @@
 """The reading side of the registry client, against a server that misbehaves on purpose."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
-from support.images import MANIFEST, digest, image
-from support.scripted_registry import Answer, ScriptedRegistry, Seen, scripted_registry
 
 from pyctr_wire.errors import (
     ApiError,
@@ -19,12 +17,12 @@ from pyctr_wire.errors import (
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.references import Reference
-from pyctrd.offload import Offload
 from pyctrd.registry.client import Repository
 from pyctrd.registry.credentials import Credentials
 from pyctrd.registry.errors import Interrupted
-from pyctrd.registry.hosts import Capability, Endpoint, HostsConfig, endpoints
-from pyctrd.registry.transport import Transport
+from pyctrd.registry.hosts import Capability, Endpoint
+from support.images import MANIFEST, digest, image
+from support.scripted_registry import Answer, ScriptedRegistry, Seen
 
 IMAGE = image({"file": b"content"})
 BLOB = bytes(range(256)) * 400
@@ -34,51 +32,6 @@ BY_DIGEST = f"/v2/some/image/manifests/{IMAGE.digest}"
 BLOB_PATH = f"/v2/some/image/blobs/{LAYER.digest}"
 
 Open = Callable[..., Repository]
-
-
-@pytest.fixture
-async def registry() -> AsyncIterator[ScriptedRegistry]:
-    async with scripted_registry() as server:
-        yield server
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[ScriptedRegistry]:
-    async with scripted_registry() as server:
-        yield server
-
-
-@pytest.fixture
-def pauses() -> list[float]:
-    """What the client would have slept."""
-    return []
-
-
-@pytest.fixture
-async def open_repository(registry: ScriptedRegistry, pauses: list[float]) -> AsyncIterator[Open]:
-    """Opens some/image on the registry, with credentials by host."""
-    offload = Offload(2)
-    transports: list[Transport] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    def open_with(
-        credentials: dict[str, Credentials] | None = None,
-        served_by: tuple[Endpoint, ...] = (),
-        reference: Reference | None = None,
-    ) -> Repository:
-        async def known(host: str, challenges: tuple[str, ...]) -> Credentials | None:
-            return (credentials or {}).get(host)
-
-        transports.append(Transport(known, "test/1", offload.run, sleep))
-        reference = reference or Reference(registry.host, "some/image", "v1")
-        return Repository(reference, served_by or endpoints(registry.host, HostsConfig(())), transports[-1])
-
-    yield open_with
-    for transport in transports:
-        await transport.close()
-    offload.close()
 
 
 def manifest_answer(body: bytes = IMAGE.manifest, media_type: str = MANIFEST) -> Answer:
@@ -149,7 +102,9 @@ async def test_a_refusal_shows_what_the_server_says(registry: ScriptedRegistry, 
         await open_repository().resolve()
 
 
-async def test_a_reference_by_digest_is_not_taken_for_another(registry: ScriptedRegistry, open_repository: Open) -> None:
+async def test_a_reference_by_digest_is_not_taken_for_another(
+    registry: ScriptedRegistry, open_repository: Open
+) -> None:
     evil = image({"file": b"evil"})
     registry.on("HEAD", BY_DIGEST, manifest_answer(evil.manifest))
 
