@@ -72,7 +72,8 @@ def _v1_memory(metrics: v1.Metrics, directory: str) -> None:
     known = v1.MemoryStat.DESCRIPTOR.fields_by_name
     for name, value in files.fields(f"{directory}/memory.stat").items():
         field = _V1_MEMORY.get(name, name)
-        if field in known:
+        # The message has a "swap" of its own, which is not this number.
+        if field in known and known[field].message_type is None:
             setattr(metrics.memory, field, value)
     for entry, prefix in (
         (metrics.memory.usage, "memory"),
