@@ -50,6 +50,7 @@ def follow(
     if outcome.end is relay.End.EXITED:
         return outcome.exit_status
     if outcome.end is relay.End.DETACHED:
+        print(file=sys.stderr)  # the shell's prompt begins a line of its own
         return None
     if outcome.message:
         raise CommandError(f"{outcome.message} (the container goes on: pyctr attach {container_id})", exit_codes.OURS)

@@ -1,5 +1,6 @@
 """Signals by name, and stopping a container as its image wants it."""
 
+import contextlib
 import signal
 
 from pyctr import tasks
@@ -7,7 +8,8 @@ from pyctr.connection import Connection
 from pyctr.errors import CommandError
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
-from pyctr_wire.errors import DeadlineExceeded, NotFound
+from pyctr_wire.containerd.types.task.task_pb2 import Status
+from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
 
 KILL_TIMEOUT = 30.0  # seconds that a process may take to go after SIGKILL
 
@@ -29,26 +31,35 @@ def parse_signal(text: str) -> int:
 def stop(connection: Connection, container: containers_pb2.Container, grace: float, how: str = "") -> None:
     """Send the stop signal, then SIGKILL after `grace` seconds; return when the task has ended.
 
-    A container that does not run is stopped already.
+    A container that does not run is stopped already; one that is paused goes on, to take its signal.
     """
     process = tasks.get(connection, container.id)
-    if process is None or process.status == 3:  # STOPPED
+    if process is None or process.status == Status.STOPPED:
         return
     number = parse_signal(how or container.labels.get(labels.STOP_SIGNAL) or "TERM")
     try:
         if grace > 0:
             tasks.kill(connection, container.id, number)
+            if process.status in (Status.PAUSED, Status.PAUSING):
+                tasks.resume(connection, container.id)
             try:
                 tasks.wait(connection, container.id, timeout=grace)
             except DeadlineExceeded:
                 pass
             else:
                 return
-        tasks.kill(connection, container.id, signal.SIGKILL)
-        tasks.wait(connection, container.id, timeout=KILL_TIMEOUT)
+        end(connection, container.id)
     except NotFound:
         return  # it ended by itself meanwhile
     except DeadlineExceeded:
         raise CommandError(
             f"container {container.id} does not end even after SIGKILL; pyctr top {container.id} shows what hangs"
         ) from None
+
+
+def end(connection: Connection, container_id: str) -> None:
+    """Kill a container and wait for its end. Raises NotFound if it has ended, DeadlineExceeded if it does not."""
+    tasks.kill(connection, container_id, signal.SIGKILL)
+    with contextlib.suppress(ApiError):  # only a frozen one needs it: version 1 keeps SIGKILL waiting
+        tasks.resume(connection, container_id)
+    tasks.wait(connection, container_id, timeout=KILL_TIMEOUT)

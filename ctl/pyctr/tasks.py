@@ -14,7 +14,7 @@ from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.mount_pb2 import Mount
-from pyctr_wire.containerd.types.task.task_pb2 import Process
+from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
 
@@ -59,7 +59,7 @@ def create_again(connection: Connection, container: containers_pb2.Container) ->
     """Make a new task for a container whose last one, if any, has ended. Raises CommandError if it runs."""
     process = get(connection, container.id)
     if process is not None:
-        if process.status != 3:  # STOPPED
+        if process.status != Status.STOPPED:
             raise CommandError(f"container {container.id} is running already")
         delete(connection, container.id)
     mounts = connection.call(
@@ -97,6 +97,11 @@ def kill(connection: Connection, container_id: str, signal: int, exec_id: str = 
     """Send a signal. Raises NotFound if the process has ended."""
     request = tasks_pb2.KillRequest(container_id=container_id, exec_id=exec_id, signal=signal)
     connection.call(TASKS, "Kill", request, empty_pb2.Empty, patience=patience)
+
+
+def resume(connection: Connection, container_id: str) -> None:
+    """Thaw a container."""
+    connection.call(TASKS, "Resume", tasks_pb2.ResumeTaskRequest(container_id=container_id), empty_pb2.Empty)
 
 
 def wait(connection: Connection, container_id: str, exec_id: str = "", timeout: float | None = None) -> int:

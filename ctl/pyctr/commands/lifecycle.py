@@ -1,6 +1,6 @@
 """`stop`, `kill`, `pause`, `unpause`, `wait`, `rm`, `rename`."""
 
-import signal
+import contextlib
 
 import click
 from google.protobuf import empty_pb2
@@ -11,6 +11,7 @@ from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
+from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
 
@@ -68,8 +69,7 @@ def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
     """Let frozen containers go on."""
 
     def one(reference: str) -> None:
-        request = tasks_pb2.ResumeTaskRequest(container_id=lookup.find(session.connection, reference).id)
-        session.connection.call(TASKS, "Resume", request, empty_pb2.Empty)
+        tasks.resume(session.connection, lookup.find(session.connection, reference).id)
 
     return each(containers, one)
 
@@ -98,14 +98,11 @@ def rm(session: Session, *, containers: tuple[str, ...], force: bool) -> int:
     def one(reference: str) -> None:
         container = lookup.find(connection, reference)
         process = tasks.get(connection, container.id)
-        if process is not None and process.status != 3:  # STOPPED
+        if process is not None and process.status != Status.STOPPED:
             if not force:
                 raise CommandError(f"container {reference} is running: stop it first, or use rm -f")
-            try:
-                tasks.kill(connection, container.id, signal.SIGKILL)
-                tasks.wait(connection, container.id, timeout=stopping.KILL_TIMEOUT)
-            except NotFound:
-                pass  # it ended by itself meanwhile
+            with contextlib.suppress(NotFound):  # it ended by itself meanwhile
+                stopping.end(connection, container.id)
         tasks.delete(connection, container.id)
         tasks.remove_container(connection, container.id, container.snapshotter, container.snapshot_key)
 

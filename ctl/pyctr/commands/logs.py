@@ -12,6 +12,7 @@ from pyctr.errors import CommandError
 from pyctr.http2 import ConnectionLost
 from pyctr.session import Session, pass_session
 from pyctr.times import parse_moment
+from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.pyctr import engine_pb2
 
 
@@ -37,7 +38,7 @@ def logs(session: Session, *, container: str, follow: bool, tail: str, since: st
             process = tasks.get(session.connection, found.id)
         except ConnectionLost:
             return False  # the daemon is away; the container and its log go on without it
-        return process is None or process.status == 3  # STOPPED
+        return process is None or process.status == Status.STOPPED
 
     with log_files.LogReader(Path(where.path), log_files.READERS[where.driver]) as reader:
         reader.seek(count)

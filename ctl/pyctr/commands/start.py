@@ -10,6 +10,7 @@ from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import ApiError
 
 
@@ -80,7 +81,7 @@ def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool,
     keys = terminal.parse_detach_keys(detach_keys)
     found = lookup.find(session.connection, container)
     process = tasks.get(session.connection, found.id)
-    if process is None or process.status not in (2, 4, 5):  # RUNNING, PAUSED, PAUSING
+    if process is None or process.status not in (Status.RUNNING, Status.PAUSED, Status.PAUSING):
         raise CommandError(f"container {container} is not running")
     stdin = found.labels.get(labels.INTERACTIVE) == "true" and not no_stdin
     stream = run_session.attach(session.connection, found.id, stdin=stdin)

@@ -122,7 +122,8 @@ def gc(session: Session) -> None:
     for digest in answer.removed_content:
         click.echo(f"removed {digest}")
     for snapshotter, count in answer.removed_snapshots.items():
-        click.echo(f"removed {count} snapshots of {snapshotter}")
+        if count:
+            click.echo(f"removed {count} snapshots of {snapshotter}")
     click.echo(f"reclaimed {output.size(answer.reclaimed)}")
 
 
