@@ -275,6 +275,7 @@ class Supervisor:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._listener.start()
+        self._exchange.open()
         notify("READY=1", f"MAINPID={os.getpid()}")
         _log.info("ready", address=self._config.address, pid=os.getpid())
         await stop.wait()

@@ -1,11 +1,14 @@
 """F01 to F03, F06: the daemon is killed at each step of a call, or while containers end; nothing is lost or left."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import grpc
 import pytest
 
+from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import Containers, EventLog
 from support.daemon_process import DaemonProcess, wait_until
@@ -105,8 +108,6 @@ def test_delete(containers: Containers, name: str, nth: int) -> None:
 
 @pytest.mark.parametrize(("name", "nth"), [("write", 2), ("sendmsg", 1)])
 def test_pause(containers: Containers, name: str, nth: int) -> None:
-    from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
-
     containers.run("web", "sleep", "1000")
     request = tasks_pb2.PauseTaskRequest(container_id="web")
     assert not killed_at(containers, name, nth, lambda: containers.tasks("Pause", request))
@@ -114,26 +115,60 @@ def test_pause(containers: Containers, name: str, nth: int) -> None:
 
 
 def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonProcess) -> None:
-    """Statuses of containers and execs are exact, and told in order to who subscribes in time."""
-    statuses = {"c0": 0, "c1": 1, "c7": 7, "c139": 139, "c137": 137}
-    fifo = containers.rootfs / "go"
-    import os
-
-    os.mkfifo(fifo)
-    wait_for_go = "until [ -e /went ]; do sleep 0.05; done"
-    for id, status in statuses.items():
-        end = {139: "kill -SEGV $$", 137: "kill -KILL $$"}.get(status, f"exit {status}")
-        # The last line keeps the shell from executing the command in its own place.
-        containers.run(id, "sh", "-c", f"{wait_for_go}; sh -c '{end}'; exit $?")
-        containers.exec(id, "e", "sh", "-c", f"{wait_for_go}; exit 7")
+    """Statuses of containers and execs are exact, and told in order to those who subscribe to the next daemon."""
+    ends = {0: "exit 0", 1: "exit 1", 7: "exit 7", 137: "kill -KILL $$", 139: "kill -SEGV $$"}
+    wait_for_go = "until [ -e /go ]; do sleep 0.05; done"
+    for status in ends:
+        id = f"c{status}"
+        containers.run(id, "sh", "-c", f"until [ -e /now ]; do sleep 0.05; done; exec sh -c '{wait_for_go}; exit 3'")
+        for exec_status, end in ends.items():
+            # Pid 1 of a pid namespace gets no signal from itself, but an exec does.
+            containers.exec(id, f"e{exec_status}", "sh", "-c", f"{wait_for_go}; {end}")
     daemon.kill()
-    (containers.rootfs / "went").touch()
-    wait_until(lambda: all((containers.bundles / id / "exits/init.json").exists() for id in statuses), "all have ended")
+    (containers.rootfs / "go").touch()
+    ended = [containers.bundles / f"c{status}/exits/e{exec_status}.json" for status in ends for exec_status in ends]
+    wait_until(lambda: all(path.exists() for path in ended), "all execs have ended")
+    (containers.rootfs / "now").touch()
+    wait_until(lambda: all((containers.bundles / f"c{status}/exits/init.json").exists() for status in ends), "all end")
+
     daemon.start()
-    with EventLog(containers):
-        pass
-    for id, status in statuses.items():
-        assert containers.wait(id).status == status
-        assert containers.status(id) == types.STOPPED
-        assert containers.wait(id, "e").status in (7, 137)
-        assert containers.delete(id).status == status
+    with EventLog(containers) as events:
+        for status in ends:
+            id = f"c{status}"
+            events.wait_for(lambda id=id: len(events.of(id)) == len(ends) + 1, "six exits are told")
+            told = [(event.id, event.status) for event in events.of(id)]
+            assert sorted(told[:-1]) == sorted((f"e{exec_status}", exec_status) for exec_status in ends)
+            assert told[-1] == (id, 3)
+            assert containers.status(id) == types.STOPPED
+            assert containers.wait(id).status == 3
+            for exec_status in ends:
+                assert containers.wait(id, f"e{exec_status}").status == exec_status
+            assert containers.delete(id).status == 3
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 0", 0), ("exit 1", 1), ("exit 7", 7)])
+def test_exit_of_init_while_the_daemon_is_down(
+    containers: Containers, daemon: DaemonProcess, end: str, status: int
+) -> None:
+    containers.run("web", "sh", "-c", f"until [ -e /go ]; do sleep 0.05; done; {end}")
+    daemon.kill()
+    (containers.rootfs / "go").touch()
+    wait_until((containers.bundles / "web/exits/init.json").exists, "it has ended")
+    daemon.start()
+    assert containers.wait("web").status == status
+
+
+def test_init_killed_while_the_daemon_is_down(containers: Containers, daemon: DaemonProcess) -> None:
+    pid = containers.run("web", "sleep", "1000")
+    # The first process of a pid namespace would not take the other signal.
+    linux = containers.spec("other")["linux"]
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "pid"]
+    containers.define("other", "sleep", "1000", linux=linux)
+    other = containers.create("other")
+    containers.start("other")
+    daemon.kill()
+    os.kill(pid, signal.SIGKILL)
+    os.kill(other, signal.SIGSEGV)
+    daemon.start()
+    assert containers.wait("web").status == 137
+    assert containers.wait("other").status == 139

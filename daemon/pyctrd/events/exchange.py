@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
@@ -15,6 +15,8 @@ from pyctrd.core.events import Event
 from pyctrd.core.filters import Filter, compile_filters
 from pyctrd.core.identifiers import validate_namespace, validate_topic
 from pyctrd.events.fields import adaptor_for
+
+MISSED_KEPT: Final = 30.0  # seconds from the start of service; clients reconnect within three
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,12 @@ class Subscription:
 
 
 class Exchange:
-    """Passes events of all namespaces to all subscribers, in the order in which each publisher sent them."""
+    """Passes events of all namespaces to all subscribers, in the order in which each publisher sent them.
+
+    There is no replay, with one exception: what happened while no daemon ran, or before this one served, is told
+    also to those who subscribe soon after. A client that lost its stream with the old daemon learns in no other way
+    that a container has ended.
+    """
 
     def __init__(self, encode: Callable[[Event], AnyValue], queue: int) -> None:
         """Belong to the running event loop.
@@ -93,6 +100,13 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._subscriptions: set[Subscription] = set()
+        self._missed: deque[Envelope] | None = deque(maxlen=queue)
+        self._opened: datetime | None = None
+
+    def open(self) -> None:
+        """Note that clients can subscribe from now on: what happens from now on, they can hear themselves."""
+        self._opened = datetime.now(UTC)
+        self._loop.call_later(MISSED_KEPT, self._forget_missed)
 
     def publish(self, namespace: str, topic: str, event: AnyValue, timestamp: datetime | None = None) -> None:
         """Tell subscribers of `event`; from any thread, and without waiting for anybody.
@@ -112,11 +126,13 @@ class Exchange:
         self.publish(namespace, event.topic, self._encode(event))
 
     def subscribe(self, filters: Sequence[str]) -> Subscription:
-        """Return a subscription to what is published from now on and matches any of `filters`.
+        """Return a subscription to what is published from now on, or was missed, and matches any of `filters`.
 
         Raises InvalidArgument for a malformed filter.
         """
         subscription = Subscription(compile_filters(filters), self._queue, self._subscriptions.discard)
+        for envelope in self._missed or ():
+            subscription.offer(envelope)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -125,6 +141,11 @@ class Exchange:
         for subscription in tuple(self._subscriptions):
             subscription.end(Unavailable("the daemon is stopping"))
 
+    def _forget_missed(self) -> None:
+        self._missed = None
+
     def _deliver(self, envelope: Envelope) -> None:
+        if self._missed is not None and (self._opened is None or envelope.timestamp < self._opened):
+            self._missed.append(envelope)
         for subscription in tuple(self._subscriptions):
             subscription.offer(envelope)

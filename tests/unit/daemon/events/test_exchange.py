@@ -1,5 +1,6 @@
 """The exchange: publishers never wait, subscribers get what matches, in order, or are told that they are too slow."""
 
+import asyncio
 import threading
 from datetime import UTC, datetime
 
@@ -143,3 +144,28 @@ async def test_an_event_that_cannot_be_decoded_has_no_fields(exchange: Exchange,
         exchange.publish("ns", "/x", event)
 
         assert not subscription._waiting
+
+
+async def test_what_was_missed_is_told_to_those_who_come_soon(exchange: Exchange) -> None:
+    """Before the daemon served nobody could listen; what happens later is told once, to those who listen then."""
+    exchange.publish("a", "/x/before", EVENT)
+    exchange.open()
+    exchange.publish("a", "/x/late", EVENT, datetime(2020, 1, 1, tzinfo=UTC))
+    exchange.publish("a", "/x/after", EVENT)
+
+    with exchange.subscribe([]) as subscription:
+        exchange.publish("a", "/x/now", EVENT)
+        topics = [(await anext(subscription)).topic for _ in range(3)]
+
+    assert topics == ["/x/before", "/x/late", "/x/now"]
+
+
+async def test_what_was_missed_is_forgotten(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyctrd.events.exchange.MISSED_KEPT", 0)
+    exchange.publish("a", "/x/before", EVENT)
+    exchange.open()
+    await asyncio.sleep(0.01)
+
+    with exchange.subscribe([]) as subscription:
+        exchange.publish("a", "/x/now", EVENT)
+        assert (await anext(subscription)).topic == "/x/now"
