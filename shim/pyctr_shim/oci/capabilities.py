@@ -48,10 +48,13 @@ def drop_bounding(sets: CapabilitySets, bounding_now: int) -> None:
     kernel.drop_from_bounding_set(number for number in range(excess.bit_length()) if excess >> number & 1)
 
 
-def apply(sets: CapabilitySets) -> None:
-    """Set the other four; comes after the change of user, with PR_SET_KEEPCAPS before it."""
+def apply(sets: CapabilitySets, permitted: int) -> None:
+    """Set the other four, `permitted` as given: it may be kept larger until a filter is loaded.
+
+    Comes after the change of user, with PR_SET_KEEPCAPS before it.
+    """
     kernel.clear_ambient_set()
-    kernel.capset(sets.effective, sets.permitted, sets.inheritable)
+    kernel.capset(sets.effective, permitted, sets.inheritable)
     for number in range(sets.ambient.bit_length()):
         # What is not inheritable and permitted cannot be ambient; runc lets that pass too.
         if sets.ambient & sets.permitted & sets.inheritable & 1 << number:

@@ -92,11 +92,11 @@ def _join(request: Request, channel: Channel) -> OciError:
         _open_terminal(process, request.console_size, uid, channel)
     else:
         user.give_stdio(uid)
-    identity.assume(process, filter_)
+    ready = identity.assume(process, filter_)
     env = user.environment(process)
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
-    identity.seal(process, filter_)
+    ready.seal()
     return program.execute(path, process["args"], env)
 
 

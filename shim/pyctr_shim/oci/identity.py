@@ -1,21 +1,44 @@
 """From root of the container to the user of the spec: limits, capabilities, ids, directory, filter.
 
 The same order for the first process and for every exec. Loading a seccomp filter needs
-no_new_privs or CAP_SYS_ADMIN: with the former it comes last, right before exec; without, it must
-come before the capabilities go, and lies over the rest of this code too.
+no_new_privs or CAP_SYS_ADMIN, and whatever comes after it must pass it. So it comes last, and
+without no_new_privs the permitted set is kept until then: only capset and execve follow the filter.
 """
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pyctr_shim.oci import capabilities, rlimits, seccomp, user
+from pyctr_shim.oci.capabilities import CapabilitySets
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.capabilities import bounding_set, capget
+from pyctr_shim.oci.seccomp import Filter
+from pyctr_sys.capabilities import SYS_ADMIN, bounding_set, capget, capset
 from pyctr_sys.process import set_dumpable, set_no_new_privs
 
 
-def assume(process: Mapping[str, Any], filter_: seccomp.Filter | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process that has become its user, and what is left to do right before it executes its program."""
+
+    sets: CapabilitySets
+    filter: Filter | None
+    keeps_permitted: bool
+
+    def seal(self) -> None:
+        """Load the filter and give up what was kept for that; the program follows at once."""
+        if self.filter is None:
+            return
+        if self.keeps_permitted:
+            _, permitted, inheritable = capget()
+            capset(self.sets.effective | 1 << SYS_ADMIN, permitted, inheritable)
+        seccomp.load(self.filter)
+        if self.keeps_permitted:
+            capset(self.sets.effective, self.sets.permitted, self.sets.inheritable)
+
+
+def assume(process: Mapping[str, Any], filter_: Filter | None) -> Identity:
     """Become the process's user, with its capabilities and limits, in its working directory.
 
     Raises OciError naming the field that could not be had.
@@ -23,26 +46,21 @@ def assume(process: Mapping[str, Any], filter_: seccomp.Filter | None) -> None:
     bounding_now = bounding_set()
     _, permitted_now, _ = capget()
     sets = capabilities.parse(process.get("capabilities") or {}, bounding_now & permitted_now)
+    no_new_privileges = bool(process.get("noNewPrivileges"))
+    keeps_permitted = filter_ is not None and not no_new_privileges
     rlimits.apply(process.get("rlimits") or ())
-    if filter_ and not process.get("noNewPrivileges"):
-        seccomp.load(filter_)
     capabilities.drop_bounding(sets, bounding_now)
-    # Entered twice, as in runc: root may enter what the user may not (root_squash), and the reverse.
+    # Tried twice, as in runc: root may enter what the user may not, and the reverse (root_squash).
     entered = _enter(process["cwd"], only_try=True)
     user.switch(process.get("user") or {})
     set_dumpable(0)  # a change of ids may have reset it
-    capabilities.apply(sets)
+    capabilities.apply(sets, permitted_now if keeps_permitted else sets.permitted)
     if not entered:
         _enter(process["cwd"])
     _check_inside()
-    if process.get("noNewPrivileges"):
+    if no_new_privileges:
         set_no_new_privs()
-
-
-def seal(process: Mapping[str, Any], filter_: seccomp.Filter | None) -> None:
-    """Load the filter if `assume` has not; the program follows at once."""
-    if filter_ and process.get("noNewPrivileges"):
-        seccomp.load(filter_)
+    return Identity(sets, filter_, keeps_permitted)
 
 
 def _enter(directory: str, *, only_try: bool = False) -> bool:

@@ -9,7 +9,6 @@ and ends.
 """
 
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -227,7 +226,8 @@ def _clone_init(build: _Build) -> None:
     if Clone.NEWUSER in plan.joined:
         cgroup_directory = ""
     if not (plan.has(Clone.NEWPID) or plan.has(Clone.NEWUSER) or plan.has(Clone.NEWTIME) or cgroup_directory):
-        _announce(build, os.getpid())
+        build.state = build.state.with_pid(os.getpid())
+        state.write(build.request.state_directory, build.state)
         return
     if plan.new & Clone.NEWTIME:
         namespaces.enter_time(build.linux.get("timeOffsets") or {})
@@ -240,29 +240,22 @@ def _clone_init(build: _Build) -> None:
     # A sibling, not a child: the parent is who waits for it. It inherits this process's exit signal.
     pid = clone3(flags, 0, max(cgroup_fd, 0))
     if pid:
-        try:
-            if plan.new & Clone.NEWUSER:
-                namespaces.write_maps(pid, build.linux["uidMappings"], build.linux["gidMappings"])
-            _announce(build, pid)
-            os.write(go_fd, b"1")
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            raise
+        # Told first: whatever fails now, the parent knows whom to end.
+        build.channel.send(Message.INIT, pid=pid)
+        if plan.new & Clone.NEWUSER:
+            namespaces.write_maps(pid, build.linux["uidMappings"], build.linux["gidMappings"])
+        build.state = build.state.with_pid(pid)
+        state.write(build.request.state_directory, build.state)
+        os.write(go_fd, b"1")
         os._exit(0)
     os.close(go_fd)
     if os.read(ready_fd, 1) != b"1":
-        os._exit(1)  # the stager failed and has said why
+        os._exit(1)  # the stager has failed and said why
     os.close(ready_fd)
     if cgroup_fd >= 0:
         os.close(cgroup_fd)
     if plan.has(Clone.NEWUSER):
         user.become_root()
-
-
-def _announce(build: _Build, pid: int) -> None:
-    build.state = build.state.with_pid(pid)
-    state.write(build.request.state_directory, build.state)
-    build.channel.send(Message.INIT, pid=pid)
 
 
 # -- steps in the container's namespaces, still on the host's root
@@ -348,7 +341,7 @@ def _become_user(build: _Build) -> None:
         console.take(build.terminal_fd, uid)
     else:
         user.give_stdio(uid)
-    identity.assume(process, build.filter)
+    ready = identity.assume(process, build.filter)
     env = user.environment(process)
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
@@ -366,7 +359,7 @@ def _become_user(build: _Build) -> None:
     _wait_for_start(build)
     if found := build.state.hooks.get("startContainer"):
         hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
-    identity.seal(process, build.filter)
+    ready.seal()
     error = program.execute(path, process["args"], env)
     build.channel.fail(str(error), error.errno)
 

@@ -56,7 +56,7 @@ def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]
     A container without a mount on /dev gets a fresh one: the image's own is never used.
     """
     mounts = list(mounts)
-    if not any(os.path.normpath(item["destination"]) == "/dev" for item in mounts):
+    if not any(clean(item["destination"]) == "/dev" for item in mounts):
         mounts.insert(0, DEFAULT_DEV)
     planned = []
     for item in mounts:
@@ -68,8 +68,13 @@ def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]
         tree_fd = -1
         if options.is_bind and not options.flags & MountFlag.REMOUNT:
             tree_fd = _open_source(os.path.join(bundle, source), options)
-        planned.append(PlannedMount(os.path.normpath("/" + item["destination"]), kind, source, options, tree_fd))
+        planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd))
     return planned
+
+
+def clean(path: str) -> str:
+    """Return a path of the spec with one slash in front and nothing superfluous; normpath keeps a double slash."""
+    return "/" + os.path.normpath("/" + path).lstrip("/")
 
 
 def _open_source(source: str, options: MountOptions) -> int:
@@ -111,18 +116,22 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
     else:
         target_fd = make_file(root_fd, item.destination)
     _guard_proc(target_fd, item)
-    # The copy is still a peer of the host's mount: what the container unmounts must not reach the host.
-    mount_setattr(
-        item.tree_fd,
-        attr_set=options.recursive_set,
-        attr_clr=options.recursive_clear,
-        propagation=default_propagation,
-        recursive=True,
-    )
+    # The copy is still a peer of the host's mount: what the container unmounts must not reach the
+    # host, unless it is to be shared with it.
+    shared = any(kind & MountFlag.SHARED for kind in options.propagation)
+    propagation = 0 if shared or default_propagation == MountFlag.SHARED else default_propagation
+    if propagation or options.recursive_set or options.recursive_clear:
+        mount_setattr(
+            item.tree_fd,
+            attr_set=options.recursive_set,
+            attr_clr=options.recursive_clear,
+            propagation=propagation,
+            recursive=True,
+        )
     if options.attributes:
         mount_setattr(item.tree_fd, attr_set=options.attributes)
-    for propagation in options.propagation:
-        _set_propagation(item.tree_fd, propagation)
+    for kind in options.propagation:
+        _set_propagation(item.tree_fd, kind)
     move_mount(item.tree_fd, target_fd)
     os.close(target_fd)
     os.close(item.tree_fd)

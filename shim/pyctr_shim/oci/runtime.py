@@ -246,11 +246,10 @@ def _create(request: init.Request) -> Container | None:
                 ours.close()
                 return None
             if message is Message.INIT:
-                if fields["pid"] != pid:
-                    wait(pidfd)
-                    os.close(pidfd)
-                    pid, pidfd = fields["pid"], -1
-                    pidfd = pidfd_open(pid)
+                stager_pidfd, pid = pidfd, fields["pid"]
+                pidfd = pidfd_open(pid)
+                wait(stager_pidfd)  # it has little left to do and needs nothing from here
+                os.close(stager_pidfd)
             elif message is Message.CONSOLE:
                 console_fd = fd if fd is not None else -1
             elif message is Message.HOOKS:

@@ -1,9 +1,11 @@
 """Reading and writing the small files of a cgroup directory."""
 
 import os
+import time
 from typing import Final
 
 _SMALL: Final = 4096
+_DYING_SECONDS: Final = 2.0
 
 
 def write(path: str, value: str) -> None:
@@ -69,14 +71,18 @@ def child_directories(directory: str) -> list[str]:
 
 def remove_tree(directory: str) -> None:
     """Remove a cgroup and those below it. Raises OSError: EBUSY while processes are in it."""
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return
-    except OSError:
-        children = child_directories(directory)
-        if not children:
-            raise
-        for child in children:
-            remove_tree(child)
-        os.rmdir(directory)
+    deadline = None
+    while True:
+        try:
+            os.rmdir(directory)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            for child in child_directories(directory):
+                remove_tree(child)
+            # A killed process counts for a moment after it has left cgroup.procs.
+            deadline = deadline or time.monotonic() + _DYING_SECONDS
+            if time.monotonic() > deadline or read(f"{directory}/cgroup.procs"):
+                raise
+            time.sleep(0.001)

@@ -1,0 +1,22 @@
+"""A lab for containers, per test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.oci_bundle import BUSYBOX, Lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Make containers, and remove what is left of them."""
+    if not BUSYBOX.exists():
+        pytest.skip("needs /bin/busybox (package busybox-static)")
+    # Some containers' users are not root: they must be able to reach their root's parents.
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        os.chmod(directory, 0o755)
+    made = Lab(tmp_path, cgroup=f"/pyctr-test-{os.getpid()}")
+    yield made
+    made.close()

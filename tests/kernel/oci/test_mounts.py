@@ -1,0 +1,245 @@
+"""Mounts, devices, masked and read-only paths, the root."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.runtime import RootfsMount
+from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
+from support.oci_bundle import Lab, Spec, make_root
+
+pytestmark = pytest.mark.root
+
+
+def add_mount(spec: Spec, destination: str, source: str | Path, *options: str, kind: str = "bind") -> Spec:
+    spec["mounts"].append({"destination": destination, "source": str(source), "type": kind, "options": list(options)})
+    return spec
+
+
+def shell(lab: Lab, script: str) -> Spec:
+    return lab.spec("sh", "-c", script)
+
+
+def test_a_bind_mount_of_a_directory_and_a_file(lab: Lab) -> None:
+    (lab.base / "data").mkdir()
+    (lab.base / "data/file").write_text("from the host\n")
+    spec = shell(lab, "cat /mnt/deep/file /etc/one; echo changed >/mnt/deep/file")
+    add_mount(spec, "/mnt/deep", lab.base / "data", "rbind", "rprivate")
+    add_mount(spec, "/etc/one", lab.base / "data/file", "bind")
+
+    assert lab.run(spec).output == "from the host\nfrom the host\n"
+    assert (lab.base / "data/file").read_text() == "changed\n"
+
+
+def test_a_read_only_bind_mount(lab: Lab) -> None:
+    (lab.base / "data").mkdir()
+    spec = shell(lab, "touch /mnt/x || grep ' /mnt ' /proc/mounts")
+    add_mount(spec, "/mnt", lab.base / "data", "rbind", "ro", "nosuid", "noexec")
+
+    output = lab.run(spec).output
+
+    assert "Read-only file system" in output
+    assert " ro,nosuid,noexec," in output
+
+
+@pytest.mark.parametrize(("option", "inner_is_writable"), [("ro", True), ("rro", False)])
+def test_recursive_read_only(lab: Lab, option: str, inner_is_writable: bool) -> None:
+    (lab.base / "data/inner").mkdir(parents=True)
+    mount("tmpfs", str(lab.base / "data/inner"), "tmpfs", 0)
+    try:
+        spec = add_mount(shell(lab, "touch /mnt/inner/x"), "/mnt", lab.base / "data", "rbind", option)
+
+        assert (lab.run(spec).status == 0) is inner_is_writable
+    finally:
+        umount2(str(lab.base / "data/inner"), MNT_DETACH)
+
+
+def test_unmounting_in_the_container_does_not_reach_the_host(lab: Lab) -> None:
+    shared = lab.base / "shared"
+    (shared / "inner").mkdir(parents=True)
+    mount("tmpfs", str(shared), "tmpfs", 0)
+    mount(None, str(shared), None, MountFlag.SHARED)
+    (shared / "inner").mkdir()
+    mount("tmpfs", str(shared / "inner"), "tmpfs", 0)
+    try:
+        spec = shell(lab, "busybox umount /mnt/inner && busybox umount /mnt")
+        spec["process"]["capabilities"] = {name: ["CAP_SYS_ADMIN"] for name in ("bounding", "effective", "permitted")}
+        add_mount(spec, "/mnt", shared, "rbind")
+
+        assert lab.run(spec).status == 0
+        assert os.path.ismount(shared / "inner")
+    finally:
+        umount2(str(shared / "inner"), MNT_DETACH)
+        umount2(str(shared), MNT_DETACH)
+
+
+def test_shared_propagation_reaches_the_host(lab: Lab) -> None:
+    shared = lab.base / "shared"
+    shared.mkdir()
+    mount("tmpfs", str(shared), "tmpfs", 0)
+    mount(None, str(shared), None, MountFlag.SHARED)
+    try:
+        spec = shell(lab, "mkdir /mnt/new && mount -t tmpfs none /mnt/new && touch /mnt/new/seen")
+        spec["process"]["capabilities"] = {name: ["CAP_SYS_ADMIN"] for name in ("bounding", "effective", "permitted")}
+        add_mount(spec, "/mnt", shared, "rbind", "rshared")
+
+        assert lab.run(spec).status == 0
+        assert (shared / "new/seen").exists()
+    finally:
+        umount2(str(shared / "new"), MNT_DETACH)
+        umount2(str(shared), MNT_DETACH)
+
+
+def test_tmpfs_options_and_copy_up(lab: Lab) -> None:
+    spec = shell(lab, "cat /tmp/a/b; readlink /tmp/l; stat -c '%a %u:%g' /tmp /tmp/a; grep ' /tmp ' /proc/mounts")
+    add_mount(spec, "/tmp", "tmpfs", "nosuid", "size=1m", "tmpcopyup", kind="tmpfs")
+    bundle = lab.bundle(spec)
+    tmp = bundle / "rootfs/tmp"
+    tmp.chmod(0o1777)
+    (tmp / "a").mkdir(0o755)
+    os.chown(tmp / "a", 5, 6)
+    (tmp / "a/b").write_text("copied\n")
+    (tmp / "l").symlink_to("a/b")
+
+    lines = lab.run(spec, bundle=bundle).output.splitlines()
+
+    assert lines[:4] == ["copied", "a/b", "1777 0:0", "755 5:6"]
+    assert "size=1024k" in lines[4]
+
+
+def test_a_missing_bind_source_is_named(lab: Lab) -> None:
+    spec = add_mount(lab.spec("true"), "/mnt", "/no/such/source", "bind")
+
+    with pytest.raises(OciError, match=r"bind source /no/such/source: .*No such file"):
+        lab.create(spec)
+
+
+def test_the_default_devices(lab: Lab) -> None:
+    script = (
+        "for d in null zero full random urandom tty; do stat -c '%n %a %t:%T' /dev/$d; done;"
+        "for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done; echo discarded >/dev/null"
+    )
+
+    lines = lab.run(shell(lab, script)).output.splitlines()
+
+    assert lines == [
+        "/dev/null 666 1:3", "/dev/zero 666 1:5", "/dev/full 666 1:7", "/dev/random 666 1:8",
+        "/dev/urandom 666 1:9", "/dev/tty 666 5:0",
+        "/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2", "pts/ptmx",
+    ]  # fmt: skip
+
+
+def test_devices_of_the_spec(lab: Lab) -> None:
+    spec = shell(lab, "stat -c '%a %u:%g %t:%T %F' /dev/fuse /dev/sub/pipe")
+    spec["linux"]["devices"] = [
+        {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o620, "uid": 1, "gid": 2},
+        {"path": "/dev/sub/pipe", "type": "p", "fileMode": 0o600},
+    ]
+
+    assert lab.run(spec).output.splitlines() == ["620 1:2 a:e5 character special file", "600 0:0 0:0 fifo"]
+
+
+def test_a_spec_without_dev_gets_a_fresh_one(lab: Lab) -> None:
+    """CVE-2026-88264, CVE-2026-41579: the image's own /dev is never used."""
+    spec = shell(lab, "stat -c '%F' /dev/null; grep ' /dev ' /proc/mounts")
+    spec["mounts"] = [item for item in spec["mounts"] if not item["destination"].startswith("/dev")]
+    bundle = lab.bundle(spec)
+    victim = lab.base / "victim"
+    victim.write_text("untouched")
+    (bundle / "rootfs/dev/null").symlink_to(victim)
+
+    lines = lab.run(spec, bundle=bundle).output.splitlines()
+
+    assert lines[0] == "character special file"
+    assert lines[1].startswith("tmpfs /dev tmpfs")
+    assert victim.read_text() == "untouched"
+
+
+def test_masked_and_readonly_paths(lab: Lab) -> None:
+    spec = shell(lab, "cat /proc/timer_list | wc -c; ls -A /sys/firmware | wc -l; touch /sys/firmware/x; "
+                      "echo 1 >/proc/sys/kernel/domainname; touch /etc/x; touch /tmp/x && echo writable")  # fmt: skip
+    spec["linux"]["maskedPaths"] = ["/proc/timer_list", "/sys/firmware", "/proc/absent"]
+    spec["linux"]["readonlyPaths"] = ["/proc/sys", "/etc", "/absent/too"]
+
+    output = lab.run(spec).output
+
+    assert output.splitlines()[:2] == ["0", "0"]
+    assert output.count("Read-only file system") == 3
+    assert output.endswith("writable\n")
+
+
+def test_a_read_only_root(lab: Lab) -> None:
+    spec = shell(lab, "touch /x; touch /dev/x && echo dev is writable")
+    spec["root"]["readonly"] = True
+
+    output = lab.run(spec).output
+
+    assert "/x: Read-only file system" in output
+    assert output.endswith("dev is writable\n")
+
+
+def layers(lab: Lab, count: int) -> tuple[RootfsMount, Path]:
+    """Return an overlay of `count` layers below a long path, the first of them busybox's root, and its upper dir."""
+    base = lab.base / ("long" * 20)
+    lower = [make_root(base / "busybox")]
+    for number in range(count - 1):
+        lower.append(base / f"layer{number}")
+        lower[-1].mkdir()
+    (lower[-1] / "marker").write_text("lowest\n")
+    for name in ("upper", "work"):
+        (base / name).mkdir()
+    options = (f"workdir={base}/work", f"upperdir={base}/upper", "lowerdir=" + ":".join(map(str, lower)), "index=off")
+    return RootfsMount("overlay", "overlay", "", options), base / "upper"
+
+
+@pytest.mark.parametrize("count", [2, 60])
+def test_an_overlay_root_is_mounted_in_the_container_only(lab: Lab, count: int) -> None:
+    """Also one whose options exceed a page."""
+    overlay, upper = layers(lab, count)
+    spec = shell(lab, "cat /marker; echo written >/new")
+    bundle = lab.bundle(spec, root=False)
+    container = lab.create(spec, bundle=bundle, rootfs=(overlay,))
+    assert not os.path.ismount(bundle / "rootfs")
+    lab.remove(container)
+
+    assert lab.run(spec, bundle=bundle, rootfs=(overlay,)).output == "lowest\n"
+
+    assert (upper / "new").read_text() == "written\n"
+
+
+def test_a_bind_root_can_be_read_only(lab: Lab) -> None:
+    root = make_root(lab.base / "elsewhere")
+    spec = shell(lab, "touch /x")
+
+    ended = lab.run(
+        spec, bundle=lab.bundle(spec, root=False), rootfs=(RootfsMount("bind", str(root), "", ("rbind", "ro")),)
+    )
+
+    assert "Read-only file system" in ended.output
+
+
+def test_no_pivot_root(lab: Lab) -> None:
+    assert lab.run(shell(lab, "ls /"), no_pivot_root=True).output.split()[0] == "bin"
+
+
+def test_the_hosts_tree_is_gone(lab: Lab) -> None:
+    output = lab.run(shell(lab, "cat /proc/self/mountinfo")).output
+
+    assert all(line.split()[4].startswith(("/proc", "/dev", "/sys", "/")) for line in output.splitlines())
+    assert len(output.splitlines()) == 5
+
+
+@pytest.mark.parametrize("own_namespace", [True, False])
+def test_the_containers_view_of_its_cgroups(lab: Lab, own_namespace: bool) -> None:
+    spec = shell(lab, "ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/cgroup.procs; mkdir /sys/fs/cgroup/pids/x")
+    if own_namespace:
+        spec["linux"]["namespaces"].append({"type": "cgroup"})
+    add_mount(spec, "/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro", kind="cgroup")
+
+    output = lab.run(spec).output
+
+    assert {"pids", "memory", "freezer"} <= set(output.split())
+    assert "\n1\n" in output
+    assert "Read-only file system" in output

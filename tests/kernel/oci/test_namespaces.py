@@ -1,0 +1,171 @@
+"""Containers that do not get the five usual namespaces: the host's, another's, a user namespace."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyctr_shim.oci.errors import OciError
+from support.oci_bundle import Lab, Spec, process, read_all, wait
+
+pytestmark = pytest.mark.root
+MAPS = [{"containerID": 0, "hostID": 100_000, "size": 1000}, {"containerID": 1000, "hostID": 200_000, "size": 10}]
+
+
+def with_namespaces(spec: Spec, **paths: str | None) -> Spec:
+    """Replace namespaces by kind: a path to join, "" for a new one, None for the host's."""
+    kept = [item for item in spec["linux"]["namespaces"] if item["type"] not in paths]
+    added = [{"type": kind, **({"path": path} if path else {})} for kind, path in paths.items() if path is not None]
+    spec["linux"]["namespaces"] = kept + added
+    return spec
+
+
+def in_user_namespace(lab: Lab, spec: Spec) -> dict[str, Any]:
+    """Map ids in a spec and return the options with a root owned by them."""
+    with_namespaces(spec, user="")
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = MAPS
+    bundle = lab.bundle(spec)
+    for directory, names, files in os.walk(bundle / "rootfs"):
+        for name in [*names, *files, "."]:
+            os.chown(os.path.join(directory, name), 100_000, 100_000, follow_symlinks=False)
+    return {"bundle": bundle}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")])
+def test_the_hosts_namespace(lab: Lab, kind: str, name: str) -> None:
+    spec = with_namespaces(lab.spec("readlink", f"/proc/self/ns/{name}"), **{kind: None})
+
+    assert lab.run(spec).output.strip() == os.readlink(f"/proc/self/ns/{name}")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")])
+def test_joining_by_path(lab: Lab, kind: str, name: str) -> None:
+    other = lab.running()
+    path = f"/proc/{other.pid}/ns/{name}"
+    spec = with_namespaces(lab.spec("readlink", f"/proc/self/ns/{name}"), **{kind: path})
+
+    assert lab.run(spec).output.strip() == os.readlink(path)
+
+
+def test_a_path_that_is_no_namespace_is_named(lab: Lab) -> None:
+    with pytest.raises(OciError, match=r"linux.namespaces: network: open /nowhere: No such file"):
+        lab.create(with_namespaces(lab.spec("true"), network="/nowhere"))
+    with pytest.raises(OciError, match="joining NEWNET namespace"):
+        lab.create(with_namespaces(lab.spec("true"), network=f"/proc/{os.getpid()}/ns/uts"))
+
+
+def test_exec_follows_joined_namespaces(lab: Lab) -> None:
+    other = lab.running()
+    spec = with_namespaces(lab.spec("sleep", "1000"), pid=f"/proc/{other.pid}/ns/pid", network=None)
+    container = lab.running(spec)
+
+    ended = lab.exec(container, process("sh", "-c", "readlink /proc/self/ns/pid; readlink /proc/self/ns/net"))
+
+    assert ended.output.split() == [os.readlink(f"/proc/{other.pid}/ns/pid"), os.readlink("/proc/self/ns/net")]
+    assert not container.own_pid_namespace
+
+
+def test_names_loopback_and_sysctls(lab: Lab) -> None:
+    spec = lab.spec("sh", "-c", "hostname; cat /proc/sys/kernel/domainname /proc/sys/net/ipv4/ip_forward "
+                                "/proc/sys/kernel/shm_rmid_forced; busybox ip link show lo")  # fmt: skip
+    spec["hostname"], spec["domainname"] = "box", "example"
+    spec["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}
+
+    output = lab.run(spec).output
+
+    assert output.split()[:4] == ["box", "example", "1", "1"]
+    assert "LOOPBACK,UP" in output
+
+
+@pytest.mark.parametrize("network", ["", None])
+def test_a_user_namespace(lab: Lab, network: str | None) -> None:
+    spec = with_namespaces(
+        lab.spec("sh", "-c", "id -u; cat /proc/self/uid_map; touch /made; stat -c %t:%T /dev/null; echo >/dev/null"),
+        network=network,
+    )
+    if network is None:
+        spec["mounts"] = [item for item in spec["mounts"] if item["type"] != "sysfs"]
+    options = in_user_namespace(lab, spec)
+
+    ended = lab.run(spec, **options)
+
+    assert ended.output.split() == ["0", "0", "100000", "1000", "1000", "200000", "10", "1:3"]
+    assert (options["bundle"] / "rootfs/made").stat().st_uid == 100_000
+
+
+def test_exec_into_a_user_namespace(lab: Lab) -> None:
+    spec = lab.spec("sleep", "1000")
+    container = lab.running(spec, **in_user_namespace(lab, spec))
+
+    ended = lab.exec(
+        container, process("sh", "-c", "id -u; readlink /proc/self/ns/user", user={"uid": 1000, "gid": 1000})
+    )
+
+    assert ended.output.split() == ["1000", os.readlink(f"/proc/{container.pid}/ns/user")]
+
+
+def test_bind_mounts_that_only_the_hosts_root_can_reach(lab: Lab) -> None:
+    hidden = lab.base / "hidden"
+    (hidden / "shown").mkdir(parents=True)
+    hidden.chmod(0o700)
+    (hidden / "shown/file").write_text("seen\n")
+    spec = lab.spec("cat", "/mnt/file")
+    spec["mounts"].append(
+        {"destination": "/mnt", "type": "bind", "source": str(hidden / "shown"), "options": ["rbind", "ro"]}
+    )
+
+    assert lab.run(spec, **in_user_namespace(lab, spec)).output == "seen\n"
+
+
+def test_a_user_namespace_with_a_terminal(lab: Lab) -> None:
+    spec = lab.spec("sh", "-c", "[ -t 0 ] && stat -c %u /dev/console")
+    spec["process"]["terminal"] = True
+    container = lab.create(spec, **in_user_namespace(lab, spec))
+    assert container.console_fd is not None
+
+    container.start()
+
+    assert read_all(container.console_fd).strip() == "0"
+    assert wait(container.pidfd) == 0
+
+
+def test_joining_a_user_namespace(lab: Lab) -> None:
+    first = lab.spec("sleep", "1000")
+    other = lab.running(first, **in_user_namespace(lab, first))
+    spec = with_namespaces(
+        lab.spec("sh", "-c", "readlink /proc/self/ns/user; id -u"), user=f"/proc/{other.pid}/ns/user"
+    )
+    bundle = lab.bundle(spec)
+    for path in (bundle / "rootfs").rglob("*"):
+        os.chown(path, 100_000, 100_000, follow_symlinks=False)
+    os.chown(bundle / "rootfs", 100_000, 100_000)
+
+    assert lab.run(spec, bundle=bundle).output.split() == [os.readlink(f"/proc/{other.pid}/ns/user"), "0"]
+
+
+def test_bad_maps_are_refused(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("true"), user="")
+    spec["linux"]["uidMappings"] = [*MAPS, {"containerID": 5, "hostID": 5, "size": 5}]
+    spec["linux"]["gidMappings"] = MAPS
+
+    with pytest.raises(OciError, match=r"linux.uidMappings"):
+        lab.create(spec)
+
+
+def test_a_time_namespace(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("cat", "/proc/uptime"), time="")
+    spec["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000}}
+
+    host = float(Path("/proc/uptime").read_text().split()[0])
+
+    assert float(lab.run(spec).output.split()[0]) >= host + 999_000
+
+
+def test_a_cgroup_namespace(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("cat", "/proc/self/cgroup"), cgroup="")
+
+    output = lab.run(spec).output
+
+    assert lab.cgroup not in output
+    assert ":pids:/\n" in output
