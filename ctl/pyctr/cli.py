@@ -28,7 +28,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "exec": ("exec", "exec_", "Run a program in a running container"),
     "attach": ("start", "attach", "Connect this terminal to a running container"),
     "events": ("events", "events", "Show what happens, as it happens"),
-    "image": ("images", "image", "Images: ls, pull, push, import, export, rm, tag, inspect, from-host"),
+    "image": ("images", "image", "Images: ls, pull, push, import, export, rm, from-host"),
     "content": ("content", "content", "Stored blobs: ls, fetch, rm"),
     "snapshot": ("snapshots", "snapshot", "Snapshots: ls, rm, usage"),
     "namespace": ("namespaces", "namespace", "Namespaces: ls, create, label, rm"),

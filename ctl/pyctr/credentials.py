@@ -101,7 +101,7 @@ def find(host: str) -> Credential | None:
     if entry.get("identitytoken"):
         return Credential("", entry["identitytoken"])
     try:
-        username, _, password = base64.b64decode(entry.get("auth", "")).decode().partition(":")
+        username, _, password = base64.b64decode(entry.get("auth", ""), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
         raise CommandError(f"the credentials for {host} in {config_path()} are damaged: log in again") from None
     return Credential(username, password) if username else None

@@ -172,7 +172,9 @@ def _identity(file: BufferedReader) -> tuple[int, int]:
 
 def _seek_lines(file: BufferedReader, lines: int) -> int:
     """Go to where the last `lines` lines of a file begin; return how many there are, at most `lines`."""
-    position = file.seek(0, 2)
+    position = file.seek(0, os.SEEK_END)
+    if lines == 0:
+        return 0
     found = 0
     at_end = True
     while position > 0:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +21,7 @@ MEBIBYTE = b"x" * (1 << 20)
 
 def _version(request: object, context: grpc.ServicerContext) -> version_pb2.VersionResponse:
     return version_pb2.VersionResponse(
-        version="v9", revision=dict(context.invocation_metadata())["containerd-namespace"]
+        version="v9", revision=str(dict(context.invocation_metadata())["containerd-namespace"])
     )
 
 
@@ -68,8 +69,8 @@ def _serve(path: Path) -> grpc.Server:
         ),
     }
 
-    class Handlers(grpc.GenericRpcHandler):
-        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
             return handlers.get(details.method)
 
     server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Handlers()], options=[("grpc.so_reuseport", 0)])
@@ -87,8 +88,8 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
     server.stop(None).wait()
 
 
-def version(connection: Connection, **options: float) -> version_pb2.VersionResponse:
-    return connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse, **options)
+def version(connection: Connection) -> version_pb2.VersionResponse:
+    return connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
 
 
 def test_calls_carry_the_namespace(connection: Connection) -> None:

@@ -1,0 +1,87 @@
+"""The command tree: what is imported when, help, suggestions, exit codes."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pyctr import cli
+
+
+def pyctr(*arguments: str, address: str = "/nonexistent/socket") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyctr", "--address", address, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_every_command_is_where_the_table_says() -> None:
+    for name, (module, attribute, _) in cli._ROOT.items():
+        command = getattr(importlib.import_module(f"pyctr.commands.{module}"), attribute)
+        assert isinstance(command, click.Command), name
+        assert command.name in (name, None) or name == command.name.rstrip("_")
+        assert command.help, name
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from pyctr.__main__ import main; sys.argv = ['pyctr', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'grpc', 'rich', 'google.protobuf', 'asyncio'} & set(sys.modules)\n"
+        "loaded = [name for name in sys.modules if name.startswith('pyctr.commands.')]\n"
+        "sys.exit(f'{heavy} {loaded}' if heavy or loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "from-host" in done.stdout
+
+
+def test_running_a_container_imports_neither_grpc_nor_rich() -> None:
+    code = (
+        "import sys, pyctr.commands.run, pyctr.commands.exec\n"
+        "sys.exit(str({'grpc', 'rich', 'asyncio', 'http', 'urllib.request'} & set(sys.modules) or 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip() == "0"
+
+
+@pytest.mark.parametrize("command", ["run", "exec", "create"])
+def test_usage_errors_of_docker_have_dockers_code(command: str) -> None:
+    done = pyctr(command, "--no-such-option")
+    assert done.returncode == 125
+    assert "No such option" in done.stderr
+
+
+def test_other_usage_errors() -> None:
+    done = pyctr("rnu")
+    assert done.returncode == 2
+    assert "Did you mean 'run'?" in done.stderr
+
+
+def test_without_a_daemon_the_error_says_what_to_do() -> None:
+    done = pyctr("ps")
+    assert done.returncode == 1
+    assert "is pyctrd running?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_addresses_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for names, address, namespace in (
+        ({}, "/run/pyctr/pyctrd.sock", "default"),
+        ({"CONTAINERD_ADDRESS": "/c", "CONTAINERD_NAMESPACE": "cn"}, "/c", "cn"),
+        ({"PYCTR_ADDRESS": "/p", "PYCTR_NAMESPACE": "pn"}, "/p", "pn"),
+    ):
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+        from pyctr import session
+
+        assert (session.default_address(), session.default_namespace()) == (address, namespace)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    result = CliRunner().invoke(cli.root, ["completion", shell])
+    assert result.exit_code == 0, result.output
+    assert "_PYCTR_COMPLETE" in result.output

@@ -1,0 +1,49 @@
+"""Tables, templates, numbers and times for people."""
+
+from datetime import UTC, datetime, timedelta
+
+import click
+import pytest
+
+from pyctr import output
+
+ROWS = [{"ID": "abc", "Names": "web", "Sub": {"A": [1, 2]}}, {"ID": "d", "Names": "", "Sub": {"A": []}}]
+COLUMNS = {"ID": "CONTAINER ID", "Names": "NAMES"}
+
+
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        ("table", "CONTAINER ID   NAMES\nabc            web\nd\n"),
+        ("{{.ID}}:{{ .Names }}", "abc:web\nd:\n"),
+        ("{{json .Sub.A}}", "[1, 2]\n[]\n"),
+        ("table {{.Names}}\\t{{.ID}}", "NAMES   CONTAINER ID\nweb     abc\n        d\n"),
+    ],
+)
+def test_formats(format_: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_rows(format_, COLUMNS, ROWS)
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("template", ["{{range .}}", "{{.Nope}}", "{{.ID.Deeper}}"])
+def test_templates_that_cannot_be_filled_in(template: str) -> None:
+    with pytest.raises(click.UsageError):
+        output.render(template, ROWS[0])
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0B"), (999, "999B"), (1000, "1kB"), (3_678_000, "3.678MB"), (10**13, "10TB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert output.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "Less than a second"), (1, "1 second"), (90, "1 minute"), (7200, "2 hours"), (86400 * 3, "3 days"),
+     (86400 * 20, "2 weeks"), (86400 * 100, "3 months"), (86400 * 1000, "2 years")],
+)  # fmt: skip
+def test_durations(seconds: int, text: str) -> None:
+    assert output.duration(timedelta(seconds=seconds)) == text
+    now = datetime.now(UTC)
+    assert output.age(now - timedelta(seconds=seconds), now) == f"{text} ago"

@@ -1,0 +1,121 @@
+"""The words of `run`: sizes, mounts, environment."""
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pyctr import run_options
+from pyctr.commands import run as run_command
+from pyctr.session import Session
+from pyctr_wire.pyctr.engine_pb2 import RunOptions
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("65536", 65536),
+        ("512m", 512 << 20),
+        ("1G", 1 << 30),
+        ("1.5g", 3 << 29),
+        ("2kib", 2048),
+        ("10MB", 10 << 20),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert run_options.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1 2"])
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        run_options.parse_size(text)
+
+
+def test_volumes() -> None:
+    mount = run_options.parse_volume("/data:/mnt:ro,rslave")
+    assert (mount.type, mount.source, mount.target) == ("bind", "/data", "/mnt")
+    assert list(mount.options) == ["rbind", "rslave", "ro"]
+
+
+@pytest.mark.parametrize("text", ["/only", "name:/mnt", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"])
+def test_volumes_that_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        run_options.parse_volume(text)
+
+
+def test_mounts(tmp_path: Path) -> None:
+    mount = run_options.parse_mount(f"type=bind,src={tmp_path},dst=/a,readonly,bind-propagation=rshared")
+    assert list(mount.options) == ["rbind", "rshared", "ro"]
+    mount = run_options.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1770")
+    assert list(mount.options) == ["nosuid", "nodev", "noexec", "size=1048576", "mode=1770"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "type=volume,source=a,target=/b", "source=a,target=/b", "type=bind,source=/,target=b", "type=tmpfs",
+        "type=bind,source=/no/such/path,target=/b", "type=tmpfs,source=/,target=/b", "type=bind,source=/,target=/b,x=y",
+    ],
+)  # fmt: skip
+def test_mounts_that_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        run_options.parse_mount(text)
+
+
+def test_tmpfs_options_replace_their_opposites() -> None:
+    assert list(run_options.parse_tmpfs("/t:exec,size=1m").options) == ["nosuid", "nodev", "exec", "size=1m"]
+
+
+def test_environment(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("A=1\n# comment\n\n  B \nNOTHERE\n")
+    entries = run_options.environment(["C=x=y", "D", "B"], [str(file)], {"B": "from us", "SECRET": "s"})
+    assert entries == ["A=1", "B=from us", "C=x=y", "B=from us"]
+
+
+@pytest.mark.parametrize("entry", ["=x", "", "A=\0"])
+def test_environment_entries_that_are_refused(entry: str) -> None:
+    with pytest.raises(click.BadParameter):
+        run_options.environment([entry], [], {})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunOptions]:
+    """What `create` would send to the daemon."""
+    found: list[RunOptions] = []
+
+    def make(session: Session, image: str, command: tuple[str, ...], given: dict[str, object]) -> object:
+        found.append(run_options.to_options(command, given, {"HOME": "/h"}))
+        return type("Made", (), {"id": image})
+
+    monkeypatch.setattr(run_command, "make", make)
+    return found
+
+
+def test_a_whole_command_line(asked: list[RunOptions]) -> None:
+    arguments = [
+        "-it", "-e", "A=1", "-h", "box", "-m", "64m", "--cpus", "1.5", "--pids-limit", "-1", "--cap-add", "NET_ADMIN",
+        "--entrypoint", "", "-l", "x=y", "-l", "bare", "--network", "host", "--rm", "-u", "1:2", "image", "-e", "--rm",
+    ]  # fmt: skip
+    result = CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
+    assert result.output == "image\n"
+    options = asked[0]
+    assert list(options.args) == ["-e", "--rm"]
+    assert options.terminal
+    assert options.interactive
+    assert list(options.entrypoint) == [""]
+    assert (options.memory, options.nano_cpus, options.pids_limit) == (64 << 20, 1_500_000_000, 0)
+    assert dict(options.labels) == {"x": "y", "bare": ""}
+    assert (options.hostname, options.network, options.user) == ("box", "host", "1:2")
+    assert options.auto_remove
+
+
+def test_seccomp_profiles_are_read_here(asked: list[RunOptions], tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    arguments = ["--security-opt", f"seccomp={profile}", "--security-opt", "no-new-privileges", "image"]
+    CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
+    assert list(asked[0].security_options) == ['seccomp={"defaultAction": "SCMP_ACT_ALLOW"}', "no-new-privileges"]
