@@ -3,6 +3,18 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ("support.store_fixtures",)
+
+# A loaded machine is no failure: nothing here says how long an example may take.
+settings.register_profile(
+    "pyctr",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("pyctr")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

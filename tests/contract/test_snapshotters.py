@@ -1,0 +1,327 @@
+"""What every snapshotter does, whatever is below it."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from pyctr_wire.errors import AlreadyExists, ApiError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
+from pyctrd.core.leases import Lease, Resource
+from pyctrd.core.mounts import Mount
+from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
+from pyctrd.snapshots.snapshotter import Snapshotter
+from support.stores import NS, Stores, infos, names, open_stores
+
+SNAPSHOTTERS = ("overlayfs", "native")
+
+
+@pytest.fixture(params=SNAPSHOTTERS)
+def snapshotter(stores: Stores, request: pytest.FixtureRequest) -> Snapshotter:
+    return stores.snapshots.named(request.param)
+
+
+def upper(mounts: Sequence[Mount]) -> Path:
+    """Return the directory that takes what is written to a snapshot."""
+    (mount,) = mounts
+    found = [option.partition("=")[2] for option in mount.options if option.startswith("upperdir=")]
+    return Path(found[0] if found else mount.source)
+
+
+def refused(error: type[ApiError], text: str) -> AbstractContextManager[object]:
+    return pytest.raises(error, match=f"^{re.escape(text)}$")
+
+
+def commit(snapshotter: Snapshotter, name: str, parent: str = "", content: str = "") -> None:
+    """Commit a snapshot that adds one file of its own name."""
+    mounts = snapshotter.prepare(NS, f"making {name}", parent)
+    (upper(mounts) / name).write_text(content)
+    snapshotter.commit(NS, name, f"making {name}")
+
+
+def test_the_life_of_a_snapshot(stores: Stores, snapshotter: Snapshotter) -> None:
+    mounts = snapshotter.prepare(NS, "key", labels={"gone": "1"})
+    assert snapshotter.mounts(NS, "key") == mounts
+    now = stores.clock.now
+    assert snapshotter.stat(NS, "key") == SnapshotInfo("key", "", Kind.ACTIVE, now, now, {"gone": "1"})
+    stores.clock.advance(seconds=1)
+    snapshotter.commit(NS, "name", "key", {"new": "1", "empty": ""})
+    now = stores.clock.now
+    assert infos(snapshotter) == [SnapshotInfo("name", "", Kind.COMMITTED, now, now, {"new": "1"})]
+    snapshotter.prepare(NS, "key", "name")
+    snapshotter.remove(NS, "key")
+    snapshotter.remove(NS, "name")
+    assert names(snapshotter) == []
+    assert [event for _, event in stores.events] == [
+        SnapshotPrepare("key", "", snapshotter.name),
+        SnapshotCommit("key", "name", snapshotter.name),
+        SnapshotPrepare("key", "name", snapshotter.name),
+        SnapshotRemove("key", snapshotter.name),
+        SnapshotRemove("name", snapshotter.name),
+    ]
+
+
+def test_a_view_is_read_only_and_silent(stores: Stores, snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    before = len(stores.events)
+    mounts = snapshotter.view(NS, "view", "base")
+    assert snapshotter.mounts(NS, "view") == mounts
+    assert "ro" in mounts[0].options
+    assert snapshotter.stat(NS, "view").kind is Kind.VIEW
+    assert len(stores.events) == before
+    assert snapshotter.usage(NS, "view") == Usage()
+    with refused(FailedPrecondition, 'snapshot "view" is not active: failed precondition'):
+        snapshotter.commit(NS, "name", "view")
+
+
+def test_what_does_not_exist(snapshotter: Snapshotter) -> None:
+    text = "snapshot nobody does not exist: not found"
+    for call in (snapshotter.mounts, snapshotter.remove, snapshotter.stat, snapshotter.usage):
+        with refused(NotFound, text):
+            call(NS, "nobody")
+    with refused(NotFound, text):
+        snapshotter.commit(NS, "name", "nobody")
+    with refused(NotFound, "parent snapshot nobody does not exist: not found"):
+        snapshotter.prepare(NS, "key", "nobody")
+    commit(snapshotter, "base")
+    with refused(NotFound, "snapshot base does not exist: not found"):
+        snapshotter.stat("other", "base")
+
+
+def test_a_parent_must_be_committed(snapshotter: Snapshotter) -> None:
+    snapshotter.prepare(NS, "active")
+    with refused(InvalidArgument, 'parent "active" is not committed snapshot: invalid argument'):
+        snapshotter.prepare(NS, "key", "active")
+
+
+def test_mounts_of_a_committed_one_are_refused(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    with refused(FailedPrecondition, "requested snapshot base not active or view: failed precondition"):
+        snapshotter.mounts(NS, "base")
+
+
+def test_keys_and_names_are_one_space_and_what_is_taken_is_leased(stores: Stores, snapshotter: Snapshotter) -> None:
+    stores.leases.create(NS, Lease("l"))
+    commit(snapshotter, "base")
+    snapshotter.prepare(NS, "key")
+    resources = []
+    for taken in ("base", "key"):
+        with refused(AlreadyExists, f'snapshot "{taken}": already exists'):
+            snapshotter.prepare(NS, taken, lease="l")
+        resources.append(Resource(taken, f"snapshots/{snapshotter.name}"))
+        assert stores.leases.list_resources(NS, "l") == resources
+    with refused(AlreadyExists, 'snapshot "base": already exists'):
+        snapshotter.commit(NS, "base", "key")
+    assert snapshotter.stat(NS, "key").kind is Kind.ACTIVE
+    assert snapshotter.cleanup() == []
+
+
+def test_a_promised_snapshot_that_is_there_saves_the_unpacking(stores: Stores, snapshotter: Snapshotter) -> None:
+    stores.leases.create(NS, Lease("l"))
+    promise = {"containerd.io/snapshot.ref": "chain"}
+    snapshotter.prepare(NS, "first", labels=promise)
+    snapshotter.commit(NS, "chain", "first")
+    with refused(AlreadyExists, 'target snapshot "chain": already exists'):
+        snapshotter.prepare(NS, "second", labels=promise, lease="l")
+    assert names(snapshotter) == ["chain"]
+    assert stores.leases.list_resources(NS, "l") == [Resource("chain", f"snapshots/{snapshotter.name}")]
+
+
+def test_a_lease_follows_from_key_to_name(stores: Stores, snapshotter: Snapshotter) -> None:
+    stores.leases.create(NS, Lease("l"))
+    snapshotter.prepare(NS, "key", lease="l")
+    snapshotter.commit(NS, "name", "key", lease="l")
+    assert stores.leases.list_resources(NS, "l") == [Resource("name", f"snapshots/{snapshotter.name}")]
+    snapshotter.remove(NS, "name", lease="l")
+    assert stores.leases.list_resources(NS, "l") == []
+    snapshotter.cleanup()
+    with refused(NotFound, "lease does not exist: not found"):
+        snapshotter.prepare(NS, "other", lease="nobody")
+    assert names(snapshotter) == []
+    assert snapshotter.cleanup() == []
+
+
+def test_a_parent_goes_right_after_its_child(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    snapshotter.prepare(NS, "key", "base")
+    with refused(FailedPrecondition, "cannot remove snapshot with child: failed precondition"):
+        snapshotter.remove(NS, "base")
+    snapshotter.remove(NS, "key")
+    snapshotter.remove(NS, "base")
+    assert len(snapshotter.cleanup()) == 2
+    assert snapshotter.cleanup() == []
+
+
+def test_usage_is_live_and_then_frozen(snapshotter: Snapshotter) -> None:
+    directory = upper(snapshotter.prepare(NS, "key"))
+    before = snapshotter.usage(NS, "key")
+    (directory / "file").write_bytes(b"x" * 20000)
+    during = snapshotter.usage(NS, "key")
+    assert during.size - before.size >= 20000
+    assert during.inodes == before.inodes + 1
+    snapshotter.commit(NS, "name", "key")
+    (directory / "late").write_bytes(b"x" * 20000)
+    assert snapshotter.usage(NS, "name") == during
+
+
+def test_labels(stores: Stores, snapshotter: Snapshotter) -> None:
+    snapshotter.prepare(NS, "key", labels={"a": "1", "b": "2"})
+    info = snapshotter.stat(NS, "key")
+    stores.clock.advance(seconds=1)
+    wanted = SnapshotInfo("key", "", Kind.ACTIVE, info.created_at, info.updated_at, {"a": "", "c": "3"})
+    updated = snapshotter.update(NS, wanted, ("labels.a", "labels.c"))
+    assert updated.labels == {"b": "2", "c": "3"}
+    assert updated.updated_at == stores.clock.now
+    assert snapshotter.stat(NS, "key") == updated
+    assert snapshotter.update(NS, wanted).labels == {"c": "3"}
+    with refused(InvalidArgument, 'cannot update "kind" field on snapshot "key": invalid argument'):
+        snapshotter.update(NS, wanted, ("kind",))
+    with pytest.raises(InvalidArgument):
+        snapshotter.update(NS, SnapshotInfo("", "", Kind.ACTIVE, info.created_at, info.updated_at))
+    with pytest.raises(InvalidArgument, match=r"^info\.Labels: "):
+        snapshotter.prepare(NS, "other", labels={"k": "v" * 4096})
+
+
+def test_lists_are_filtered(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    snapshotter.prepare(NS, "active", "base", {"x": "1"})
+    snapshotter.view(NS, "view", "base")
+
+    def found(*filters: str) -> list[str]:
+        return [info.name for batch in snapshotter.list(NS, filters) for info in batch]
+
+    assert found() == ["active", "base", "view"]
+    assert found("kind==committed") == ["base"]
+    assert found("parent==base,kind!=view") == ["active"]
+    assert found("labels.x", "name==view") == ["active", "view"]
+    assert found('parent==""') == ["base"]
+
+
+def test_mappings_of_users_are_refused_where_they_need_an_idmapped_mount(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    label = "containerd.io/snapshot/uidmapping"
+    with pytest.raises(InvalidArgument, match=label):
+        snapshotter.prepare(NS, "key", "base", {label: "0:1000:10"})
+    with pytest.raises(InvalidArgument, match=label):
+        snapshotter.prepare(NS, "key", labels={label: "nonsense"})
+    assert names(snapshotter) == ["base"]
+
+
+def test_a_directory_that_is_gone_is_named(stores: Stores, snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    mounts = snapshotter.prepare(NS, "key", "base")
+    upper(mounts).rename(stores.root / "aside")
+    with pytest.raises(DataLoss, match=rf"snapshot key: the directory {upper(mounts)} is gone"):
+        snapshotter.mounts(NS, "key")
+
+
+def test_rebase(stores: Stores, snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "base")
+    snapshotter.prepare(NS, "loose")
+    snapshotter.prepare(NS, "bound", "base")
+    with refused(InvalidArgument, "cannot change parent of active snapshot: invalid argument"):
+        snapshotter.commit(NS, "name", "bound", parent="base")
+    if snapshotter.name == "native":
+        with pytest.raises(InvalidArgument):
+            snapshotter.commit(NS, "name", "loose", parent="base")
+        return
+    with refused(NotFound, "parent snapshot nobody does not exist: not found"):
+        snapshotter.commit(NS, "name", "loose", parent="nobody")
+    snapshotter.commit(NS, "name", "loose", parent="base")
+    assert snapshotter.stat(NS, "name").parent == "base"
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_a_lost_database_is_rebuilt_from_the_notes(tmp_path: Path, name: str) -> None:
+    with open_stores(tmp_path) as stores:
+        snapshotter = stores.snapshots.named(name)
+        commit(snapshotter, "base")
+        commit(snapshotter, "top", "base")
+        mounts = snapshotter.prepare(NS, "key", "top", {"a": "1"})
+        view = snapshotter.view("other ns", "view")
+        snapshotter.update(NS, snapshotter.stat(NS, "key"), ())
+        before, usage = infos(snapshotter), snapshotter.usage(NS, "base")
+    for file in tmp_path.glob("metadata.db*"):
+        file.unlink()
+    with open_stores(tmp_path) as stores:
+        snapshotter = stores.snapshots.named(name)
+        after = infos(snapshotter)
+        assert [(info.name, info.parent, info.kind, info.labels) for info in after] == [
+            (info.name, info.parent, info.kind, info.labels) for info in before
+        ]
+        assert snapshotter.mounts(NS, "key") == mounts
+        assert snapshotter.mounts("other ns", "view") == view
+        assert snapshotter.usage(NS, "base") == usage
+        stores.collector.collect()
+        assert infos(snapshotter) == after
+        snapshotter.prepare(NS, "new")
+        stores.clock.advance(hours=25)
+        stores.collector.collect()
+        assert infos(snapshotter) == []
+
+
+def test_a_copy_that_is_old_is_corrected_by_the_notes(tmp_path: Path) -> None:
+    with open_stores(tmp_path) as stores:
+        overlay = stores.snapshots.named("overlayfs")
+        overlay.prepare(NS, "committed later")
+        overlay.prepare(NS, "removed later")
+    with open_stores(tmp_path) as stores:
+        overlay = stores.snapshots.named("overlayfs")
+        overlay.commit(NS, "name", "committed later")
+        overlay.remove(NS, "removed later")
+        overlay.cleanup()
+    (tmp_path / "metadata.db.copy.older").replace(tmp_path / "metadata.db.copy")
+    (tmp_path / "metadata.db").write_bytes(b"")
+    with open_stores(tmp_path) as stores:
+        assert names(stores.snapshots.named("overlayfs")) == ["name"]
+
+
+def test_directories_that_a_power_cut_took_are_made_again(tmp_path: Path) -> None:
+    with open_stores(tmp_path) as stores:
+        overlay = stores.snapshots.named("overlayfs")
+        commit(overlay, "base")
+        mounts = overlay.prepare(NS, "key", "base")
+        top = upper(mounts).parent
+    subprocess.run(["rm", "-r", str(top)], check=True)
+    with open_stores(tmp_path) as stores:
+        assert stores.snapshots.named("overlayfs").mounts(NS, "key") == mounts
+        assert upper(mounts).is_dir()
+
+
+def test_an_unknown_snapshotter(stores: Stores) -> None:
+    with refused(InvalidArgument, "snapshotter argument missing: invalid argument"):
+        stores.snapshots.named("")
+    with refused(InvalidArgument, "snapshotter not loaded: zfs: invalid argument"):
+        stores.snapshots.named("zfs")
+
+
+@pytest.mark.root
+def test_what_is_mounted_is_what_was_committed(snapshotter: Snapshotter, tmp_path: Path) -> None:
+    """Three layers, a file changed in each, seen through the kernel."""
+    parent = ""
+    for number in (1, 2, 3):
+        mounts = snapshotter.prepare(NS, "key", parent)
+        mounted(mounts, tmp_path / "mnt", f"echo {number} > own{number} && echo {number} > shared")
+        parent = f"layer {number}"
+        snapshotter.commit(NS, parent, "key")
+    for call, writes in ((snapshotter.prepare, True), (snapshotter.view, False)):
+        mounts = call(NS, f"final {writes}", parent)
+        assert mounted(mounts, tmp_path / "mnt", "cat own1 own2 own3 shared") == "1\n2\n3\n3\n"
+        assert mounted(mounts, tmp_path / "mnt", "rm own1 2>/dev/null && echo yes || echo no").strip() == (
+            "yes" if writes else "no"
+        )
+    assert mounted(snapshotter.view(NS, "still", parent), tmp_path / "mnt", "cat own1") == "1\n"
+
+
+def mounted(mounts: Sequence[Mount], target: Path, script: str) -> str:
+    """Run `script` inside the mounts, in a mount namespace that ends with it; return what it printed."""
+    target.mkdir(exist_ok=True)
+    (mount,) = mounts
+    make = f'mount -t "{mount.type}" -o "{",".join(mount.options)}" "{mount.source}" "{target}"'
+    if mount.type == "bind":  # mount(8) applies the options of a bind in a second step
+        make = f'mount --bind "{mount.source}" "{target}" && mount -o remount,bind,{mount.options[0]} "{target}"'
+    command = ["unshare", "--mount", "sh", "-ec", f'{make}\ncd "{target}"\n{script}']
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
