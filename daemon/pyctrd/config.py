@@ -31,12 +31,16 @@ class ConfigError(Exception):
 
 
 class LogLevel(enum.StrEnum):
-    """The least important records that are written."""
+    """The least important records that are written; containerd's further names mean the nearest of these."""
 
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "LogLevel | None":
+        return {"trace": cls.DEBUG, "warn": cls.WARNING, "fatal": cls.ERROR, "panic": cls.ERROR}.get(str(value))
 
 
 class LogFormat(enum.StrEnum):
