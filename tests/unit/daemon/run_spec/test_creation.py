@@ -1,0 +1,283 @@
+"""Creating a container: the order, and what failures undo."""
+
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyctr_wire import labels
+from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.oci import image_spec
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.containers import Container
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.images import Image
+from pyctrd.core.labels import Labels
+from pyctrd.core.leases import Lease
+from pyctrd.core.mounts import Mount
+from pyctrd.runtime.creation import Creator, NotUnpacked, Request
+from pyctrd.runtime.exec_spec import ExecOptions
+from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.run_options import RunOptions
+
+NS = "default"
+NAME = "docker.io/library/demo:latest"
+MACHINE = platform.machine()
+
+
+class Stores:
+    """All stores of a namespace in memory; `steps` is what was asked for, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps: list[str] = []
+        self.containers: dict[str, Container] = {}
+        self.images: dict[str, Image] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.chains = {""}
+        self.refuses = False
+
+    def blob(self, media_type: str, data: bytes) -> image_spec.Descriptor:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.blobs[digest] = data
+        return image_spec.Descriptor(media_type, digest, len(data))
+
+    def add_image(self, config: dict[str, object], architecture: str = MACHINE, *, indexed: bool = False) -> None:
+        document = {
+            "os": "linux",
+            "architecture": architecture,
+            "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "1" * 64]},
+            "config": config,
+        }
+        made = self.blob(image_spec.OCI_CONFIG, json.dumps(document).encode())
+        manifest = self.blob(image_spec.OCI_MANIFEST, image_spec.encode(image_spec.Manifest(made, ())))
+        if indexed:
+            entry = image_spec.Descriptor(
+                manifest.media_type, manifest.digest, manifest.size, {}, image_spec.Platform("linux", architecture)
+            )
+            manifest = self.blob(image_spec.OCI_INDEX, image_spec.encode(image_spec.Index((entry,))))
+        self.images[NAME] = Image(NAME, Descriptor(manifest.media_type, manifest.digest, manifest.size, {}))
+        self.chains.add("sha256:" + "1" * 64)
+
+
+class Containers(Stores):
+    def get(self, ns: str, container_id: str, /) -> Container:
+        if container_id not in self.containers:
+            raise NotFound(container_id)
+        return self.containers[container_id]
+
+    def create(self, ns: str, container: Container, /) -> Container:
+        self.steps.append("container")
+        if self.refuses or container.id in self.containers:
+            raise AlreadyExists(container.id)
+        self.containers[container.id] = container
+        return container
+
+    def update(self, ns: str, container: Container, mask: Sequence[str], /) -> Container:
+        self.steps.append(f"update {','.join(mask)}")
+        return container
+
+
+class Images:
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+
+    def get(self, ns: str, name: str, /) -> Image:
+        if name not in self.stores.images:
+            raise NotFound(name)
+        return self.stores.images[name]
+
+    def list(self, ns: str, filters: Sequence[str] = (), /) -> Sequence[Image]:
+        return list(self.stores.images.values())
+
+
+class Blobs:
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+
+    def open_blob(self, ns: str, digest: str, /) -> tuple[int, int]:
+        if digest not in self.stores.blobs:
+            raise NotFound(digest)
+        fd = os.memfd_create("blob")
+        with io.FileIO(os.dup(fd), "w") as file:
+            file.write(self.stores.blobs[digest])
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd, len(self.stores.blobs[digest])
+
+
+class Snapshots:
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+
+    def named(self, snapshotter: str) -> "Snapshots":
+        return self
+
+    def prepare(self, ns: str, key: str, parent: str, labels: Labels, lease: str = "") -> Sequence[Mount]:
+        self.stores.steps.append(f"snapshot under {lease and 'a lease'}")
+        if parent not in self.stores.chains:
+            raise NotFound(parent)
+        return self.mounts(ns, key)
+
+    def mounts(self, ns: str, key: str) -> Sequence[Mount]:
+        return [Mount("bind", str(self.stores.folder), options=("rbind",))]
+
+    def remove(self, ns: str, key: str) -> None:
+        self.stores.steps.append("snapshot removed")
+
+
+class Leases:
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+
+    def create(self, ns: str, lease: Lease, /) -> Lease:
+        self.stores.steps.append("lease")
+        assert "containerd.io/gc.expire" in lease.labels
+        return lease
+
+    def delete(self, ns: str, lease: str, /) -> None:
+        self.stores.steps.append("lease deleted")
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Containers:
+    rootfs = tmp_path / "rootfs"
+    (rootfs / "etc").mkdir(parents=True)
+    (rootfs / "etc/passwd").write_text("web:x:33:44::/www:/bin/sh\n")
+    return Containers(rootfs)
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> LogFolders:
+    return LogFolders(tmp_path / "logs")
+
+
+@pytest.fixture
+def creator(stores: Containers, logs: LogFolders) -> Creator:
+    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs)
+
+
+def request(image: str = "demo", **options: Any) -> Request:
+    return Request(NS, image, RunOptions(**options), id="c1", name="web")
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_order_of_creation(creator: Creator, stores: Containers, tmp_path: Path, indexed: bool) -> None:
+    stores.add_image({"Cmd": ["sh"], "User": "web", "StopSignal": "SIGINT"}, indexed=indexed)
+    created = creator.create(request(auto_remove=True, interactive=True))
+    assert stores.steps == ["lease", "snapshot under a lease", "container", "lease deleted"]
+    container = stores.containers["c1"]
+    assert container.spec is not None
+    spec = json.loads(container.spec.value)
+    assert spec["process"]["user"] == {"uid": 33, "gid": 44, "additionalGids": [44]}
+    assert container.labels[labels.NAME] == "web"
+    assert container.labels[labels.STOP_SIGNAL] == "SIGINT"
+    assert container.labels[labels.AUTO_REMOVE] == container.labels[labels.INTERACTIVE] == "true"
+    assert container.labels[labels.LOG_PATH] == f"{tmp_path}/logs/default/c1/json.log"
+    assert created.log_uri == f"json-file://{tmp_path}/logs/default/c1/json.log"
+    assert (tmp_path / "logs/default/c1").is_dir()
+    assert (container.image, container.snapshot_key) == (NAME, "c1")
+
+
+def test_image_labels_do_not_steer(creator: Creator, stores: Containers) -> None:
+    """An image cannot have its container restarted, removed or logged by a program (CVE-2026-53488)."""
+    evil = {"containerd.io/restart.loguri": "binary:///x", "pyctr.io/auto-remove": "true", "nerdctl/x": "y"}
+    stores.add_image({"Cmd": ["sh"], "Labels": {**evil, "vendor": "me"}})
+    creator.create(request(labels={"mine": "1"}))
+    found = stores.containers["c1"].labels
+    assert not evil.keys() & found.keys()
+    assert (found["vendor"], found["mine"]) == ("me", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"user": "nobody"}, InvalidArgument),
+        ({"network": "bridge"}, InvalidArgument),
+        ({"devices": ("/no/such",)}, InvalidArgument),
+    ],
+)
+def test_a_bad_option_leaves_nothing(
+    creator: Creator, stores: Containers, tmp_path: Path, options: dict[str, Any], error: type[Exception]
+) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    with pytest.raises(error):
+        creator.create(request(**options))
+    assert stores.steps == ["lease", "snapshot under a lease", "snapshot removed", "lease deleted"]
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_record_that_cannot_be_made_leaves_nothing(creator: Creator, stores: Containers, tmp_path: Path) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    stores.refuses = True
+    with pytest.raises(AlreadyExists):
+        creator.create(request())
+    assert stores.steps[-2:] == ["snapshot removed", "lease deleted"]
+    assert not (tmp_path / "logs/default").exists()
+
+
+def test_images_that_are_not_here_or_not_unpacked(creator: Creator, stores: Containers) -> None:
+    with pytest.raises(NotFound):
+        creator.create(request())
+    stores.add_image({"Cmd": ["sh"]})
+    stores.chains = {""}
+    with pytest.raises(NotUnpacked):
+        creator.create(request())
+    assert not stores.containers
+    with pytest.raises(NotFound):
+        creator.create(request("other"))
+
+
+def test_images_are_found_by_digest(creator: Creator, stores: Containers) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    creator.create(request(stores.images[NAME].target.digest[7:19]))
+    assert stores.containers["c1"].image == NAME
+
+
+def test_an_image_for_other_machines(creator: Creator, stores: Containers) -> None:
+    stores.add_image({"Cmd": ["sh"]}, "s390x", indexed=True)
+    with pytest.raises(FailedPrecondition, match="nothing for"):
+        creator.create(request())
+
+
+@pytest.mark.parametrize("container_id", ["../x", "a/b", ".", "a..b"])
+def test_ids_that_are_no_file_names(creator: Creator, stores: Containers, container_id: str) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    with pytest.raises(InvalidArgument):
+        creator.create(Request(NS, "demo", RunOptions(), id=container_id))
+
+
+def test_execs_are_resolved_in_the_containers_files(creator: Creator, stores: Containers) -> None:
+    spec = AnyValue("", json.dumps({"process": {"env": ["A=1"], "cwd": "/"}}).encode())
+    stores.containers["c1"] = Container("c1", spec=spec, snapshotter="overlayfs", snapshot_key="c1")
+    process = json.loads(creator.exec_process(NS, "c1", ExecOptions(args=("ls",), user="web")))
+    assert process["user"]["uid"] == 33
+    with pytest.raises(InvalidArgument):
+        creator.exec_process(NS, "c1", ExecOptions(args=("ls",), user="nobody"))
+
+
+def test_log_drivers(logs: LogFolders) -> None:
+    assert logs.choose(NS, "c", "none", {}) == ("none", "attach:", "")
+    assert logs.choose(NS, "c", "journald", {})[1] == "journald:"
+    assert logs.choose(NS, "c", "cri", {})[1].startswith("cri:///")
+    assert logs.choose(NS, "c", "", {"max-size": "1m", "max-file": "2"})[1].endswith("json.log?max-size=1m&max-file=2")
+    for driver, options in (("syslog", {}), ("json-file", {"x": "1"}), ("cri", {"max-size": "1m"})):
+        with pytest.raises(InvalidArgument):
+            logs.choose(NS, "c", driver, options)
+
+
+def test_logs_of_containers_that_are_gone_are_swept(logs: LogFolders, tmp_path: Path) -> None:
+    for name in ("here", "gone"):
+        logs.make(NS, name)
+        (tmp_path / "logs" / NS / name / "json.log").write_text("x" * 10)
+    assert logs.size(NS) == (2, 20)
+    logs.sweep({(NS, "here")})
+    assert logs.size(NS) == (1, 10)
+    logs.remove(NS, "here")
+    logs.remove(NS, "here")
+    assert not (tmp_path / "logs" / NS).exists()
