@@ -62,6 +62,13 @@ class Channel:
             self._socket.close()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=raised)
 
+    def accept_in_place(self, listening_fd: int) -> None:
+        """Go on with whoever connects to a listening socket; closes both that and the old connection."""
+        with socket.socket(fileno=listening_fd) as server:
+            connection, _ = server.accept()
+        self._socket.close()
+        self._socket = connection
+
     def send(self, message: Message, fd: int | None = None, **fields: Any) -> None:
         """Send one message, with an fd (borrowed) where it carries one. Raises BrokenPipeError."""
         packet = json.dumps({"message": message, **fields}).encode()

@@ -61,6 +61,7 @@ class Request:
     no_pivot_root: bool
     no_new_keyring: bool
     console_size: tuple[int, int] | None
+    start_fd: int  # a listening socket that the start comes over, -1 for the channel itself
     seccomp_cache: str
     hierarchies: Hierarchies
     staged: bool
@@ -96,8 +97,8 @@ class _Build:
 def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: set up the container, wait for the start, execute its program."""
     try:
-        lockdown.take_stdio(request.stdio, channel, request.preserve_fds)
-        build = _read(request, channel)
+        start_fd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.start_fd)
+        build = _read(replace(request, start_fd=start_fd), channel)
         if build is not None:
             for step in _STEPS:
                 step(build)
@@ -365,6 +366,8 @@ def _become_user(build: _Build) -> None:
 
 
 def _wait_for_start(build: _Build) -> None:
+    if build.request.start_fd >= 0:
+        build.channel.accept_in_place(build.request.start_fd)
     if build.channel.receive() is None:
         os._exit(0)  # deleted before it was started, or the shim is gone
 

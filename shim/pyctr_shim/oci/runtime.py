@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
+from pyctr_shim.oci import detached, hooks, init, state, validate
 from pyctr_shim.oci import exec as joining
-from pyctr_shim.oci import hooks, init, state, validate
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
-from pyctr_shim.oci.state import Status
+from pyctr_shim.oci.state import State, Status
 from pyctr_sys.mount import MNT_DETACH, umount2
 from pyctr_sys.namespaces import Clone, clone3, setns, unshare
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
@@ -34,7 +34,11 @@ SECCOMP_CACHE: Final = "/var/lib/pyctr/seccomp"
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """How to create, beside what config.json says. `console_size` is (columns, rows)."""
+    """How to create, beside what config.json says.
+
+    `console_size` is (columns, rows). The state lies in the bundle unless `state_directory` names another place. A
+    `detached` container is started by `detached.start`, from any process, and waits for that as long as it takes.
+    """
 
     rootfs: tuple[RootfsMount, ...] = ()
     no_pivot_root: bool = False
@@ -43,6 +47,7 @@ class CreateOptions:
     console_size: tuple[int, int] | None = None
     preserve_fds: int = 0
     state_directory: str = ""
+    detached: bool = False
     seccomp_cache: str = SECCOMP_CACHE
 
 
@@ -110,8 +115,7 @@ class Container:
         if answer is not None:
             raise OciError(answer[1]["text"], answer[1]["errno"])
         if "poststart" in self.hook_kinds:
-            record = state.read(self.state_directory)
-            hooks.run("poststart", record.hooks["poststart"], record.document(Status.RUNNING))
+            run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
 
     def exec(self, process: bytes, stdio: Stdio, options: ExecOptions = ExecOptions()) -> Process:
         """Execute a further process, given as a JSON document of the spec's `process`.
@@ -209,23 +213,28 @@ def create(
         raise OciError("SystemdCgroup: the systemd cgroup driver is not supported")
     if hierarchies is None:
         hierarchies = mounted()
+    state_directory = options.state_directory or bundle
+    listening = detached.listen(state_directory) if options.detached else None
     request = init.Request(
         id=id,
         bundle=bundle,
-        state_directory=options.state_directory or bundle,
+        state_directory=state_directory,
         stdio=(stdio.stdin, stdio.stdout, stdio.stderr),
         preserve_fds=options.preserve_fds,
         rootfs=options.rootfs,
         no_pivot_root=options.no_pivot_root,
         no_new_keyring=options.no_new_keyring,
         console_size=options.console_size,
+        start_fd=listening.fileno() if listening else -1,
         seccomp_cache=options.seccomp_cache,
         hierarchies=hierarchies,
         staged=hierarchies.is_v2,
     )
-    container = _create(request)
-    if container is None:
-        container = _create(replace(request, staged=True))
+    try:
+        container = _create(request) or _create(replace(request, staged=True))
+    finally:
+        if listening:
+            listening.close()
     if container is None:
         raise OciError("handshake: the stager asks for another one")
     return container
@@ -253,7 +262,9 @@ def _create(request: init.Request) -> Container | None:
             elif message is Message.CONSOLE:
                 console_fd = fd if fd is not None else -1
             elif message is Message.HOOKS:
-                _run_early_hooks(request.state_directory)
+                record = state.read(request.state_directory)
+                run_hooks("prestart", record, Status.CREATING)
+                run_hooks("createRuntime", record, Status.CREATING)
                 ours.send(Message.GO)
             elif message is Message.FAILED:
                 _raise_failure(fields)
@@ -360,10 +371,10 @@ def _raise_failure(fields: Mapping[str, Any]) -> NoReturn:
     raise OciError(fields["text"], fields["errno"])
 
 
-def _run_early_hooks(state_directory: str) -> None:
-    record = state.read(state_directory)
-    for kind in ("prestart", "createRuntime"):
-        hooks.run(kind, record.hooks.get(kind, ()), record.document(Status.CREATING))
+def run_hooks(kind: str, record: State, status: Status) -> None:
+    """Run a container's hooks of one kind, telling them its state. Raises OciError at the first that fails."""
+    if found := record.hooks.get(kind):
+        hooks.run(kind, found, record.document(status))
 
 
 def _undo(request: init.Request, pidfd: int) -> None:
@@ -399,8 +410,8 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
     if record is not None and record.host_mount:
         unmount_all(record.host_mount)
     state.remove(state_directory)
-    if record is not None and "poststop" in record.hooks:
-        hooks.run("poststop", record.hooks["poststop"], record.document(Status.STOPPED))
+    if record is not None:
+        run_hooks("poststop", record, Status.STOPPED)
 
 
 def unmount_all(directory: str) -> None:

@@ -16,7 +16,7 @@ from pyctr_shim.oci.errors import OciError
 from pyctr_sys import seccomp as kernel
 from pyctr_sys.calls import ffi
 
-_LIBRARY: Final = "libseccomp.so.2"
+LIBRARY: Final = "libseccomp.so.2"
 _CACHE_FORMAT: Final = 1
 _EPERM: Final = 1
 _ENOSYS: Final = 38
@@ -32,7 +32,7 @@ OPERATORS: Final[Mapping[str, int]] = {
     "SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }  # fmt: skip
-_FLAGS: Final[Mapping[str, int]] = {
+FLAGS: Final[Mapping[str, int]] = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread
     "SECCOMP_FILTER_FLAG_LOG": kernel.FilterFlag.LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": kernel.FilterFlag.SPEC_ALLOW,
@@ -119,9 +119,9 @@ def _flags(names: Sequence[str] | None) -> int:
         return int(kernel.FilterFlag.SPEC_ALLOW)
     flags = 0
     for name in names:
-        if name not in _FLAGS:
+        if name not in FLAGS:
             raise OciError(f"linux.seccomp.flags: {name!r} is not supported")
-        flags |= _FLAGS[name]
+        flags |= FLAGS[name]
     return flags
 
 
@@ -152,9 +152,9 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
 
 def _library() -> Any:
     try:
-        return ffi.dlopen(_LIBRARY)
+        return ffi.dlopen(LIBRARY)
     except OSError:
-        raise OciError(f"linux.seccomp: needs {_LIBRARY}: install the package libseccomp2 (Debian, Ubuntu)") from None
+        raise OciError(f"linux.seccomp: needs {LIBRARY}: install the package libseccomp2 (Debian, Ubuntu)") from None
 
 
 def _action(name: str, number: int | None, field: str) -> int:

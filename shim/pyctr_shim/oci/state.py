@@ -104,8 +104,8 @@ def read(directory: str) -> State:
 
 
 def remove(directory: str) -> None:
-    """Remove the state; nothing happens if there is none."""
-    for name in (NAME, f".{NAME}"):
+    """Remove the state and what else the runtime keeps beside it; nothing happens if there is none."""
+    for name in (NAME, f".{NAME}", "start.sock"):
         try:
             os.unlink(os.path.join(directory, name))
         except FileNotFoundError:

@@ -1,0 +1,215 @@
+"""The subcommands of `pyctr-oci` that make processes: create, run, exec."""
+
+import argparse
+import array
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pyctr_shim.oci import commands, runtime, validate
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
+from pyctr_shim.oci.state import Status
+from pyctr_sys import pidfd
+from pyctr_sys.process import set_child_subreaper
+
+_STDIO: Final = Stdio(0, 1, 2)
+_CHUNK: Final = 65536
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def create(options: argparse.Namespace) -> int:
+    """Create a container that `start` will run."""
+    container, directory = _create(options)
+    with _undone_on_error(container, directory):
+        _hand_over(options, container.pid, container.console_fd)
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Create and start a container; unless detached, wait for its end and return its exit status."""
+    set_child_subreaper()  # a stager's child is ours to wait for
+    container, directory = _create(options)
+    relays = container.console_fd is not None and not options.console_socket
+    with _undone_on_error(container, directory):
+        if relays and options.detach:
+            raise OciError("cannot allocate tty if runc will detach without setting console socket")
+        _hand_over(options, container.pid, None if relays else container.console_fd)
+        commands.start(options)
+    if options.detach:
+        return 0
+    status = _await(container.pidfd, container.console_fd if relays else None)
+    if not options.keep:
+        commands.delete(argparse.Namespace(root=options.root, id=options.id, force=True))
+    return status
+
+
+def _create(options: argparse.Namespace) -> tuple[Container, str]:
+    directory = commands.directory_of(options)
+    os.makedirs(options.root, 0o711, exist_ok=True)
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        raise OciError(f"container with given ID already exists: {options.id}") from None
+    try:
+        bundle = os.path.abspath(options.bundle)
+        choices = CreateOptions(
+            no_pivot_root=options.no_pivot,
+            no_new_keyring=options.no_new_keyring,
+            preserve_fds=options.preserve_fds,
+            state_directory=directory,
+            detached=True,
+        )
+        container = runtime.create(options.id, bundle, _STDIO, choices)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    for note in container.notes:
+        sys.stderr.write(f"pyctr-oci: {note}\n")
+    if container.console_fd is not None and not options.console_socket and options.command is create:
+        with _undone_on_error(container, directory):
+            raise OciError("cannot allocate tty if runc will detach without setting console socket")
+    return container, directory
+
+
+@contextlib.contextmanager
+def _undone_on_error(container: Container, directory: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        commands.end(container)
+        pidfd.wait(container.pidfd)
+        container.delete()
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _hand_over(options: argparse.Namespace, pid: int, console_fd: int | None) -> None:
+    """Give the caller the terminal, then the pid: who reads the pid may count on the rest."""
+    if console_fd is not None:
+        _send_console(options.console_socket, console_fd)
+        os.close(console_fd)
+    if options.pid_file:
+        temporary = os.path.join(os.path.dirname(options.pid_file), f".{os.path.basename(options.pid_file)}")
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, options.pid_file)
+
+
+def _send_console(path: str, console_fd: int) -> None:
+    """Send a terminal's master side as containerd's console library expects it: one fd with a name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(path)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [console_fd]))]
+        client.sendmsg([b"/dev/ptmx"], rights)
+
+
+def exec_(options: argparse.Namespace) -> int:
+    """Execute a process; unless detached, wait for its end and return its exit status."""
+    set_child_subreaper()
+    with commands.existing(options) as (directory, record, container):
+        status = commands.status_of(directory, record, container)
+        if status is not Status.RUNNING:
+            raise OciError(f"cannot exec in a {status.value} container")
+        document = _process_document(options, record.bundle)
+        relays = bool(document.get("terminal")) and not options.console_socket
+        if relays and options.detach:
+            raise OciError("cannot allocate tty if runc will detach without setting console socket")
+        choices = ExecOptions(preserve_fds=options.preserve_fds)
+        joined = container.exec(json.dumps(document).encode(), _STDIO, choices)
+        _hand_over(options, joined.pid, None if relays else joined.console_fd)
+        if options.detach:
+            return 0
+        return _await(joined.pidfd, joined.console_fd if relays else None)
+
+
+def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any]:
+    """Return the process to execute: a document of its own, or init's with what the options change."""
+    if options.process:
+        with open(options.process) as file:
+            document: dict[str, Any] = json.load(file)
+        return document
+    document = dict(validate.load_spec(os.path.join(bundle, "config.json"))["process"])
+    arguments = options.args[1:] if options.args[:1] == ["--"] else options.args
+    if not arguments:
+        raise OciError("exec: no program given")
+    document["args"], document["terminal"] = arguments, options.tty
+    document["env"] = [*(document.get("env") or ()), *options.env]
+    if options.cwd:
+        document["cwd"] = options.cwd
+    if options.user:
+        uid, _, gid = options.user.partition(":")
+        if not uid.isdigit() or (gid and not gid.isdigit()):
+            raise OciError(f"--user: {options.user!r} is not UID or UID:GID")
+        document["user"] = {"uid": int(uid), "gid": int(gid or 0)}
+    if options.additional_gids:
+        document["user"] = {**(document.get("user") or {}), "additionalGids": options.additional_gids}
+    if options.cap:
+        sets = dict(document.get("capabilities") or {})
+        # Not inheritable: a program that is not root would hand them on (CVE-2022-29162).
+        for kind in ("bounding", "effective", "permitted"):
+            sets[kind] = [*(sets.get(kind) or ()), *options.cap]
+        document["capabilities"] = sets
+    if options.no_new_privs:
+        document["noNewPrivileges"] = True
+    if options.apparmor:
+        document["apparmorProfile"] = options.apparmor
+    return document
+
+
+def _await(process_fd: int, console_fd: int | None) -> int:
+    """Pass signals on and wait for a process's end; with a terminal, be it meanwhile. Returns 128 + N for signal N."""
+    for number in _FORWARDED:
+        signal.signal(number, lambda received, _frame: _forward(process_fd, received))
+    if console_fd is None:
+        select.select([process_fd], [], [])
+    else:
+        _relay(console_fd)
+    result = os.waitid(os.P_PIDFD, process_fd, os.WEXITED)
+    assert result is not None
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+def _forward(process_fd: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        pidfd.pidfd_send_signal(process_fd, number)
+
+
+def _relay(console_fd: int) -> None:
+    """Copy between our terminal and the process's, in raw mode, until its output ends."""
+    before = termios.tcgetattr(0) if os.isatty(0) else None
+    try:
+        if before is not None:
+            tty.setraw(0)
+            _copy_size(console_fd)
+            signal.signal(signal.SIGWINCH, lambda _number, _frame: _copy_size(console_fd))
+        sources = [0, console_fd]
+        while console_fd in sources:
+            ready, _, _ = select.select(sources, [], [])
+            for source in ready:
+                try:
+                    data = os.read(source, _CHUNK)
+                except OSError:  # EIO: nobody has the other side open any more
+                    data = b""
+                if data:
+                    os.write(console_fd if source == 0 else 1, data)
+                else:
+                    sources.remove(source)
+    finally:
+        if before is not None:
+            termios.tcsetattr(0, termios.TCSAFLUSH, before)
+        os.close(console_fd)
+
+
+def _copy_size(console_fd: int) -> None:
+    fcntl.ioctl(console_fd, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
