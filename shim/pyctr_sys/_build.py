@@ -21,6 +21,7 @@ ffi.cdef(
     int capget(void *header, void *data);
     int capset(void *header, const void *data);
     int fstatfs(int fd, void *buf);
+    int syncfs(int fd);
 
     struct open_how { uint64_t flags; uint64_t mode; uint64_t resolve; };
     struct mount_attr { uint64_t attr_set; uint64_t attr_clr; uint64_t propagation; uint64_t userns_fd; };
