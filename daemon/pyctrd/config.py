@@ -1,19 +1,16 @@
 """The configuration: a TOML file becomes frozen values, checked once, before anything is built.
 
-Each setting is declared here with its default and its explanation; deploy/config.toml is what
-`render` makes of them, and `pyctrd config default` prints it.
+Each setting is declared here with its default and its explanation; config_example.py makes a commented
+file of them.
 """
 
 import builtins
-import difflib
 import enum
-import json
-import textwrap
 import tomllib
 import types
 import typing
 from collections import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -194,7 +191,7 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
 
 
-def _settings(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+def settings_of(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Return each key of a table with its type, its explanation, and what limits it."""
     hints = typing.get_type_hints(section if isinstance(section, type) else type(section), include_extras=True)
     return {name: (hint.__origin__, hint.__metadata__) for name, hint in hints.items()}
@@ -202,10 +199,12 @@ def _settings(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]
 
 def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str) -> _S:
     """Return an instance of the dataclass `section` with the values of `table`."""
-    settings = _settings(section)
+    settings = settings_of(section)
     values = {}
     for key, value in table.items():
         if key not in settings:
+            import difflib
+
             near = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
             raise ConfigError(f'{source}: unknown key "{prefix}{key}"; the nearest that there is: "{prefix}{near}"')
         kind, (_, *limits) = settings[key]
@@ -251,35 +250,3 @@ def _name_of(kind: Any) -> str:
         case type() if issubclass(kind, str | Path):
             return "a text"
     return {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-
-
-def render(config: Config) -> str:
-    """Return `config` as a TOML file in which every key is explained."""
-    return "\n".join(_render(config, "")).strip() + "\n"
-
-
-def _render(section: Any, prefix: str) -> Iterator[str]:
-    tables = []
-    for name, (kind, (explanation, *_)) in _settings(section).items():
-        value = getattr(section, name)
-        comment = textwrap.wrap(explanation, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-        if isinstance(value, Mapping):
-            tables += [*comment, *_commented_out(kind.__args__[1], f'{prefix}{name}."HOST"')]
-        elif is_dataclass(value):
-            tables += [*comment, f"[{prefix}{name}]", *_render(value, f"{prefix}{name}.")]
-        else:
-            yield from (*comment, f"{name} = {_toml(value)}", "")
-    yield from tables
-
-
-def _commented_out(section: type[Any], name: str) -> list[str]:
-    """Return an example of a table of which there may be many, and by default are none."""
-    lines = [f"[{name}]", *_render(section(), "")]
-    return [line if not line or line.startswith("# ") else f"#{line}" for line in lines]
-
-
-def _toml(value: Any) -> str:
-    """Return a scalar or a list of texts as TOML, whose basic strings are JSON's."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

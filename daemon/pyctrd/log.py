@@ -2,11 +2,16 @@
 
 import logging
 import sys
-from typing import Final
 
-import structlog
+# structlog imports rich wherever it finds it, to print tracebacks in colours. That costs a start of the
+# daemon more than all the rest of structlog, so here it does not find it.
+_hides_rich = "rich" not in sys.modules
+if _hides_rich:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+import structlog  # noqa: E402 - see above
 
-LEVELS: Final = ("debug", "info", "warning", "error")
+if _hides_rich:
+    del sys.modules["rich"]
 
 
 def set_up(level: str, style: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pyctrd.__main__ import main
-from pyctrd.config import Config, ConfigError, LogLevel, load, parse, render
+from pyctrd.config import Config, ConfigError, LogLevel, load, parse
+from pyctrd.config_example import render
 
 EXAMPLE = Path(__file__).parents[4] / "deploy" / "config.toml"
 
