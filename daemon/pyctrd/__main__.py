@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,9 @@ Signals: SIGTERM, SIGINT and SIGQUIT stop the daemon, never a container; SIGHUP 
 again; SIGUSR1 writes the stack of every thread to standard error; SIGUSR2 is ignored.
 """
 
+_TAKE_OVER: Final = "--take-over"
+_UPGRADE_TIMEOUT: Final = 180.0  # seconds
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -38,18 +40,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level", "-l", type=LogLevel, choices=list(LogLevel), metavar="LEVEL", help="debug … error"
     )
-    parser.add_argument("--version", "-v", action="version", version=f"pyctrd {version('pyctr')}")
+    parser.add_argument("--version", "-v", action="store_true", help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     config = commands.add_parser("config", help="print the default configuration, or check one")
     config.add_argument("action", choices=("default", "check"))
+    commands.add_parser("upgrade", help="let the program that is installed now take over from the running daemon")
+    # For a daemon that is being replaced, which starts us so: see pyctrd.upgrade.
+    parser.add_argument(_TAKE_OVER, action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = _parser().parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"pyctrd {version('pyctr')}\n")
+        return 0
     if options.command == "config" and options.action == "default":
-        sys.stdout.write(configuration.render(Config()))
+        from pyctrd.config_example import render
+
+        sys.stdout.write(render(Config()))
         return 0
     try:
         config = _configured(options)
@@ -59,7 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "config":
         sys.stdout.write(f"{options.config or configuration.DEFAULT_PATH}: good\n")
         return 0
-    return _serve(config, options)
+    if options.command == "upgrade":
+        return _upgrade(config)
+    return _serve(config, options, sys.argv[1:] if arguments is None else arguments)
+
+
+def _upgrade(config: Config) -> int:
+    """Ask the running daemon to let this program take over."""
+    import grpc
+
+    from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
+
+    with grpc.insecure_channel(f"unix:{config.address}") as channel:
+        try:
+            answer = engine_pb2_grpc.EngineStub(channel).Upgrade(engine_pb2.UpgradeRequest(), timeout=_UPGRADE_TIMEOUT)
+        except grpc.RpcError as error:
+            sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
+            return 1
+    sys.stdout.write(f"pyctrd {answer.version} serves now, pid {answer.pid}\n")
+    return 0
 
 
 def _configured(options: argparse.Namespace) -> Config:
@@ -77,7 +107,7 @@ def _configured(options: argparse.Namespace) -> Config:
     return config
 
 
-def _serve(config: Config, options: argparse.Namespace) -> int:
+def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     log.set_up(config.log.level, config.log.format)
     # Sockets must not be open to others before their mode is set, directories never to be written by them.
     os.umask(0o022)
@@ -85,7 +115,10 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     from pyctrd.runtime.zygote_client import Zygote
+    from pyctrd.upgrade import HANDOVER_FD, Predecessor
 
+    # Before the zygote, which must not inherit its socket.
+    predecessor = Predecessor(HANDOVER_FD) if options.take_over else None
     zygote = Zygote()
     zygote.spawn()
 
@@ -94,13 +127,19 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop
 
-    from pyctrd.supervisor import Refused, Supervisor
+    from pyctrd.supervisor import Refused, Supervisor, Unsuccessful
 
+    command = [sys.executable, "-m", "pyctrd", *(argument for argument in arguments if argument != _TAKE_OVER)]
+    supervised = Supervisor(config, zygote, lambda: _configured(options), [*command, _TAKE_OVER], predecessor)
     try:
-        uvloop.run(Supervisor(config, zygote, lambda: _configured(options)).run())
+        uvloop.run(supervised.run())
     except Refused as error:
         sys.stderr.write(f"pyctrd: {error}\n")
         return 1
+    except Unsuccessful:
+        # Everything has been closed: what can be done is to start again, which recovers everything.
+        zygote.close()
+        os.execv(command[0], command)  # noqa: S606 - our own command line
     finally:
         zygote.close()
     return 0
