@@ -1,6 +1,6 @@
 """containerd.services.version.v1: what clients may expect of us."""
 
-from importlib.metadata import version
+from functools import cached_property
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -12,16 +12,18 @@ from pyctrd.rpc.headers import Context
 # service from 2.0.0 on, dockerd and buildkitd compare too. So it is the release of containerd whose
 # API we serve; who we are stands in the revision.
 CONTRACT: Final = "v2.3.4"
-REVISION: Final = f"pyctr-{version('pyctr')}"
 
 
 class Version(version_pb2_grpc.VersionServicer):
     """Serves the version."""
 
-    def __init__(self) -> None:
-        """Encode the answer, which is always the same."""
-        self._answer = version_pb2.VersionResponse(version=CONTRACT, revision=REVISION).SerializeToString()
-
     async def Version(self, request: Empty, context: Context) -> bytes:
         """Return the contract's version, and ours as its revision."""
         return self._answer
+
+    @cached_property
+    def _answer(self) -> bytes:
+        """The response, which is always the same, encoded."""
+        from importlib.metadata import version  # loaded when somebody asks: a daemon that starts has no time for it
+
+        return version_pb2.VersionResponse(version=CONTRACT, revision=f"pyctr-{version('pyctr')}").SerializeToString()
