@@ -26,10 +26,11 @@ class Offload:
     def __init__(self, workers: int, name: str = "offload") -> None:
         """Keep up to `workers` threads, started as they are needed."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     async def run(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return `function(*args, **kwargs)`, called in a thread; raises what it raises."""
-        future = asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
+        future = self._watched(self._pool.submit(function, *args, **kwargs))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -44,7 +45,7 @@ class Offload:
         """
         acquiring = self._pool.submit(acquire)
         try:
-            held = await asyncio.shield(asyncio.wrap_future(acquiring))
+            held = await asyncio.shield(self._watched(acquiring))
         except asyncio.CancelledError:
             acquiring.add_done_callback(lambda done: _release_unobserved(done, release))
             raise
@@ -52,6 +53,18 @@ class Offload:
             yield held
         finally:
             await self.run(release, held)
+
+    async def idle(self, seconds: float) -> bool:
+        """Return whether nothing is under way, or ends within `seconds`."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=seconds)
+        return not self._under_way
+
+    def _watched(self, accepted: "Future[_T]") -> "asyncio.Future[_T]":
+        future = asyncio.wrap_future(accepted)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     def close(self) -> None:
         """Wait for what was accepted and end the threads; blocks."""

@@ -5,14 +5,15 @@ import importlib.metadata
 import os
 import signal
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from pyctr_wire.errors import ApiError
+from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
 from pyctrd.config import Config, ConfigError
 from pyctrd.content.store import ContentStore
@@ -71,15 +72,19 @@ from pyctrd.server import public_socket
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import Listener
 from pyctrd.server.notify import notify
+from pyctrd.server.passthrough import PassThrough
 from pyctrd.server.ttrpc import TtrpcListener
 from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
+from pyctrd.upgrade import Predecessor, Serving, Successor
 
 VERSION: Final = importlib.metadata.version("pyctr")
 
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
+_REST_LIMIT: Final = 20.0  # seconds for threads that nobody waits for any more
+_LOOK_PAUSE: Final = 1.0  # seconds
 
 _log = structlog.stdlib.get_logger("pyctrd")
 
@@ -88,48 +93,104 @@ class Refused(Exception):
     """The daemon cannot start here; the text says why, for whoever started it."""
 
 
+class Unsuccessful(Exception):
+    """The daemon that was to take over has failed with everything in its hands: start again."""
+
+
 class _Stopped(Exception):
     """Ends the group of everything that runs by itself."""
+
+
+@dataclass(slots=True)
+class Change:
+    """An upgrade under way: who takes over, who asked for it, and where calls wait meanwhile."""
+
+    outcome: "asyncio.Future[Serving]"
+    successor: Successor = field(init=False)
+    requests: "set[asyncio.Task[Any] | None]" = field(default_factory=set)
+    calls: PassThrough = field(default_factory=PassThrough)
 
 
 class Supervisor:
     """One daemon, from start to stop."""
 
-    def __init__(self, config: Config, zygote: Zygote, reread: Callable[[], Config]) -> None:
-        """Run with `config` and a zygote that has been started; `reread` returns the configuration as it is by then."""
+    def __init__(
+        self,
+        config: Config,
+        zygote: Zygote,
+        reread: Callable[[], Config],
+        command: Sequence[str],
+        predecessor: Predecessor | None = None,
+    ) -> None:
+        """Run with `config` and a zygote that has been started.
+
+        `reread` returns the configuration as it is by then, `command` starts the daemon that is installed by then,
+        `predecessor` is the daemon that this one takes over from.
+        """
         self._config = config
         self._zygote = zygote
         self._reread = reread
+        self._command = command
+        self._predecessor = predecessor
+        self._locks = ExitStack()
+        self._lock_fds: list[int] = []
         self._resources = ExitStack()
         self._dispatch = Dispatch()
         self._host = normalize(Platform("linux", os.uname().machine))
+        self._stop = asyncio.Event()
+        self._change: Change | None = None
 
     async def run(self) -> None:
-        """Serve until a signal says stop. Raises Refused if another daemon owns what we need."""
-        with self._resources:
-            self._claim()
-            try:
-                async with asyncio.TaskGroup() as group:
-                    self._build(group)
-                    await self._recover(group)
-                    await self._serve()
-                    await self._drain()
-                    # What the group still runs are loops, and work that the next daemon finds and does.
-                    raise _Stopped  # noqa: TRY301 - how a group is ended
-            except* _Stopped:
-                _log.info("stopped")
+        """Serve until a signal says stop, or another daemon has taken over.
 
-    def _claim(self) -> None:
+        Raises Refused if another daemon owns what we need, Unsuccessful if one that was to take over has failed.
+        """
+        with self._locks:
+            await self._claim()
+            with self._resources:
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        self._build(group)
+                        await self._recover(group)
+                        await self._serve()
+                        # What the group still runs are loops, and work that the next daemon finds and does.
+                        raise _Stopped  # noqa: TRY301 - how a group is ended
+                except* _Stopped:
+                    _log.info("stopped" if self._change is None else "handing over")
+            if self._change is not None:
+                await self._hand_over(self._change)
+
+    async def upgrade(self) -> Serving:
+        """Let the program that is installed now take over, and return when it serves.
+
+        Raises FailedPrecondition, and serves on, if it cannot be started or if work under way does not end.
+        """
+        if self._change is not None:
+            raise FailedPrecondition("upgrade: one is under way")
+        self._change = change = Change(asyncio.get_running_loop().create_future())
+        try:
+            change.successor = await Successor.spawn(self._command)
+        except (FailedPrecondition, asyncio.CancelledError):
+            self._change = None
+            raise
+        change.requests.add(asyncio.current_task())
+        self._stop.set()
+        return await asyncio.shield(change.outcome)
+
+    async def _claim(self) -> None:
         """Make the directories, and refuse to share them or the socket with another daemon."""
         config = self._config
+        handed_over = await self._predecessor.take(VERSION) if self._predecessor is not None else []
         try:
             for directory, mode in ((config.root, 0o700), (config.state, 0o711)):
                 directory.mkdir(parents=True, exist_ok=True)
                 directory.chmod(mode)  # whatever the umask is, and whatever an older version left
-                lock = StateLock(directory / "lock")
-                self._resources.callback(lock.close)
+                lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
+                self._locks.callback(lock.close)
+                self._lock_fds.append(lock.fd)
             Path(config.address).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-            public_socket.refuse_if_served(Path(config.address))
+            if self._predecessor is None:
+                public_socket.refuse_if_served(Path(config.address))
         except (ApiError, OSError) as error:
             raise Refused(str(error)) from error
 
@@ -174,6 +235,7 @@ class Supervisor:
         owners = Owners(group)
         shims = Shims(endpoints, self._zygote, self._bulk)
         self._tasks = Tasks(self._exchange, group)
+        self._resources.callback(self._tasks.let_go)
         undertaker = Undertaker(self._tasks, shims, owners, operations, group)
         self._lifecycle = Lifecycle(self._tasks, bundles, shims, owners, undertaker, operations, group)
         self._recovery = Recovery(self._tasks, bundles, shims, owners, undertaker, self._lifecycle, group)
@@ -250,6 +312,7 @@ class Supervisor:
             self._rows,
             self._bulk,
             self._host,
+            self.upgrade,
         )
 
     def _publish(self, namespace: str, event: Event) -> None:
@@ -268,17 +331,25 @@ class Supervisor:
         group.create_task(self._scheduler.run(), name="garbage collection")
 
     async def _serve(self) -> None:
-        """Answer clients until a signal says stop."""
-        stop = asyncio.Event()
+        """Answer clients until a signal says stop, or a successor is ready and nothing is under way."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._listener.start()
         self._exchange.open()
+        if self._predecessor is not None:
+            self._predecessor.serving(VERSION, self._listener.private)
         notify("READY=1", f"MAINPID={os.getpid()}")
         _log.info("ready", address=self._config.address, pid=os.getpid())
-        await stop.wait()
+        while True:
+            await self._stop.wait()
+            self._stop.clear()
+            if self._change is None:
+                await self._drain()
+                return
+            if await self._settle(self._change):
+                return
 
     def _reload(self) -> None:
         """Take over what may change while the daemon runs: the log level."""
@@ -298,7 +369,57 @@ class Supervisor:
         self._dispatch.end_parked()
         await self._listener.stop(_STOP_GRACE)
         await self._shim_listener.stop()
-        self._tasks.let_go()
+        self._tasks.look_away()
+
+    async def _settle(self, change: Change) -> bool:
+        """Come to rest so that another daemon can begin: calls wait from now on, those under way end.
+
+        Returns False, and lets the waiting calls be served here, if something goes on for too long.
+        """
+        _log.info("settling", successor=change.successor.pid)
+        self._dispatch.divert(change.calls.handler_for)
+        await self._dispatch.settle(_STOP_GRACE, change.requests)
+        if not (await self._rows.idle(_REST_LIMIT) and await self._bulk.idle(_REST_LIMIT)):
+            self._change = None
+            change.successor.give_up()
+            change.outcome.set_exception(FailedPrecondition("upgrade: work with files goes on for too long"))
+            self._dispatch.divert(None)
+            change.calls.open(self._listener.private)
+            return False
+        await self._shim_listener.stop()
+        self._tasks.look_away()
+        self._exchange.close()
+        return True
+
+    async def _hand_over(self, change: Change) -> None:
+        """Give everything to the successor, pass late calls through to it, and end with the last connection."""
+        try:
+            change.successor.hand_over(self._lock_fds)
+            serving = await change.successor.serving()
+        except (FailedPrecondition, OSError) as error:
+            change.outcome.set_exception(FailedPrecondition(f"upgrade: the new daemon failed: {error}"))
+            raise Unsuccessful(str(error)) from error
+        # A lock belongs to whoever has a descriptor of it: ours must not outlive the successor.
+        self._locks.close()
+        change.calls.open(serving.address)
+        change.outcome.set_result(serving)
+        self._dispatch.end_parked(change.calls.unary)
+        _log.info("handed over", successor=serving.pid, version=serving.version)
+        await self._until_unused(2 * self._config.grpc.connection_age)
+        await self._listener.stop(_STOP_GRACE)
+        await change.calls.close()
+
+    async def _until_unused(self, seconds: float) -> None:
+        """Return when no client is connected any more, a signal says stop, or after so many seconds.
+
+        Each connection is asked to move on when it has reached its age; calls that wait on it may stay for days.
+        """
+        end = asyncio.get_running_loop().time() + seconds
+        while public_socket.connections(self._listener.private) and asyncio.get_running_loop().time() < end:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_PAUSE):
+                    await self._stop.wait()
+                    return
 
 
 def _persistent_uuid(path: Path) -> str:

@@ -46,15 +46,15 @@ class Subscription:
         if not self._matches(adaptor_for(envelope.namespace, envelope.topic, envelope.event)):
             return
         if len(self._waiting) >= self._limit:
+            self._waiting.clear()
             self.end(ResourceExhausted(f"subscriber is too slow: {self._limit} events wait for it; subscribe again"))
             return
         self._waiting.append(envelope)
         self._arrived.set()
 
     def end(self, error: ApiError) -> None:
-        """Drop what waits and let the reader get `error`."""
+        """Let the reader get what waits, and then `error`."""
         self._leave(self)
-        self._waiting.clear()
         self._end = error
         self._arrived.set()
 

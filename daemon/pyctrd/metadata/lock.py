@@ -3,6 +3,7 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Self
 
 from pyctr_wire.errors import Unavailable
 
@@ -14,7 +15,14 @@ class StateLock:
     that descriptor and holds the lock from then on. Source: flock(2).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, fd: int) -> None:
+        """Hold the lock that belongs to `fd`, owned from now on, and sign it."""
+        self.fd = fd
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    @classmethod
+    def take(cls, path: Path) -> Self:
         """Take the lock at `path`, or raise Unavailable, naming the process that holds it."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -23,13 +31,7 @@ class StateLock:
             owner = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise Unavailable(f"{path.parent} is in use by another pyctrd, pid {owner}") from None
-        self.fd = fd
-        self.claim()
-
-    def claim(self) -> None:
-        """Write this process's id into the file, for whoever is refused."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        return cls(fd)
 
     def close(self) -> None:
         """Let go, unless another process has been handed the descriptor."""

@@ -56,6 +56,15 @@ class Collected(Protocol):
     def freed(self) -> int: ...
 
 
+class Serving(Protocol):
+    """The daemon that has taken over."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def version(self) -> str: ...
+
+
 class Engine(engine_pb2_grpc.EngineServicer):
     """What pyctr needs and containerd's API cannot say."""
 
@@ -70,6 +79,7 @@ class Engine(engine_pb2_grpc.EngineServicer):
         rows: Offload,
         bulk: Offload,
         host: Platform,
+        upgrade: Callable[[], Awaitable[Serving]],
     ) -> None:
         """`measure` returns what takes disk space in a namespace; it walks directories and runs in `bulk`."""
         self._creator = creator
@@ -81,6 +91,7 @@ class Engine(engine_pb2_grpc.EngineServicer):
         self._rows = rows
         self._bulk = bulk
         self._host = host
+        self._upgrade = upgrade
         # Held from the look whether a name is free to the commit that takes it.
         self._names: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -214,6 +225,11 @@ class Engine(engine_pb2_grpc.EngineServicer):
             reason=ended.reason,
             exited_at=convert.time_to_proto(ended.exited_at),
         )
+
+    async def Upgrade(self, request: pb.UpgradeRequest, context: Context) -> pb.UpgradeResponse:
+        """Let the program that is installed now take over. FailedPrecondition, and all is as it was, if it cannot."""
+        serving = await self._upgrade()
+        return pb.UpgradeResponse(pid=serving.pid, version=serving.version)
 
     async def _find(self, namespace: str, reference: str) -> Entry:
         """Return the container with this id, or else this name. Raises NotFound."""

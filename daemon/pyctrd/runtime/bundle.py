@@ -111,6 +111,13 @@ class Bundle:
                 found[str(record["exec_id"])] = ExitRecord(int(record["pid"]), _exit(record))
         return found
 
+    def exit_of(self, exec_id: str) -> ExitRecord | None:
+        """Return the recorded exit of one process, "" for init; None if there is none."""
+        record = _read_json(self.path / "exits" / f"{exec_id or 'init'}.json")
+        if record is None or record["exec_id"] != exec_id:
+            return None
+        return ExitRecord(int(record["pid"]), _exit(record))
+
     def write_exit(self, exec_id: str, pid: int, ended: Exit) -> None:
         """Record the end of a process whose shim could not."""
         folder = self.path / "exits"

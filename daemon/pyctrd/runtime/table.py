@@ -250,8 +250,14 @@ def _exec_started(task: Task, value: bytes) -> None:
 def _exit(task: Task, value: bytes) -> None:
     event = events.TaskExit.FromString(value)
     process = task.ended(event.id, event.pid)
-    if process is not None:
-        process.pid = event.pid or process.pid
+    if process is None:
+        return
+    process.pid = event.pid or process.pid
+    # The record, written before the event was sent, tells also why.
+    record = task.bundle.exit_of(process.exec_id)
+    if record is not None and record.exit.exit_status == event.exit_status:
+        process.finish(record.exit)
+    else:
         process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at)))
 
 

@@ -49,6 +49,12 @@ class Tasks:
         self._publisher = publisher
         self._group = group
 
+    def look_away(self) -> None:
+        """Take no notice any more of shims that are lost: the next daemon will."""
+        for task in self.table:
+            if task.shim is not None:
+                task.shim.on_close = None
+
     def let_go(self) -> None:
         """Close the connections to all shims, which live on: the daemon stops."""
         for task in self.table:

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import inspect
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -36,11 +36,14 @@ _PARKED: Final = frozenset(
     }
 )
 
+_REPLACED: Final = "the daemon is being replaced; try again"
+
 _log = structlog.stdlib.get_logger("pyctrd.server")
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Context], Any]
+PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
 if TYPE_CHECKING:  # the class is generic only in its stubs
     _GenericHandler = grpc.GenericRpcHandler[Any, Any]
@@ -58,8 +61,10 @@ class Dispatch(_GenericHandler):
         """Start with no method."""
         self._methods: dict[str, Handler] = {}
         self._divert: Callable[[grpc.HandlerCallDetails], Handler] | None = None
+        self._calls = _Calls()
         self._parked: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._pass_on: PassOn | None = None
 
     def add(self, servicer: object) -> None:
         """Serve the methods of a servicer: of the generated class that it is derived from."""
@@ -86,13 +91,27 @@ class Dispatch(_GenericHandler):
             return self._divert(details)
         return self._methods.get(details.method) or self._unknown(details.method)
 
-    def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler]) -> None:
-        """Let `handler_for` choose the handler of every call that arrives from now on."""
+    def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler] | None) -> None:
+        """Let `handler_for` choose the handler of every call that arrives from now on; None: our own again."""
         self._divert = handler_for
 
-    def end_parked(self) -> None:
-        """End calls that only wait for something to happen, and those to come, with UNAVAILABLE."""
+    async def settle(self, seconds: float, besides: Set[asyncio.Task[Any] | None]) -> None:
+        """Let the calls under way end, but for `besides` and those that only wait for something.
+
+        What has not ended after `seconds` is cancelled, and its client told to try again.
+        """
+        running = self._calls.running - self._parked - besides
+        if running:
+            _, late = await asyncio.wait(running, timeout=seconds)
+            await self._calls.cut_off(late)
+
+    def end_parked(self, pass_on: "PassOn | None" = None) -> None:
+        """End calls that only wait for something to happen, and those to come, with UNAVAILABLE.
+
+        Unary ones are handed to `pass_on`, if it is given, and go on waiting there.
+        """
         self._stopping = True
+        self._pass_on = pass_on
         for task in self._parked:
             task.cancel()
 
@@ -112,15 +131,15 @@ class Dispatch(_GenericHandler):
         kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
         behaviour = getattr(handler, kind)
         if method in _PARKED:
-            behaviour = self._parking(behaviour)
+            behaviour = self._parking(method, behaviour, unary=kind == "unary_unary")
         guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
         return _KINDS[kind](
-            guard(method, behaviour),
+            guard(method, behaviour, self._calls),
             request_deserializer=handler.request_deserializer,
             response_serializer=_passing_bytes(handler.response_serializer),
         )
 
-    def _parking(self, behaviour: Behaviour) -> Behaviour:
+    def _parking(self, method: str, behaviour: Behaviour, *, unary: bool) -> Behaviour:
         async def call(request: Any, context: Context) -> Any:
             task = asyncio.current_task()
             assert task is not None
@@ -131,11 +150,47 @@ class Dispatch(_GenericHandler):
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
+                task.uncancel()
             finally:
                 self._parked.discard(task)
+            if unary and self._pass_on is not None:
+                return await self._pass_on(method, request.SerializeToString(), context)
             raise Unavailable("the daemon is stopping")
 
         return call
+
+
+class _Calls:
+    """The calls under way, each a task."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[Any]] = set()
+        self._cut_off: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> asyncio.Task[Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        self.running.add(task)
+        return task
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        self.running.discard(task)
+
+    def was_cut_off(self, task: asyncio.Task[Any]) -> bool:
+        """Whether it was we who cancelled it: then there is somebody to answer."""
+        if task not in self._cut_off:
+            return False
+        task.uncancel()
+        return True
+
+    async def cut_off(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Cancel calls and return when they have ended."""
+        self._cut_off |= tasks
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._cut_off -= tasks
 
 
 _KINDS: Final[Mapping[str, Callable[..., Handler]]] = {
@@ -151,37 +206,48 @@ def _passing_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], 
     return lambda response: response if type(response) is bytes else serialize(response)
 
 
-def _guard(method: str, behaviour: Behaviour) -> Callable[[Any, Context], Awaitable[Any]]:
+def _guard(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, Context], Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:
+        task = calls.begin()
         try:
             return await behaviour(request, context)
         except (ApiError, OSError, NotImplementedError) as error:
-            await _abort(context, method, error)
+            await _abort(context, _answer(method, error))
+        except asyncio.CancelledError:
+            if not calls.was_cut_off(task):
+                raise
+            await _abort(context, Unavailable(_REPLACED))
+        finally:
+            calls.end(task)
 
     return call
 
 
-def _guard_generator(method: str, behaviour: Behaviour) -> Callable[[Any, Context], AsyncIterator[Any]]:
+def _guard_generator(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        task = calls.begin()
         try:
             async for response in behaviour(request, context):
                 yield response
         except (ApiError, OSError, NotImplementedError) as error:
-            await _abort(context, method, error)
+            await _abort(context, _answer(method, error))
+        except asyncio.CancelledError:
+            if not calls.was_cut_off(task):
+                raise
+            await _abort(context, Unavailable(_REPLACED))
+        finally:
+            calls.end(task)
 
     return call
 
 
-async def _abort(context: Context, method: str, error: Exception) -> None:
-    """End the call with the status that stands for `error`.
-
-    Every other exception is a bug: grpc answers UNKNOWN and logs the trace.
-    """
-    answer = _answer(method, error)
-    await context.abort(_STATUS[answer.code], str(answer)[:_MAX_MESSAGE_CHARACTERS])
+async def _abort(context: Context, error: ApiError) -> None:
+    """End the call with the status that stands for `error`."""
+    await context.abort(_STATUS[error.code], str(error)[:_MAX_MESSAGE_CHARACTERS])
 
 
 def _answer(method: str, error: Exception) -> ApiError:
+    """Return what the client gets to know. Every exception that does not come here is a bug: grpc logs its trace."""
     match error:
         case ApiError():
             return error

@@ -36,7 +36,7 @@ class Listener:
         """Prepare to serve at `address`, owned by `uid` and `gid`; `connection_age` in seconds."""
         self._server = grpc.aio.server(handlers=[dispatch], options=_options(connection_age))
         self._public = address
-        self._private = public_socket.private_path(address)
+        self.private = public_socket.private_path(address)
         self._owner = (uid, gid)
 
     async def start(self) -> None:
@@ -45,13 +45,13 @@ class Listener:
         Raises OSError if the path cannot be bound or given to its owner.
         """
         public_socket.clear(self._public)
-        self._server.add_insecure_port(f"unix:{self._private}")
+        self._server.add_insecure_port(f"unix:{self.private}")
         await self._server.start()
-        public_socket.publish(self._private, self._public, *self._owner)
+        public_socket.publish(self.private, self._public, *self._owner)
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give calls under way `grace` seconds, then cancel them; gives up the public path."""
-        public_socket.withdraw(self._private, self._public)
+        public_socket.withdraw(self.private, self._public)
         await self._server.stop(grace)
 
     async def drained(self) -> None:

@@ -55,6 +55,14 @@ def clear(public: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def connections(private: Path) -> int:
+    """Return how many clients are connected to the listener that has bound `private`. Source: proc(5), net/unix."""
+    suffix = f" {private}"
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as sockets:
+        # Num RefCount Protocol Flags Type St Inode Path: an accepted socket has the listener's path, and state 3.
+        return sum(line.rstrip("\n").endswith(suffix) and line.split()[5] == "03" for line in sockets)
+
+
 def publish(private: Path, public: Path, uid: int, gid: int) -> None:
     """Show the bound socket `private` at `public`, usable by the owner `uid` and the group `gid` only."""
     os.chown(private, uid, gid)

@@ -92,7 +92,7 @@ class _Connection(asyncio.Protocol):
         peer: socket.socket = transport.get_extra_info("socket")
         pid, uid, gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if not self._admit(self, pid, uid, gid):
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -71,6 +71,7 @@ async def test_closing_ends_every_subscription(exchange: Exchange) -> None:
 
     exchange.close()
 
+    assert (await anext(subscription)).topic == "/x"
     with pytest.raises(Unavailable):
         await anext(subscription)
 

@@ -360,8 +360,8 @@ def test_rows_are_dated_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_two_daemons_refuse_one_root(tmp_path: Path) -> None:
-    lock = StateLock(tmp_path / "lock")
+    lock = StateLock.take(tmp_path / "lock")
     with pytest.raises(Unavailable, match=rf"{tmp_path} is in use by another pyctrd, pid \d+: unavailable"):
-        StateLock(tmp_path / "lock")
+        StateLock.take(tmp_path / "lock")
     lock.close()
-    StateLock(tmp_path / "lock").close()
+    StateLock.take(tmp_path / "lock").close()
