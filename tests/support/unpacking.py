@@ -31,10 +31,12 @@ class Unpacking:
         self.offload = offload
         self.differ = Differ(stores.content, offload, limits)
 
-    async def apply(self, layer: bytes, mounts: Sequence[Mount], media_type: str = TAR) -> Descriptor:
+    async def apply(
+        self, layer: bytes, mounts: Sequence[Mount], media_type: str = TAR, *, sync_fs: bool = False
+    ) -> Descriptor:
         """Store `layer` as a blob and unpack it."""
         digest = self.stores.content.write_blob(NS, f"test-{hashlib.sha256(layer).hexdigest()}", layer)
-        return await self.differ.apply(NS, Descriptor(media_type, digest, len(layer)), mounts)
+        return await self.differ.apply(NS, Descriptor(media_type, digest, len(layer)), mounts, sync_fs=sync_fs)
 
     async def snapshot(self, snapshotter: str, name: str, parent: str, layer: Any) -> None:
         """Commit a snapshot on `parent` of what `layer`, an archive or its members, makes of it."""

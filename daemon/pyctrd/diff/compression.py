@@ -10,11 +10,11 @@ from enum import Enum
 from pyctrd.diff.errors import ArchiveError, TooLarge
 
 # Small enough for a cache, large enough that a chunk costs more than the hand-over between threads.
-CHUNK = 256 << 10
-_INPUT = 128 << 10
+CHUNK = 512 << 10
+_INPUT = 256 << 10
 # Memory that a zstd frame may ask for, in bytes; zstd's own default limit.
 _MAX_WINDOW = 1 << 27
-_GZIP_LEVEL = 3
+_GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
 
 

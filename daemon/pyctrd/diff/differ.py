@@ -37,6 +37,14 @@ class Differ:
         self._limits = limits or Limits()
         self._workers = Workers(offload, workers, _KEEP_WARM)
 
+    async def warm(self) -> None:
+        """Get ready to unpack soon: a worker that has been started already answers in a few milliseconds."""
+        await self._workers.warm()
+
+    def close(self) -> None:
+        """End what waits for more work; blocks a little."""
+        self._workers.close()
+
     async def apply(self, ns: str, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = False) -> Descriptor:
         """Unpack the blob `layer` into `mounts` and return the descriptor of the uncompressed archive.
 

@@ -10,21 +10,26 @@ _MAX_DIGITS = 19
 
 def octal(field: bytes, what: str) -> int:
     """Return an octal or base-256 number that is not negative. Raises ArchiveError otherwise."""
+    digits = field.strip(b" \0")
+    # isdigit keeps out what int() would take as well: signs, underscores, prefixes.
+    if digits.isdigit():
+        try:
+            return int(digits, 8)
+        except ValueError as error:  # an 8 or a 9
+            raise ArchiveError(f"a {what} is no number") from error
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise ArchiveError(f"a {what} is negative")
         value = int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-    else:
-        digits = field.strip(b" \0").split(b"\0", 1)[0]
-        if not digits:
-            return 0
-        # isdigit keeps out what int() would take as well: signs, underscores, prefixes.
-        if not digits.isdigit() or b"8" in digits or b"9" in digits:
-            raise ArchiveError(f"a {what} is no number")
-        value = int(digits, 8)
-    if value > MAX_NUMBER:
-        raise ArchiveError(f"a {what} is out of range")
-    return value
+        if value > MAX_NUMBER:
+            raise ArchiveError(f"a {what} is out of range")
+        return value
+    digits, nul, _ = digits.partition(b"\0")
+    if nul:
+        return octal(digits, what)  # what follows the NUL are remains
+    if digits:
+        raise ArchiveError(f"a {what} is no number")
+    return 0
 
 
 def decimal(text: bytes, what: str) -> int:

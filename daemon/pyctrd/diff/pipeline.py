@@ -3,13 +3,38 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from queue import Queue
+from queue import SimpleQueue
 from threading import Thread
 
 from pyctrd.diff.compression import CHUNK, Compressor
 
 # Chunks that wait for each of the two readers.
-_DEPTH = 8
+_DEPTH = 4
+
+
+class _Channel:
+    """Hands chunks from one thread to another, a few at most; None is the end.
+
+    Two queues that are written in C cost a fraction of queue.Queue, whose waiting is Python code under the lock that
+    all threads of the interpreter share.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: SimpleQueue[bytes | None] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_DEPTH):
+            self._room.put(None)
+
+    def put(self, chunk: bytes | None) -> None:
+        """Pass a chunk on, once there is room for it."""
+        self._room.get()
+        self._chunks.put(chunk)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield chunks until the end."""
+        while (chunk := self._chunks.get()) is not None:
+            self._room.put(None)
+            yield chunk
 
 
 class Pipeline:
@@ -18,8 +43,8 @@ class Pipeline:
     def __init__(self, source: Iterator[bytes]) -> None:
         """Start on `source`, which is only ever used in one thread."""
         self._source = source
-        self._chunks: Queue[bytes | None] = Queue(_DEPTH)
-        self._unhashed: Queue[bytes | None] = Queue(_DEPTH)
+        self._chunks = _Channel()
+        self._unhashed = _Channel()
         self._error: Exception | None = None
         self._sha256 = hashlib.sha256()
         self._size = 0
@@ -29,8 +54,7 @@ class Pipeline:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the chunks. Raises what the source raises."""
-        while (chunk := self._chunks.get()) is not None:
-            yield chunk
+        yield from self._chunks
         if self._error is not None:
             raise self._error
 
@@ -50,7 +74,7 @@ class Pipeline:
         self._chunks.put(None)
 
     def _hash(self) -> None:
-        while (chunk := self._unhashed.get()) is not None:
+        for chunk in self._unhashed:
             self._sha256.update(chunk)
             self._size += len(chunk)
 
@@ -63,8 +87,8 @@ class Sink:
         self._compressor, self._out_fd = compressor, out_fd
         self._pieces: list[bytes] = []
         self._pending = 0
-        self._unhashed: Queue[bytes | None] = Queue(_DEPTH)
-        self._unwritten: Queue[bytes | None] = Queue(_DEPTH)
+        self._unhashed = _Channel()
+        self._unwritten = _Channel()
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._error: OSError | None = None
@@ -100,11 +124,11 @@ class Sink:
         self._unwritten.put(chunk)
 
     def _hash(self) -> None:
-        while (chunk := self._unhashed.get()) is not None:
+        for chunk in self._unhashed:
             self._sha256.update(chunk)
 
     def _compress(self) -> None:
-        while (chunk := self._unwritten.get()) is not None:
+        for chunk in self._unwritten:
             self._send(self._compressor.compress(chunk))
         self._send(self._compressor.flush())
 

@@ -17,6 +17,7 @@ from array import array
 from select import POLLHUP, poll
 from threading import Thread
 
+from pyctr_sys.sync import syncfs
 from pyctrd.diff import cage, messages
 from pyctrd.diff.apply import apply
 from pyctrd.diff.compare import Comparison
@@ -100,7 +101,7 @@ def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> byte
     opaque.flush()
     stream.drain()
     if request.sync_fs:
-        os.sync()
+        syncfs(target_fd)
     return _succeeded(*pipeline.digest())
 
 

@@ -166,11 +166,11 @@ async def test_what_no_layer_may_ask_for(unpacking: Unpacking, snapshotter: str,
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
 async def test_cve_2026_95838_many_opaque_markers(unpacking: Unpacking, snapshotter: str) -> None:
     """100,000 markers all over a deep tree are done with before the test's time limit: each directory is read once."""
-    depth = 150
+    depth = 39
     paths = ["/".join(["d"] * level) for level in range(1, depth + 1)]
     base = [item for path in paths for item in (directory(path), *(entry(f"{path}/f{n}", b"") for n in range(20)))]
     await unpacking.snapshot(snapshotter, "base", "", base)
-    markers = b"".join(header(f"{path}/.wh..wh..opq".encode()[:100]) for path in paths if len(path) < 80)
+    markers = b"".join(header(f"{path}/.wh..wh..opq".encode()) for path in paths)
     kept = archive([entry("/".join(["d"] * 30) + "/kept", b"k")])
     await unpacking.snapshot(snapshotter, "top", "base", kept[:1024] + markers * (100_000 // len(paths)) + kept)
 
