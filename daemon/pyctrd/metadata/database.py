@@ -24,10 +24,22 @@ Clock: TypeAlias = Callable[[], datetime]
 
 _BUSY_TIMEOUT: Final = 10.0  # seconds; met only while an older daemon hands over
 
+_READER_CACHE: Final = 256  # KiB; the kernel has the pages too, and there is a reader per thread
+
 
 def utc_now() -> datetime:
     """Return the time of day."""
     return datetime.now(UTC)
+
+
+class _Reader(sqlite3.Connection):
+    """A connection whose failures are ones that a client may be told."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise _translated(error) from error
 
 
 class Transaction:
@@ -121,11 +133,15 @@ class Database:
         self._copies.rebuilt()
 
     def read(self) -> sqlite3.Connection:
-        """Return the calling thread's reader: each SELECT sees everything committed before it began."""
+        """Return the calling thread's reader: each SELECT sees everything committed before it began.
+
+        Its `execute` raises as `transaction` does.
+        """
         connection: sqlite3.Connection | None = getattr(self._local, "reader", None)
         if connection is None:
-            connection = self._local.reader = self._connect()
+            connection = self._local.reader = self._connect(_Reader)
             connection.execute("PRAGMA query_only = ON")
+            connection.execute(f"PRAGMA cache_size = -{_READER_CACHE}")
             self._readers.append(connection)
         return connection
 
@@ -167,9 +183,14 @@ class Database:
         if group.failure is not None:
             raise _translated(group.failure) from group.failure
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
         return sqlite3.connect(
-            self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
+            self._path,
+            timeout=_BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=factory,
+            cached_statements=256,
         )
 
     def _take_turn(self) -> _Group:
@@ -193,8 +214,8 @@ class Database:
                 self._writer.execute("ROLLBACK TO member")
                 self._writer.execute("RELEASE member")
             except sqlite3.Error as error:
-                self._writer.execute("ROLLBACK")
                 group.failure = error
+                self._writer.execute("ROLLBACK")
         else:
             # A full disk or an I/O error made SQLite roll back everything, our neighbours' work too.
             group.failure = cause if isinstance(cause, sqlite3.Error) else sqlite3.OperationalError(str(cause))

@@ -9,8 +9,8 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -20,8 +20,7 @@ from pyctrd.snapshots.removal import remove_tree
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """The content of meta.json; times in microseconds since 1970, `name` is the key of an uncommitted one."""
 
     namespace: str
@@ -114,4 +113,4 @@ class Directories:
 
 
 def _to_json(note: Note) -> str:
-    return json.dumps(asdict(note), ensure_ascii=False)
+    return json.dumps(note._asdict(), ensure_ascii=False)

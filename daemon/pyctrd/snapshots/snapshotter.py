@@ -57,6 +57,7 @@ class Snapshotter:
         self._directories = directories
         self._database = database
         self._cleaning = threading.Lock()
+        self._noting = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -111,23 +112,21 @@ class Snapshotter:
         old = rows.get(self._database.read(), ns, self.name, key)
         _require_active(old)
         usage = self._driver.usage(self._directories.path(old.id))
-        note = replace(
-            self._note(ns, old),
-            name=name,
+        committed = old._replace(
             parent_id=self._rebased(self._database.read(), ns, old, parent),
-            kind=Kind.COMMITTED,
-            labels=labels,
-            size=usage.size,
-            inodes=usage.inodes,
+            usage=usage,
+            info=replace(old.info, name=name, kind=Kind.COMMITTED, labels=labels),
         )
-        # A crash after the note leaves an active snapshot whose note says committed: read only if the database is lost.
-        with naming_full_disk(f'snapshot "{name}"'):
-            self._directories.replace_note(old.id, note)
-        try:
-            self._freeze(ns, old, name, parent, labels, usage, lease)
-        except BaseException:
-            self._correct_note(ns, old.id)
-            raise
+        with self._noting:
+            # A crash after the note leaves an active snapshot whose note says committed: read only if the
+            # database is lost too.
+            self._replace_note(ns, committed)
+            try:
+                self._freeze(ns, old, name, parent, labels, usage, lease)
+            except BaseException:
+                if (row := rows.find_id(self._database.read(), ns, self.name, old.id)) is not None:
+                    self._replace_note(ns, row)
+                raise
 
     def remove(self, ns: str, key: str, lease: str = "") -> None:
         """Forget a snapshot; its directory goes with the next cleanup.
@@ -151,15 +150,16 @@ class Snapshotter:
         """Change a snapshot's labels. Raises NotFound, InvalidArgument."""
         if not info.name:
             raise InvalidArgument("snapshot name must be set")
-        with self._database.transaction() as transaction:
-            row = rows.get(transaction, ns, self.name, info.name)
-            labels = changed(row.info.labels, info.labels, mask, f'snapshot "{info.name}"')
-            validate_labels("info.Labels", labels)
-            result = replace(row.info, labels=labels, updated_at=transaction.now)
-            rows.relabel(transaction, row.id, labels, transaction.now)
-            transaction.leaves_garbage()
-        # A crash here leaves the note with the old labels: read only if the database is lost too.
-        self._directories.replace_note(row.id, self._note(ns, row._replace(info=result)))
+        with self._noting:
+            with self._database.transaction() as transaction:
+                row = rows.get(transaction, ns, self.name, info.name)
+                labels = changed(row.info.labels, info.labels, mask, f'snapshot "{info.name}"')
+                validate_labels("info.Labels", labels)
+                result = replace(row.info, labels=labels, updated_at=transaction.now)
+                rows.relabel(transaction, row.id, labels, transaction.now)
+                transaction.leaves_garbage()
+            # A crash here leaves the note with the old labels: read only if the database is lost too.
+            self._replace_note(ns, row._replace(info=result))
         return result
 
     def list(self, ns: str, filters: Sequence[str] = ()) -> Iterator[list[SnapshotInfo]]:
@@ -246,11 +246,12 @@ class Snapshotter:
         if taken:
             raise _already_exists(taken, info.labels)
 
-    def _correct_note(self, ns: str, snapshot_id: int) -> None:
-        """Let a note say again what the row says, unless the snapshot has been removed."""
-        row = rows.find_id(self._database.read(), ns, self.name, snapshot_id)
-        if row is not None:
-            self._directories.replace_note(snapshot_id, self._note(ns, row))
+    def _replace_note(self, ns: str, row: rows.SnapshotRow) -> None:
+        try:
+            with naming_full_disk(f'snapshot "{row.info.name}"'):
+                self._directories.replace_note(row.id, self._note(ns, row))
+        except FileNotFoundError:
+            raise NotFound(f"snapshot {row.info.name} does not exist") from None  # removed meanwhile
 
     def _taken(self, reader: rows.Rows, ns: str, key: str, labels: Labels) -> str:
         """Return which of the promised snapshot and `key` is there already, "" if neither is."""
