@@ -339,7 +339,7 @@ class Supervisor:
         await self._listener.start()
         self._exchange.open()
         if self._predecessor is not None:
-            self._predecessor.serving(VERSION, self._listener.private)
+            self._predecessor.serving(VERSION)
         notify("READY=1", f"MAINPID={os.getpid()}")
         _log.info("ready", address=self._config.address, pid=os.getpid())
         while True:
@@ -359,7 +359,7 @@ class Supervisor:
             _log.error("reload.failed", error=str(error))
             return
         log.set_level(level)
-        _log.info("reloaded", level=level)
+        _log.info("reloaded", log_level=level)
 
     async def _drain(self) -> None:
         """Stop accepting calls, end those that only wait for something, and let the others finish."""
@@ -401,7 +401,8 @@ class Supervisor:
             raise Unsuccessful(str(error)) from error
         # A lock belongs to whoever has a descriptor of it: ours must not outlive the successor.
         self._locks.close()
-        change.calls.open(serving.address)
+        # The public path, not the successor's own: that one may be restarted while we drain.
+        change.calls.open(Path(self._config.address))
         change.outcome.set_result(serving)
         self._dispatch.end_parked(change.calls.unary)
         _log.info("handed over", successor=serving.pid, version=serving.version)

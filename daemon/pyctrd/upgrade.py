@@ -8,7 +8,7 @@
     under way end, closes its stores
     take: the locks' descriptors     ──►  claims the locks, opens the stores, adopts the shims,
                                           serves at a path of its own, shows it at the public one
-                                     ◄──  serving: the path of its own
+                                     ◄──  serving
     passes late calls through, and
     ends when its connections are gone
 
@@ -23,7 +23,6 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from pyctr_wire.errors import FailedPrecondition
@@ -42,7 +41,6 @@ class Serving(NamedTuple):
 
     pid: int
     version: str
-    address: Path
 
 
 class Successor:
@@ -82,7 +80,7 @@ class Successor:
     async def serving(self) -> Serving:
         """Return when it serves; raises FailedPrecondition if it ends first."""
         message = await _receive(self._connection, SERVING_TIMEOUT)
-        return Serving(self.pid, str(message["version"]), Path(str(message["address"])))
+        return Serving(self.pid, str(message["version"]))
 
     def give_up(self) -> None:
         """Kill it and reap it."""
@@ -112,9 +110,9 @@ class Predecessor:
             loop.remove_reader(self._connection.fileno())
         return _received_fds(self._connection)
 
-    def serving(self, version: str, address: Path) -> None:
-        """Say that we serve, at `address` too."""
-        self._send({"step": "serving", "version": version, "address": str(address)})
+    def serving(self, version: str) -> None:
+        """Say that the public paths are ours."""
+        self._send({"step": "serving", "version": version})
         self._connection.close()
 
     def _send(self, message: dict[str, Any]) -> None:

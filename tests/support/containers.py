@@ -68,16 +68,16 @@ class Containers:
             (self.rootfs / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(BUSYBOX, self.rootfs / "bin/busybox")
         self._channel: grpc.Channel | None = None
-        self._channel_pid = 0
+        self._server = self.daemon.process
 
     # Calls.
 
     @property
     def channel(self) -> grpc.Channel:
-        """A channel to the daemon that runs now."""
-        if self._channel is None or self._channel_pid != self.daemon.pid:
+        """A channel to the daemon that runs now, or to one that has been replaced and passes our calls on."""
+        if self._channel is None or self._server is None or self._server.poll() is not None:
             self.close()
-            self._channel, self._channel_pid = self.daemon.channel(), self.daemon.pid
+            self._channel, self._server = self.daemon.channel(), self.daemon.process
         return self._channel
 
     def close(self) -> None:
@@ -280,6 +280,11 @@ class EventLog:
                 self.events.append(Event(envelope.topic, event.container_id, id, int(getattr(event, "exit_status", 0))))
         except grpc.RpcError:
             return
+
+    @property
+    def alive(self) -> bool:
+        """Whether the stream goes on."""
+        return self._thread.is_alive()
 
     def of(self, container: str) -> list[Event]:
         """Return the events of one container so far."""

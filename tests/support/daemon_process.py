@@ -9,6 +9,7 @@ Leaving the context stops the daemon and asserts that no process, mount or socke
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,37 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
         time.sleep(0.02)
 
 
+class Successor:
+    """A daemon that another one has started: no child of ours, with the part of Popen's interface that we use."""
+
+    def __init__(self, pid: int) -> None:
+        """Watch process `pid`."""
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """Return 0 if it has ended, however, else None."""
+        if self._pidfd < 0:
+            return 0
+        return 0 if select.select([self._pidfd], [], [], 0)[0] else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; raises subprocess.TimeoutExpired."""
+        if not select.select([self._pidfd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("pyctrd", timeout or 0)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        return 0
+
+
 class DaemonProcess:
     """One pyctrd after the other on the same directories. Needs root."""
 
@@ -45,8 +77,12 @@ class DaemonProcess:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
+        log_level: str = "debug",
     ) -> None:
-        """Prepare directories; `config` is TOML, `wrapper` a command that runs the daemon (strace, say)."""
+        """Prepare directories; `config` is TOML, `wrapper` a command that runs the daemon (strace, say).
+
+        A `log_level` of "" leaves it to `config`.
+        """
         # Short: a socket's path has 108 bytes at most, and pytest's own directories are long.
         self.base = Path(tempfile.mkdtemp(prefix="pyctr-", dir="/tmp"))
         self.root, self.state = self.base / "root", self.base / "state"
@@ -60,10 +96,11 @@ class DaemonProcess:
             "--config", str(self.base / "config.toml"),
             "--root", str(self.root),
             "--state", str(self.state),
-            "--log-level", "debug",
+            *(("--log-level", log_level) if log_level else ()),
             *arguments,
         )  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Successor | None = None
+        self.replaced: list[subprocess.Popen[bytes] | Successor] = []
 
     @property
     def pid(self) -> int:
@@ -109,6 +146,18 @@ class DaemonProcess:
     def kill(self) -> None:
         """End the daemon with SIGKILL."""
         self.stop(signal.SIGKILL)
+
+    def upgrade(self) -> None:
+        """Run `pyctrd upgrade`; the new daemon is ours from then on, the old one ends when nobody uses it."""
+        done = subprocess.run([*self.command, "upgrade"], capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{self.log_text()}"
+        self.adopt(int(done.stdout.rpartition("pid ")[2]))
+
+    def adopt(self, pid: int) -> None:
+        """Take the daemon that has taken over for ours."""
+        assert self.process is not None
+        self.replaced.append(self.process)
+        self.process = Successor(pid)
 
     def wait_ended(self) -> int:
         """Wait until the daemon has ended by itself and return its exit status."""
@@ -176,6 +225,8 @@ class DaemonProcess:
         try:
             if self.process is not None:
                 status = self.stop()
+                for process in self.replaced:
+                    status = status or process.wait(DEADLINE)
                 assert error or status == 0, f"pyctrd ended with {status}:\n{self.log_text()}"
             if error is None:
                 wait_until(lambda: not self.leftovers(), f"nothing left of the daemon, but: {self.leftovers()}")
