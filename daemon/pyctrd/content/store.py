@@ -222,9 +222,11 @@ class ContentStore:
         digests, directories = list(self._blobs), list(self._ingests)
         reader = self._database.read()
         used = {self._ingests.directory(ingest.ns, ingest.ref) for ingest in rows.ingests(reader)}
-        for directory in directories:
-            if directory not in used:
-                self._ingests.remove(directory)
+        with self._lock:  # so that no writer opens an ingest that was aborted, and is being removed, again
+            used |= {self._ingests.directory(ns, ref) for ns, ref in self._locked}
+            for directory in directories:
+                if directory not in used:
+                    self._ingests.remove(directory)
         known = rows.used_digests(reader)
         removed: dict[Digest, int] = {}
         for digest in digests:

@@ -26,11 +26,8 @@ def test_a_reader_cannot_write(stores: Stores) -> None:
 def test_damage_that_a_read_meets_is_told(stores: Stores) -> None:
     stores.containers.create(NS, container("c1", labels={"k": "v" * 4000}))
     stores.database._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    (page,) = (
-        sqlite3.connect(stores.root / "metadata.db")
-        .execute("SELECT rootpage FROM sqlite_master WHERE name = 'containers'")
-        .fetchone()
-    )
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'containers'"
+    (page,) = stores.database._writer.execute(query).fetchone()
     with (stores.root / "metadata.db").open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
