@@ -24,8 +24,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_registry(directory: Path) -> Iterator[str]:
-    """Yield the address of a registry that keeps what it has in `directory`; skips without docker-registry."""
+def running_registry(directory: Path, htpasswd: Path | None = None) -> Iterator[str]:
+    """Yield the address of a registry that keeps what it has in `directory`; skips without docker-registry.
+
+    With `htpasswd`, it serves only those whose names and passwords (bcrypt) are in that file.
+    """
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed (Debian package docker-registry)")
@@ -36,6 +39,7 @@ def running_registry(directory: Path) -> Iterator[str]:
         "log: {level: error}\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/storage}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: '{address}'}}\n"
+        + (f"auth: {{htpasswd: {{realm: test, path: {htpasswd}}}}}\n" if htpasswd else "")
     )
     log = (directory / "registry.log").open("wb")
     process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
@@ -54,6 +58,8 @@ def _wait_until_ready(address: str, process: "subprocess.Popen[bytes]") -> None:
         try:
             with urllib.request.urlopen(f"http://{address}/v2/", timeout=5):
                 return
+        except urllib.error.HTTPError:  # it wants to know who asks
+            return
         except (urllib.error.URLError, OSError):
             assert process.poll() is None, "docker-registry ended"
             assert time.monotonic() < deadline, "docker-registry does not answer"

@@ -20,7 +20,7 @@ from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 from pyctrd.streams.manager import Stream, StreamManager
 from pyctrd.transfer import requests
-from pyctrd.transfer.progress import Report, Send
+from pyctrd.transfer.progress import Report
 from pyctrd.transfer.service import Transfers
 
 _Message = TypeVar("_Message", bound=Message)
@@ -46,10 +46,9 @@ class Transfer(transfer_pb2_grpc.TransferServicer):
         for one in (source, destination):
             if isinstance(one, requests.Registry) and one.auth_stream:
                 credentials = ClientCredentials(self._streams.get(ns, one.auth_stream), one.reference)
-        send: Send | None = None
-        if name := request.options.progress_stream:
-            send = _sender(self._streams.get(ns, name))
-        await self._transfers.transfer(ns, lease_of(context), source, destination, credentials, send)
+        name = request.options.progress_stream
+        listener = ProgressStream(self._streams.get(ns, name)) if name else None
+        await self._transfers.transfer(ns, lease_of(context), source, destination, credentials, listener)
         return Empty()
 
 
@@ -81,8 +80,15 @@ class ClientCredentials:
         return None
 
 
-def _sender(stream: Stream) -> Send:
-    async def send(report: Report) -> None:
+class ProgressStream:
+    """Tells the client over its progress stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        """Send over `stream` (borrowed)."""
+        self._stream = stream
+
+    async def send(self, report: Report) -> None:
+        """Send a report. Raises Cancelled if the client went away."""
         message = progress_pb2.Progress(
             event=report.event,
             name=report.name,
@@ -91,9 +97,11 @@ def _sender(stream: Stream) -> Send:
             total=report.total,
             desc=convert.descriptor_to_proto(report.descriptor) if report.descriptor else None,
         )
-        await stream.send(AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString()))
+        await self._stream.send(AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString()))
 
-    return send
+    async def flush(self) -> None:
+        """Return when all reports are on their way: before the answer that ends the transfer is."""
+        await self._stream.flush()
 
 
 def _endpoint(message: AnyMessage) -> requests.Endpoint | None:

@@ -4,7 +4,9 @@ The receiver grants credit with WindowUpdate; the sender spends it in Data messa
 end of the bytes. Source: containerd docs/transfer.md; core/transfer/streaming.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -16,6 +18,8 @@ from pyctrd.streams.manager import Stream
 
 WINDOW: Final = 64 << 10
 _LARGEST_MESSAGE: Final = 32 << 10
+# Seconds in which a client takes the last window.
+_PATIENCE: Final = 5.0
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -53,14 +57,29 @@ class ByteSender:
         view = memoryview(data)
         while view:
             while self._credit <= 0:
-                message = await self._stream.receive()
-                if message is None:
-                    raise Cancelled("the client stopped asking for data")
-                self._credit += _decode(message, streaming_pb2.WindowUpdate).update
+                await self._take_credit()
             part = view[: min(self._credit, _LARGEST_MESSAGE)]
             await self._stream.send(_encode(streaming_pb2.Data(data=bytes(part))))
             self._credit -= len(part)
             view = view[len(part) :]
+
+    async def finish(self) -> None:
+        """End the stream once the client has taken everything: it then asks for a whole window again.
+
+        A client that ends as soon as its transfer is done would lose what it has not taken by then. One that asks
+        in another way is not waited for longer than five seconds.
+        """
+        with suppress(TimeoutError, Cancelled):
+            async with asyncio.timeout(_PATIENCE):
+                while self._credit < WINDOW:
+                    await self._take_credit()
+        await self._stream.close()
+
+    async def _take_credit(self) -> None:
+        message = await self._stream.receive()
+        if message is None:
+            raise Cancelled("the client stopped asking for data")
+        self._credit += _decode(message, streaming_pb2.WindowUpdate).update
 
 
 def _decode(message: AnyValue, kind: type[_Message]) -> _Message:

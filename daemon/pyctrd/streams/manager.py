@@ -24,6 +24,8 @@ class Stream:
         self._outgoing: asyncio.Queue[AnyValue | None] = asyncio.Queue(_DEPTH)
         self._has_ended = False
         self._is_gone = False
+        self._unwritten = 0
+        self._is_written = asyncio.Event()
 
     async def receive(self) -> AnyValue | None:
         """Return the client's next message, None once it has sent its last. Raises Cancelled if it went away."""
@@ -36,9 +38,16 @@ class Stream:
     async def send(self, message: AnyValue) -> None:
         """Queue a message for the client. Raises Cancelled if it went away."""
         if not self._is_gone:
+            self._unwritten += 1
+            self._is_written.clear()
             await self._outgoing.put(message)
         if self._is_gone:
             raise Cancelled("the client closed its stream")
+
+    async def flush(self) -> None:
+        """Return when all that was sent is on its way to the client, or the client is gone."""
+        if self._unwritten and not self._is_gone:
+            await self._is_written.wait()
 
     async def close(self) -> None:
         """End the stream for the client, after what was sent before."""
@@ -53,10 +62,15 @@ class Stream:
         """Yield the messages for the client until a component closes the stream."""
         while (message := await self._outgoing.get()) is not None:
             yield message
+            # Whoever iterates has written the message when he asks for the next one.
+            self._unwritten -= 1
+            if not self._unwritten:
+                self._is_written.set()
 
     def abandon(self) -> None:
         """Wake everybody who waits: the client is gone, or the stream must not be used any more."""
         self._is_gone = True
+        self._is_written.set()
         for queue in (self._incoming, self._outgoing):
             while not queue.empty():
                 queue.get_nowait()

@@ -111,7 +111,10 @@ class ArchiveReader:
                 raise InvalidArgument(f"the archive has {name} twice")
             archive.documents[name] = b"".join(reader.content())
         elif posixpath.basename(name) not in _OBSOLETE:
-            archive.files[name] = self._store(name, size, map(bytes, reader.content()))
+            content = reader.content()
+            archive.files[name] = self._store(name, size, map(bytes, content))
+            for _ in content:
+                pass  # of a blob that was there already: the reader goes on behind it
             self._on_blob(name, size)
 
     def _store(self, name: str, size: int, parts: Iterator[bytes]) -> File:
@@ -136,7 +139,7 @@ class ArchiveReader:
         try:
             writer = self._open(name, size, digest)
         except AlreadyExists:
-            return File(digest, size, compression)  # the reader passes over what was not asked for
+            return File(digest, size, compression)
         try:
             if not (digest and writer.offset == size and writer.digest() == digest):
                 writer.truncate(0)

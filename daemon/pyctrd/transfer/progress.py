@@ -5,10 +5,10 @@ Source: containerd docs/transfer.md, "Progress".
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pyctr_wire.errors import Cancelled
 from pyctrd.core.descriptors import Descriptor
@@ -32,7 +32,16 @@ class Report:
     descriptor: Descriptor | None = None
 
 
-Send = Callable[[Report], Awaitable[None]]
+class Listener(Protocol):
+    """The client, as far as it listens."""
+
+    async def send(self, report: Report, /) -> None:
+        """Pass a report on. Raises Cancelled if the client has gone."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when all reports are on their way."""
+        ...
 
 
 class Progress:
@@ -58,31 +67,32 @@ class Progress:
 
 
 @asynccontextmanager
-async def reported(send: Send | None) -> AsyncIterator[Progress]:
-    """Yield a Progress whose reports go out through `send` every 300 ms, and a last time at the end.
+async def reported(listener: Listener | None) -> AsyncIterator[Progress]:
+    """Yield a Progress whose reports go to `listener` every 300 ms, and a last time before the end.
 
-    None sends nothing. A client that has gone (Cancelled) or takes nothing ends the reports, not the transfer.
+    None reports to nobody. A client that has gone (Cancelled) or takes nothing ends the reports, not the transfer.
     """
     progress = Progress()
-    if send is None:
+    if listener is None:
         yield progress
         return
     is_done = asyncio.Event()
     async with Together() as tasks:
-        tasks.create_task(_keep_sending(progress, send, is_done))
+        tasks.create_task(_keep_sending(progress, listener, is_done))
         try:
             yield progress
         finally:
             is_done.set()
 
 
-async def _keep_sending(progress: Progress, send: Send, is_done: asyncio.Event) -> None:
+async def _keep_sending(progress: Progress, listener: Listener, is_done: asyncio.Event) -> None:
     while True:
         is_last = is_done.is_set()
         try:
             async with asyncio.timeout(_PATIENCE):
                 for report in progress.take():
-                    await send(report)
+                    await listener.send(report)
+                await listener.flush()
         except (Cancelled, TimeoutError):
             return
         if is_last:

@@ -15,7 +15,7 @@ from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer import naming
 from pyctrd.transfer.exporter import export
 from pyctrd.transfer.importer import import_archive
-from pyctrd.transfer.progress import Progress, Send, reported
+from pyctrd.transfer.progress import Listener, Progress, reported
 from pyctrd.transfer.pull import pull
 from pyctrd.transfer.push import push
 from pyctrd.transfer.requests import Endpoint, ExportStream, ImageStore, ImportStream, Registry
@@ -62,14 +62,14 @@ class Transfers:
         source: Endpoint,
         destination: Endpoint,
         credentials: CredentialSource | None = None,
-        send: Send | None = None,
+        listener: Listener | None = None,
     ) -> None:
         """Move what `source` is to `destination`; when this returns it is there.
 
-        Runs under `lease`, "" makes one for the time being. `credentials` asks the client, `send` reports to it.
-        Raises Unimplemented for a pair that makes no sense, and what the transfer itself raises.
+        Runs under `lease`, "" makes one for the time being. `credentials` asks the client, `listener` hears how it
+        goes. Raises Unimplemented for a pair that makes no sense, and what the transfer itself raises.
         """
-        async with session(self._stores, ns, lease) as opened, reported(send) as progress:
+        async with session(self._stores, ns, lease) as opened, reported(listener) as progress:
             match source, destination:
                 case Registry(), ImageStore():
                     await self._pull(opened, source, destination, credentials, progress)
@@ -129,14 +129,14 @@ class Transfers:
             await import_archive(opened, chunks, source, destination, self._host, self._locks, progress)
 
     async def _export(self, opened: Session, source: ImageStore, destination: ExportStream, progress: Progress) -> None:
-        stream = self._streams.get(opened.ns, destination.stream)
+        sender = ByteSender(self._streams.get(opened.ns, destination.stream))
         names = [source.name] if source.name else []
         names += [extra.name for extra in source.extra_references if not extra.is_prefix]
         images = [await self._image(opened, name) for name in dict.fromkeys(names)]
         if not images:
             raise InvalidArgument("an export needs the name of an image")
-        await export(opened, images, destination, self._host, ByteSender(stream).write, progress)
-        await stream.close()
+        await export(opened, images, destination, self._host, sender.write, progress)
+        await sender.finish()
 
     async def _tag(self, opened: Session, source: ImageStore, destination: ImageStore) -> None:
         image = await self._image(opened, source.name)
@@ -147,11 +147,10 @@ class Transfers:
             await opened.store_image(Image(name, image.target, {**image.labels, **destination.labels}))
 
     async def _echo(self, ns: str, source: ImportStream, destination: ExportStream) -> None:
-        stream = self._streams.get(ns, destination.stream)
-        sender = ByteSender(stream)
+        sender = ByteSender(self._streams.get(ns, destination.stream))
         async for chunk in receive_bytes(self._streams.get(ns, source.stream)):
             await sender.write(chunk)
-        await stream.close()
+        await sender.finish()
 
     async def _image(self, opened: Session, name: str) -> Image:
         return await self._stores.rows.run(self._stores.images.get, opened.ns, name)

@@ -146,3 +146,31 @@ async def test_a_client_that_stops_asking_is_gone() -> None:
 
     with pytest.raises(Cancelled):
         await ByteSender(stream).write(b"data")
+
+
+async def test_the_end_waits_until_the_client_has_taken_everything() -> None:
+    stream = Stream()
+    sender = ByteSender(stream)
+    await stream.feed(credit(WINDOW))
+    await sender.write(b"data")
+
+    async with asyncio.TaskGroup() as tasks:
+        finishing = tasks.create_task(sender.finish())
+        await asyncio.sleep(0)
+        assert not finishing.done()
+        await stream.feed(credit(WINDOW))
+    assert len(await taken(stream)) == 1
+
+
+async def test_a_flush_waits_until_messages_are_written() -> None:
+    stream = Stream()
+    await stream.send(AnyValue("a", b""))
+    messages = stream.drain()
+
+    async with asyncio.TaskGroup() as tasks:
+        flushing = tasks.create_task(stream.flush())
+        await anext(messages)
+        assert not flushing.done()
+        await stream.close()
+        await anext(messages, None)
+    await stream.flush()

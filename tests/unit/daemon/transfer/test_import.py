@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -165,6 +166,14 @@ async def test_the_index_gets_the_name_that_was_asked_for(opened: Session, real:
     target = real.images.get(NS, "whole").target
     assert target.media_type == INDEX
     assert target.digest == digest(layout(IMAGE)["index.json"])
+
+
+async def test_blobs_that_are_there_are_passed_over(opened: Session, real: RealStores) -> None:
+    large = image({"a": os.urandom(1 << 20)}, {"b": os.urandom(1 << 20)})
+    real.content.write_blob("another", "any", large.layers[1])
+
+    for _ in range(2):
+        assert await load(opened, layout(large)) == ["import:v1"]
 
 
 async def test_a_collection_leaves_what_was_imported(stores: Stores, real: RealStores) -> None:

@@ -1,6 +1,7 @@
 """Progress: in order, the latest of each blob, and never in the way."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,35 +22,43 @@ def test_only_the_latest_state_of_a_blob_is_reported() -> None:
     assert progress.take() == []
 
 
+class Listener:
+    """Keeps what it is told; `failure` is raised instead."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.events: list[str] = []
+        self.flushed: list[str] = []
+
+    async def send(self, report: Report) -> None:
+        if self.failure:
+            raise self.failure
+        self.events.append(report.event)
+
+    async def flush(self) -> None:
+        self.flushed = list(self.events)
+
+
 async def test_everything_is_sent_before_the_end() -> None:
-    sent: list[str] = []
+    listener = Listener()
 
-    async def send(report: Report) -> None:
-        sent.append(report.event)
-
-    async with reported(send) as progress:
+    async with reported(listener) as progress:
         progress.say("begins")
         progress.say("ends")
 
-    assert sent == ["begins", "ends"]
+    assert listener.flushed == ["begins", "ends"]
 
 
 async def test_a_client_that_is_gone_does_not_matter() -> None:
-    async def send(report: Report) -> None:
-        raise Cancelled("gone")
-
-    async with reported(send) as progress:
+    async with reported(Listener(Cancelled("gone"))) as progress:
         progress.say("first")
         await asyncio.sleep(0)
         progress.say("second")
 
 
 async def test_the_transfers_own_failure_is_what_is_raised() -> None:
-    async def send(report: Report) -> None:
-        pass
-
     with pytest.raises(NotFound, match="image"):
-        async with reported(send):
+        async with reported(Listener()):
             raise NotFound("image")
 
 
@@ -59,7 +68,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_thread_that_waits_for_bytes_is_woken_when_it_is_over() -> None:
-    async def never():  # type: ignore[no-untyped-def]
+    async def never() -> AsyncIterator[bytes]:
         yield b"first"
         waiting.set()
         await asyncio.Event().wait()
