@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from pyctr_wire.containerd.types.task import task_pb2 as types
 from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
 from support.containers import Containers, EventLog
 from support.daemon_process import DaemonProcess, wait_until
+from support.tracing import KillAt, needs_strace
 
 pytestmark = pytest.mark.root
 
@@ -121,3 +123,29 @@ def test_new_daemon_killed_at_once(containers: Containers, daemon: DaemonProcess
     daemon.kill()
     daemon.start()
     assert containers.status("web") == types.RUNNING
+
+
+@needs_strace
+def test_new_daemon_killed_with_everything_in_its_hands(containers: Containers, daemon: DaemonProcess) -> None:
+    """The old one, its stores closed, starts again from what is on disk."""
+    containers.run("web", "sleep", "1000")
+    engine = engine_pb2_grpc.EngineStub(containers.channel)
+    upgrade = engine.Upgrade.future(engine_pb2.UpgradeRequest(), timeout=120)
+    wait_until(lambda: bool(successors(daemon)), "the program has been started")
+    # It signs the lock that it has been handed.
+    with KillAt(successors(daemon)[0], "ftruncate", 1):
+        assert upgrade.exception() is not None
+    containers.close()
+    daemon.wait_ready()
+    assert containers.status("web") == types.RUNNING
+    daemon.upgrade()
+    assert containers.status("web") == types.RUNNING
+
+
+def successors(daemon: DaemonProcess) -> list[int]:
+    """Return the pids of programs that the daemon has started to take over from it."""
+    found = []
+    for pid in Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split():
+        if "--take-over" in Path(f"/proc/{pid}/cmdline").read_text():
+            found.append(int(pid))
+    return found

@@ -1,0 +1,121 @@
+"""Calls on the old daemon's connections reach the new one, unchanged in both directions."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from pyctr_wire.errors import NotFound
+from pyctrd.server.dispatch import Dispatch
+from pyctrd.server.listener import Listener
+from pyctrd.server.passthrough import PassThrough
+
+Call = Any
+
+
+def _raw(kind: str, behaviour: Any) -> Any:
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(behaviour, request_deserializer=bytes.decode, response_serializer=str.encode)
+
+
+async def unary(request: str, context: Call) -> str:
+    if request == "missing":
+        raise NotFound('container "x"')
+    headers = dict(context.invocation_metadata())
+    return f"{request} of {headers['containerd-namespace']}"
+
+
+async def many(request: str, context: Call) -> None:
+    for word in request.split():
+        await context.write(word)
+    if request.endswith("missing"):
+        raise NotFound("more")
+
+
+async def both(requests: AsyncIterator[str], context: Call) -> None:
+    async for request in requests:
+        await context.write(request.upper())
+
+
+async def serve(dispatch: Dispatch, path: Path) -> Listener:
+    listener = Listener(dispatch, path, uid=-1, gid=-1, connection_age=600)
+    await listener.start()
+    return listener
+
+
+@pytest.fixture
+async def passthrough(tmp_path: Path) -> AsyncIterator[PassThrough]:
+    """Two servers: calls to `old` go to `new` once it is open."""
+    new, old = Dispatch(), Dispatch()
+    new.add_registered_method_handlers(
+        "t.T",
+        {"One": _raw("unary_unary", unary), "Many": _raw("unary_stream", many), "Both": _raw("stream_stream", both)},
+    )
+    passing = PassThrough()
+    old.divert(passing.handler_for)
+    listeners = [await serve(new, tmp_path / "new"), await serve(old, tmp_path / "old")]
+    yield passing
+    for listener in listeners:
+        await listener.stop(0)
+    await passing.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, passthrough: PassThrough) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'old'}") as channel:
+        yield channel
+
+
+def one(channel: grpc.aio.Channel, request: str) -> Any:
+    return channel.unary_unary("/t.T/One")(request.encode(), metadata=[("containerd-namespace", "a")], timeout=10)
+
+
+async def test_calls_wait_for_the_successor(tmp_path: Path, passthrough: PassThrough, client: grpc.aio.Channel) -> None:
+    answer = asyncio.ensure_future(asyncio.wait_for(one(client, "web"), 10))
+    await asyncio.sleep(0.05)
+    assert not answer.done()
+    passthrough.open(tmp_path / "new")
+    assert await answer == b"web of a"
+
+
+async def test_statuses_pass(tmp_path: Path, passthrough: PassThrough, client: grpc.aio.Channel) -> None:
+    passthrough.open(tmp_path / "new")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await one(client, "missing")
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, 'container "x": not found')
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await client.unary_unary("/t.T/None")(b"")
+    assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_streams_pass(tmp_path: Path, passthrough: PassThrough, client: grpc.aio.Channel) -> None:
+    passthrough.open(tmp_path / "new")
+    assert [word async for word in client.unary_stream("/t.T/Many")(b"a b c")] == [b"a", b"b", b"c"]
+    call = client.unary_stream("/t.T/Many")(b"a missing")
+    words = []
+    with pytest.raises(grpc.aio.AioRpcError, match="more"):  # noqa: PT012
+        async for word in call:
+            words.append(word)
+    assert words == [b"a", b"missing"]
+
+    both_ways = client.stream_stream("/t.T/Both")()
+    for word in (b"x", b"y"):
+        await both_ways.write(word)
+        assert await both_ways.read() == word.upper()
+    await both_ways.done_writing()
+    assert await both_ways.read() is grpc.aio.EOF
+
+
+async def test_cancellation_passes(tmp_path: Path, passthrough: PassThrough, client: grpc.aio.Channel) -> None:
+    """The successor must not go on for a client that has left."""
+    passthrough.open(tmp_path / "new")
+    call = client.stream_stream("/t.T/Both")()
+    await call.write(b"x")
+    assert await call.read() == b"X"
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call.read()
