@@ -1,0 +1,121 @@
+"""TLS: whom the client believes, and to whom it shows a certificate of ours."""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyctr_wire.errors import FailedPrecondition, Unavailable
+from pyctrd.core.descriptors import Descriptor
+from pyctrd.registry.client import Repository
+from pyctrd.registry.hosts import Endpoint, Tls
+from support.images import MANIFEST, digest, image
+from support.scripted_registry import Answer, ScriptedRegistry, scripted_registry
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+
+Open = Callable[..., Repository]
+
+IMAGE = image({"file": b"content"})
+BLOB = b"blob"
+LAYER = Descriptor("layer", digest(BLOB), len(BLOB))
+BLOB_PATH = f"/v2/some/image/blobs/{LAYER.digest}"
+TAG = "/v2/some/image/manifests/v1"
+OK = Answer(200, IMAGE.manifest, {"Content-Type": MANIFEST, "Docker-Content-Digest": IMAGE.digest})
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    pair = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-out", str(pair[0]), "-keyout", str(pair[1])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return pair
+
+
+def serving(certificate: tuple[Path, Path], *, asks_for_ours: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    if asks_for_ours:
+        context.load_verify_locations(certificate[0])
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def endpoint(registry: ScriptedRegistry, tls: Tls) -> Endpoint:
+    return Endpoint(f"{registry.url}/v2", registry.host, tls=tls)
+
+
+async def test_an_unknown_authority_is_not_believed(
+    certificate: tuple[Path, Path], open_repository: Open, pauses: list[float]
+) -> None:
+    async with scripted_registry(serving(certificate)) as registry:
+        registry.on("HEAD", TAG, OK)
+
+        with pytest.raises(FailedPrecondition, match="certificate cannot be verified"):
+            await open_repository(served_by=(endpoint(registry, Tls()),)).resolve()
+
+        assert registry.seen == pauses == []
+
+
+@pytest.mark.parametrize("how", ["ca", "skip_verify"])
+async def test_whom_we_are_told_to_believe(certificate: tuple[Path, Path], open_repository: Open, how: str) -> None:
+    tls = Tls((certificate[0],)) if how == "ca" else Tls(skip_verify=True)
+    async with scripted_registry(serving(certificate)) as registry:
+        registry.on("HEAD", TAG, OK)
+
+        assert (await open_repository(served_by=(endpoint(registry, tls),)).resolve()).digest == IMAGE.digest
+
+
+async def test_our_certificate_is_shown_to_the_registry_and_to_nobody_behind_it(
+    certificate: tuple[Path, Path], open_repository: Open
+) -> None:
+    tls = Tls((certificate[0],), (certificate,))
+    demanding = serving(certificate, asks_for_ours=True)
+    async with scripted_registry(demanding) as registry, scripted_registry(demanding) as other:
+        registry.on("HEAD", TAG, OK)
+        registry.on("GET", BLOB_PATH, Answer(307, headers={"Location": f"{other.url}/blob"}))
+        other.on("GET", "/blob", Answer(200, BLOB))
+        repository = open_repository(served_by=(endpoint(registry, tls),))
+
+        await repository.resolve()
+        with pytest.raises(Unavailable):
+            async with repository.blob(LAYER, 0):
+                pass
+
+        assert other.seen == []
+
+
+async def test_a_redirect_from_tls_to_plain_http_is_refused(
+    certificate: tuple[Path, Path], registry: ScriptedRegistry, open_repository: Open
+) -> None:
+    async with scripted_registry(serving(certificate)) as safe:
+        safe.on("GET", BLOB_PATH, Answer(307, headers={"Location": f"{registry.url}/blob"}))
+
+        with pytest.raises(FailedPrecondition, match="plain http"):
+            async with open_repository(served_by=(endpoint(safe, Tls(skip_verify=True)),)).blob(LAYER, 0):
+                pass
+
+    assert registry.seen == []
+
+
+async def test_http_that_may_be_tls_is_asked_both_ways(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("HEAD", TAG, OK)
+    maybe = Endpoint(f"https://{registry.host}/v2", registry.host, tls=Tls(skip_verify=True), may_fall_back=True)
+
+    assert (await open_repository(served_by=(maybe,)).resolve()).digest == IMAGE.digest
+
+
+async def test_certificates_that_cannot_be_read_are_named(registry: ScriptedRegistry, open_repository: Open) -> None:
+    missing = Endpoint(f"{registry.url}/v2", registry.host, tls=Tls((Path("/does/not/exist.pem"),)))
+
+    with pytest.raises(FailedPrecondition, match=r"exist\.pem"):
+        await open_repository(served_by=(missing,)).resolve()
