@@ -42,7 +42,7 @@ _log = structlog.stdlib.get_logger("pyctrd.server")
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Behaviour: TypeAlias = Callable[[Any, Context], Any]
+Behaviour: TypeAlias = Callable[[Any, Any], Any]
 PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
 if TYPE_CHECKING:  # the class is generic only in its stubs
@@ -146,7 +146,7 @@ class Dispatch(_GenericHandler):
             self._parked.add(task)
             try:
                 if not self._stopping:
-                    return await behaviour(request, context)
+                    return await behaviour(request, _Unbroken(context))
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
@@ -158,6 +158,35 @@ class Dispatch(_GenericHandler):
             raise Unavailable("the daemon is stopping")
 
         return call
+
+
+class _Unbroken:
+    """A context that carries on with what it is sending when the call is cancelled.
+
+    grpc has a status follow only what has been sent whole, and fails otherwise.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        await _to_its_end(self._context.send_initial_metadata(metadata))
+
+    async def write(self, message: Any) -> None:
+        await _to_its_end(self._context.write(message))
+
+
+async def _to_its_end(operation: Awaitable[None]) -> None:
+    """Wait for `operation`, also when the waiting is cancelled."""
+    task = asyncio.ensure_future(operation)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class _Calls:

@@ -26,6 +26,7 @@ class Servicer:
     """Behaviours of every kind."""
 
     def __init__(self) -> None:
+        self.sending = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     async def Echo(self, request: str, context: Call) -> str:
@@ -54,8 +55,9 @@ class Servicer:
         raise NotFound("the second")
 
     async def Park(self, request: str, context: Call) -> None:
-        await context.send_initial_metadata(())
+        self.sending.set()
         try:
+            await context.send_initial_metadata(())
             await asyncio.Event().wait()
         finally:
             self.cancelled.set()
@@ -191,3 +193,17 @@ async def test_every_call_can_be_diverted(channel: grpc.aio.Channel, dispatch: D
 
 async def test_services_are_known_by_name(dispatch: Dispatch) -> None:
     assert dispatch.services() == {"test.Test", "containerd.services.events.v1.Events"}
+
+
+async def test_a_parked_call_is_not_cut_while_it_sends(
+    channel: grpc.aio.Channel, dispatch: Dispatch, servicer: Servicer
+) -> None:
+    """The client would not hear why it ended, and the daemon would wait for it until its grace is over."""
+    stream = channel.unary_stream("/containerd.services.events.v1.Events/Subscribe")(b"", timeout=30)
+    await servicer.sending.wait()
+
+    dispatch.end_parked()
+
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stream.read()
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE

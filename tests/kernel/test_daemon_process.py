@@ -1,0 +1,161 @@
+"""The daemon as a process: what it refuses, what signals do, and what others may touch."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
+from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
+from support.daemon_process import DaemonProcess, wait_until
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[DaemonProcess]:
+    """One that tests leave running: a start takes a second or more on a busy machine."""
+    with DaemonProcess() as daemon:
+        yield daemon
+
+
+def _refused(*arguments: str) -> str:
+    """Start another daemon, which must refuse, and return what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pyctrd", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_second_daemon_refuses_what_the_first_one_owns(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Root, state and address: each alone is a reason, and the first one does not notice."""
+    own = {"--root": str(daemon.root), "--state": str(daemon.state), "--address": str(daemon.address)}
+    other = {"--root": str(tmp_path / "r"), "--state": str(tmp_path / "s"), "--address": str(tmp_path / "a")}
+
+    for shared in own:
+        chosen = {**other, shared: own[shared]}
+        text = _refused(*(word for pair in chosen.items() for word in pair))
+        if shared == "--address":
+            assert text == f"pyctrd: address {daemon.address}: another server answers on it: failed precondition"
+        else:
+            assert f"{own[shared]} is in use by another pyctrd, pid {daemon.pid}" in text
+    with daemon.channel() as channel:
+        assert VersionStub(channel).Version(Empty(), timeout=30).version
+
+
+def test_an_address_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+
+    text = _refused("--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), "--address", str(precious))
+
+    assert text.endswith(f"address {precious}: exists and is not a socket: failed precondition")
+    assert precious.read_text() == "data"
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_nobody_else_gets_at_anything_whatever_the_umask_is(umask: int) -> None:
+    """Nor where an older version left a directory open."""
+    daemon = DaemonProcess(wrapper=("sh", "-c", f'umask {umask:04o}; exec "$@"', "sh"))
+    daemon.root.mkdir(mode=0o755)
+    daemon.state.mkdir(mode=0o777)
+    with daemon:
+        modes = {
+            path: stat.S_IMODE(path.stat().st_mode)
+            for path in (daemon.root, daemon.state, daemon.address, Path(f"{daemon.address}.ttrpc"))
+        }
+        assert list(modes.values()) == [0o700, 0o711, 0o660, 0o660]
+        for path in (*daemon.root.rglob("*"), *daemon.state.rglob("*")):
+            mode = path.lstat().st_mode
+            if not stat.S_ISLNK(mode):
+                assert not mode & stat.S_IWOTH, path
+        sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if "@" in line.split()[-1]]
+        assert not [line for line in sockets if "pyctr" in line]
+
+
+def test_a_socket_that_a_dead_daemon_left_is_taken_over() -> None:
+    with DaemonProcess(config="[grpc]\nuid = 12\ngid = 34\n") as daemon:
+        daemon.kill()
+        assert daemon.address.exists()
+
+        daemon.start()
+
+        assert sorted(path.name for path in daemon.state.glob("pyctrd.sock*")) == [
+            "pyctrd.sock",
+            f"pyctrd.sock.{daemon.pid}",
+            "pyctrd.sock.ttrpc",
+            f"pyctrd.sock.ttrpc.{daemon.pid}",
+        ]
+        assert (daemon.address.stat().st_uid, daemon.address.stat().st_gid) == (12, 34)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_is_clean_and_told_to_everybody(number: signal.Signals, tmp_path: Path) -> None:
+    """Streams end as unavailable, the service manager hears of it, and every line of the log is a record."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(60)
+        with DaemonProcess(environment={"NOTIFY_SOCKET": str(tmp_path / "n")}) as daemon:
+            assert manager.recv(1000).decode().split("\n") == ["READY=1", f"MAINPID={daemon.pid}"]
+            with daemon.channel() as channel:
+                stream = events_pb2_grpc.EventsStub(channel).Subscribe(events_pb2.SubscribeRequest(), timeout=60)
+                stream.initial_metadata()
+
+                assert daemon.stop(number) == 0
+
+                with pytest.raises(grpc.RpcError) as raised:
+                    next(stream)
+                assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert manager.recv(1000) == b"STOPPING=1"
+            assert list(daemon.state.glob("pyctrd.sock*")) == []
+            records = [json.loads(line) for line in daemon.log_text().splitlines()]
+            events = [record["event"] for record in records if record["logger"] == "pyctrd"]
+            assert events == ["ready", "stopping", "stopped"]
+            assert all(record.keys() >= {"event", "level", "logger", "timestamp"} for record in records)
+
+
+def test_a_hangup_reads_the_log_level_again() -> None:
+    config = "[log]\nlevel = 'warning'\n"
+    with DaemonProcess(config=config, log_level="") as daemon:
+        assert '"ready"' not in daemon.log_text()
+
+        (daemon.base / "config.toml").write_text("nonsense = 1\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: "reload.failed" in daemon.log_text(), "the failure is logged")
+        assert 'unknown key \\"nonsense\\"' in daemon.log_text()
+
+        (daemon.base / "config.toml").write_text("[log]\nlevel = 'info'\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: '"reloaded"' in daemon.log_text(), "the reload is logged")
+
+
+def test_other_signals_do_no_harm(daemon: DaemonProcess) -> None:
+    os.kill(daemon.pid, signal.SIGUSR2)
+    os.kill(daemon.pid, signal.SIGPIPE)
+    os.kill(daemon.pid, signal.SIGUSR1)
+
+    wait_until(lambda: "most recent call first" in daemon.log_text(), "the stacks are written")
+    with daemon.channel() as channel:
+        assert VersionStub(channel).Version(Empty(), timeout=30).version
+
+
+def test_the_zygote_is_no_child_of_grpc(daemon: DaemonProcess) -> None:
+    """It is one thread that never loaded it, nor an event loop."""
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    (zygote,) = [pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    assert len(list(Path(f"/proc/{zygote}/task").iterdir())) == 1
+    mapped = Path(f"/proc/{zygote}/maps").read_text()
+    assert "cygrpc" not in mapped
+    assert "uvloop" not in mapped
