@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyctr_shim.oci import runtime
-from pyctr_shim.oci.cgroups import mounted
+from pyctr_shim.oci.cgroups import files, mounted
+from pyctr_sys.mount import MNT_DETACH, umount2
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = [
@@ -171,13 +172,17 @@ class Lab:
             os.close(container.console_fd)
 
     def close(self) -> None:
-        """Remove every container and the test's cgroups."""
-        # The last first: a namespace's first process does not end before those who joined it are reaped.
-        for container in reversed(list(self.containers)):
-            self.remove(container)
-        for directory in {*mounted().controllers.values(), mounted().unified} - {""}:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(directory + self.cgroup)
+        """Remove every container, and whatever a failed test has left of cgroups and mounts."""
+        try:
+            # The last first: a namespace's first process does not end before those who joined it are reaped.
+            for container in reversed(list(self.containers)):
+                self.remove(container)
+        finally:
+            for directory in {*mounted().controllers.values(), mounted().unified} - {""}:
+                files.remove_tree(directory + self.cgroup)
+            for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+                if line.split()[4].startswith(f"{self.base}/"):
+                    umount2(line.split()[4], MNT_DETACH)
 
 
 @contextlib.contextmanager
@@ -221,6 +226,11 @@ def read_all(fd: int) -> str:
         if not data:
             return b"".join(chunks).decode()
         chunks.append(data)
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is mounted on a path, bind mounts too, which os.path.ismount does not see."""
+    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -131,7 +131,9 @@ def _read(request: Request, channel: Channel) -> _Build | None:
         annotations=spec.get("annotations") or {},
         hooks={kind: list_ for kind, list_ in (spec.get("hooks") or {}).items() if list_},
     )
-    return _Build(request, channel, spec, plan, record, cgroup_for(request.hierarchies, path))
+    cgroup = cgroup_for(request.hierarchies, path)
+    cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
+    return _Build(request, channel, spec, plan, record, cgroup)
 
 
 def _needs_stager(plan: Plan, hierarchies: Hierarchies) -> bool:

@@ -286,11 +286,14 @@ def _create(request: init.Request) -> Container | None:
                     channel=ours,
                 )
         _raise_failure({"text": "container init ended without a word", "errno": 0})
-    except BaseException:
+    except BaseException as error:
         ours.close()
         if console_fd >= 0:
             os.close(console_fd)
-        _undo(request, pidfd)
+        try:
+            _undo(request, pidfd)
+        except OciError as left:
+            raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
         raise
 
 

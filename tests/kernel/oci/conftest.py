@@ -1,6 +1,7 @@
 """A lab for containers, per test."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,6 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     # Some containers' users are not root: they must be able to reach their root's parents.
     for directory in (tmp_path, *tmp_path.parents[:3]):
         os.chmod(directory, 0o755)
-    made = Lab(tmp_path, cgroup=f"/pyctr-test-{os.getpid()}")
+    made = Lab(tmp_path, cgroup=f"/pyctr-test-{uuid.uuid4().hex[:12]}")
     yield made
     made.close()

@@ -8,7 +8,7 @@ import pytest
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import RootfsMount
 from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
-from support.oci_bundle import Lab, Spec, make_root
+from support.oci_bundle import Lab, Spec, is_mounted, make_root
 
 pytestmark = pytest.mark.root
 
@@ -69,7 +69,7 @@ def test_unmounting_in_the_container_does_not_reach_the_host(lab: Lab) -> None:
         add_mount(spec, "/mnt", shared, "rbind")
 
         assert lab.run(spec).status == 0
-        assert os.path.ismount(shared / "inner")
+        assert is_mounted(shared / "inner")
     finally:
         umount2(str(shared / "inner"), MNT_DETACH)
         umount2(str(shared), MNT_DETACH)
@@ -201,7 +201,7 @@ def test_an_overlay_root_is_mounted_in_the_container_only(lab: Lab, count: int) 
     spec = shell(lab, "cat /marker; echo written >/new")
     bundle = lab.bundle(spec, root=False)
     container = lab.create(spec, bundle=bundle, rootfs=(overlay,))
-    assert not os.path.ismount(bundle / "rootfs")
+    assert not is_mounted(bundle / "rootfs")
     lab.remove(container)
 
     assert lab.run(spec, bundle=bundle, rootfs=(overlay,)).output == "lowest\n"

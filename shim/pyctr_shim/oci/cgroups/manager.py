@@ -37,8 +37,11 @@ class Cgroup(Protocol):
     def path(self) -> str:
         """Its path below the hierarchies' mount points."""
 
+    def check_unused(self) -> None:
+        """Raise OciError if processes are in it already: it is somebody else's then."""
+
     def create(self) -> None:
-        """Make it. Raises OciError if processes are in it already."""
+        """Make it; nothing happens if it is there."""
 
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""

@@ -35,8 +35,17 @@ class CgroupV1:
         mount_points = dict.fromkeys(self._hierarchies.controllers.values())
         return [mount_point + self.path for mount_point in mount_points]
 
+    def check_unused(self) -> None:
+        """Raise OciError if processes are in it already.
+
+        By their count: in a new PID namespace cgroup.procs shows none of the others.
+        """
+        directory = self._directory("pids")
+        if directory and files.number(f"{directory}/pids.current"):
+            raise OciError(f"cgroup {directory} is not empty: processes are in it")
+
     def create(self) -> None:
-        """Make the cgroup in every hierarchy. Raises OciError if processes are in it already."""
+        """Make the cgroup in every hierarchy; nothing happens where it is there."""
         cpuset = self._directory("cpuset")
         for directory in self.directories():
             try:
@@ -44,8 +53,7 @@ class CgroupV1:
             except FileNotFoundError:
                 os.makedirs(directory, exist_ok=True)
             except FileExistsError:
-                if pids := files.subtree_pids(directory):
-                    raise OciError(f"cgroup {directory} is not empty: process {pids[0]} is in it") from None
+                continue
             if directory == cpuset:
                 _inherit_cpuset(self._hierarchies.controllers["cpuset"], directory)
 

@@ -31,8 +31,13 @@ class CgroupV2:
         self._directory = hierarchies.unified + path
         self.path = path
 
+    def check_unused(self) -> None:
+        """Raise OciError if processes are in it already."""
+        if files.fields(f"{self._directory}/cgroup.events").get("populated"):
+            raise OciError(f"cgroup {self._directory} is not empty: processes are in it")
+
     def create(self) -> None:
-        """Make it, with every controller that its ancestors have. Raises OciError if processes are in it already."""
+        """Make it, with every controller that its ancestors have; nothing happens if it is there."""
         parent = self._mount_point
         for name in self.path.strip("/").split("/"):
             _delegate_controllers(parent)
@@ -41,8 +46,6 @@ class CgroupV2:
                 os.mkdir(parent)
             except FileExistsError:
                 continue
-        if pids := files.subtree_pids(self._directory):
-            raise OciError(f"cgroup {self._directory} is not empty: process {pids[0]} is in it")
 
     def join(self) -> None:
         """Move the calling process into it."""
