@@ -226,7 +226,7 @@ class Containers:
 
     def _cgroups(self) -> list[str]:
         """Return our containers' cgroups, and remove the parent that they share once they are gone."""
-        parents = [path for path in _hierarchies() if (path / self.group).exists()]
+        parents = [path for path in hierarchies() if (path / self.group).exists()]
         found: list[str] = []
         for parent in parents:
             children = [str(child) for child in (parent / self.group).iterdir() if child.is_dir()]
@@ -329,7 +329,7 @@ def _entries(path: Path) -> list[Path]:
     return sorted(path.iterdir()) if path.exists() else []
 
 
-def _hierarchies() -> Iterator[Path]:
+def hierarchies() -> Iterator[Path]:
     """Yield the roots of the cgroup hierarchies."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,19 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def tar_of(files: Mapping[str, bytes], mode: int = 0o755) -> bytes:
-    """Return a tar archive of regular files."""
+def tar_of(files: Mapping[str, bytes | str], mode: int = 0o755) -> bytes:
+    """Return a tar archive of regular files, and of symlinks where a target is given as text."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), mode
-            archive.addfile(member, io.BytesIO(data))
+            member.mode = mode
+            if isinstance(data, str):
+                member.type, member.linkname = tarfile.SYMTYPE, data
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -54,9 +60,9 @@ class BuiltImage:
 
 
 def image(
-    *layers: Mapping[str, bytes], architecture: str = "amd64", config: Mapping[str, Any] | None = None
+    *layers: Mapping[str, bytes | str], architecture: str = "amd64", config: Mapping[str, Any] | None = None
 ) -> BuiltImage:
-    """Return an image with one gzip layer for each mapping of file names to contents."""
+    """Return an image with one gzip layer for each mapping of file names to contents, or to targets of symlinks."""
     archives = [tar_of(files) for files in layers]
     compressed = [gzip.compress(archive, mtime=0) for archive in archives]
     diff_ids = [digest(archive) for archive in archives]
@@ -98,6 +104,14 @@ def busybox(**config: Any) -> BuiltImage:
     """Return an image with this machine's static busybox as /bin/busybox and /bin/sh, in two layers."""
     program = Path("/bin/busybox").read_bytes()
     return image({"bin/busybox": program, "bin/sh": program}, {"etc/hello": b"hello\n"}, config=config)
+
+
+def busybox_with_applets() -> BuiltImage:
+    """Return an image with this machine's static busybox as /bin/busybox, and a link to it for each applet."""
+    applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
+    links = {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"}
+    files = {"bin/busybox": Path("/bin/busybox").read_bytes(), "etc/hello": b"hello\n"}
+    return image({**files, **links}, config={"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]})
 
 
 def write_layout(directory: Path, images: Mapping[str, BuiltImage | Sequence[tuple[BuiltImage, str]]]) -> None:
