@@ -60,6 +60,8 @@ class Dispatch(_GenericHandler):
     def __init__(self) -> None:
         """Start with no method."""
         self._methods: dict[str, Handler] = {}
+        self._expected: Set[str] = frozenset()
+        self._load: Callable[[], None] | None = None
         self._divert: Callable[[grpc.HandlerCallDetails], Handler] | None = None
         self._calls = _Calls()
         self._parked: set[asyncio.Task[Any]] = set()
@@ -83,13 +85,28 @@ class Dispatch(_GenericHandler):
 
     def services(self) -> set[str]:
         """Return the full names of the services that there are."""
-        return {method.split("/")[1] for method in self._methods}
+        return {method.split("/")[1] for method in self._methods} | self._expected
+
+    def expect(self, services: Set[str], load: Callable[[], None]) -> None:
+        """Count `services` among ours: `load` adds them, when one of them is called or at `complete`."""
+        self._expected = services
+        self._load = load
+
+    def complete(self) -> None:
+        """Add what is expected, unless that was done."""
+        load, self._load = self._load, None
+        if load is not None:
+            load()
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler:
         """Return the handler of a call. grpc asks this for every one."""
         if self._divert is not None:
             return self._divert(details)
-        return self._methods.get(details.method) or self._unknown(details.method)
+        handler = self._methods.get(details.method)
+        if handler is None and self._load is not None:
+            self.complete()
+            handler = self._methods.get(details.method)
+        return handler or self._unknown(details.method)
 
     def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler] | None) -> None:
         """Let `handler_for` choose the handler of every call that arrives from now on; None: our own again."""
