@@ -142,4 +142,5 @@ def test_a_client_that_goes_away_in_mid_pull_leaves_nothing_running(registry: Sl
 
         pull(daemon, name)
 
+        assert registry.ranges[:2] == [0, HALF]
         assert daemon.ctr("run", "--rm", name, "test", "/bin/busybox", "cat", "/etc/hello") == "hello\n"

@@ -152,7 +152,8 @@ class Repository:
         said = f": server message: {said}" if said else ""
         if status in (401, 403):
             refused = Unauthenticated if status == 401 else PermissionDenied
-            raise refused(f"pull access denied, repository does not exist or may require authorization{said}")
+            action = "pull" if response.method in ("GET", "HEAD") else "push"
+            raise refused(f"{action} access denied, repository does not exist or may require authorization{said}")
         url = response.url.with_query(None)  # the query of a redirect may hold its secret
         raise Unavailable(f"unexpected status from {response.method} request to {url}: {status}{said}")
 

@@ -12,7 +12,7 @@ from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2 as pb
 from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2_grpc
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctrd.rpc import convert
-from pyctrd.rpc.headers import Context, lease_of, namespace_of
+from pyctrd.rpc.headers import Context, namespace_of
 from pyctrd.streams.manager import Stream, StreamManager
 
 _EMPTY: Final = AnyMessage(type_url=Empty.DESCRIPTOR.full_name)
@@ -29,7 +29,7 @@ class Streaming(streaming_pb2_grpc.StreamingServicer):
         """Carry messages both ways until a component closes the stream or the client goes. AlreadyExists."""
         name = await _name_of(requests)
         ns = _namespace_of(context)
-        stream = self._streams.open(ns, name, lease_of(context))
+        stream = self._streams.open(ns, name)
         try:
             await context.write(_EMPTY)
             async with asyncio.TaskGroup() as tasks:

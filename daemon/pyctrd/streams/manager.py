@@ -17,9 +17,8 @@ _DEPTH: Final = 16
 class Stream:
     """One stream, seen from both sides: a component of ours receives and sends, the servicer feeds and drains."""
 
-    def __init__(self, lease: str = "") -> None:
-        """`lease` is the lease under which the client opened it, "" for none."""
-        self.lease = lease
+    def __init__(self) -> None:
+        """Start with no message."""
         self._incoming: asyncio.Queue[AnyValue | None] = asyncio.Queue(_DEPTH)
         self._outgoing: asyncio.Queue[AnyValue | None] = asyncio.Queue(_DEPTH)
         self._has_ended = False
@@ -84,11 +83,11 @@ class StreamManager:
         """Start with none."""
         self._streams: dict[tuple[str, str], Stream] = {}
 
-    def open(self, ns: str, name: str, lease: str = "") -> Stream:
+    def open(self, ns: str, name: str) -> Stream:
         """Return a new stream called `name`. Raises AlreadyExists."""
         if (ns, name) in self._streams:
             raise AlreadyExists(f'stream "{name}"')
-        stream = self._streams[ns, name] = Stream(lease)
+        stream = self._streams[ns, name] = Stream()
         return stream
 
     def get(self, ns: str, name: str) -> Stream:
@@ -102,9 +101,3 @@ class StreamManager:
         """Forget a stream and wake whoever uses it."""
         if stream := self._streams.pop((ns, name), None):
             stream.abandon()
-
-    def drop_lease(self, ns: str, lease: str) -> None:
-        """End the streams that were opened under a lease that is gone."""
-        for (owner, _), stream in self._streams.items():
-            if owner == ns and lease and stream.lease == lease:
-                stream.abandon()

@@ -115,13 +115,16 @@ class Session:
 
         In the other order a collection might come between the answer and what relies on it.
         """
-        resource = Resource(digest, "content")
-        await self.stores.rows.run(self.stores.leases.add_resource, self.ns, self.lease, resource)
+        await self.hold(Resource(digest, "content"))
         try:
             async with self.blob(digest):
                 return True
         except (NotFound, DataLoss):  # a cut file: writing the blob again replaces it
             return False
+
+    async def hold(self, resource: Resource) -> None:
+        """Let the lease hold something, there or not yet."""
+        await self.stores.rows.run(self.stores.leases.add_resource, self.ns, self.lease, resource)
 
     async def info(self, digest: str) -> BlobInfo:
         """Return what is known of a blob. Raises NotFound."""
@@ -164,12 +167,14 @@ class Session:
                 offset += len(data)
 
     @asynccontextmanager
-    async def writer(self, ref: str, total: int = 0, expected: str = "") -> AsyncIterator[BlobWriter]:
+    async def writer(self, ref: str, total: int, expected: str) -> AsyncIterator[BlobWriter]:
         """Yield an ingest (borrowed), having waited while somebody else writes under the same ref.
 
-        It stays, to be resumed, unless it is committed. Raises AlreadyExists if `expected` is there.
+        The lease holds the blob that it will be, not the ingest: unless that is committed it stays for a day, for
+        the next transfer to go on with. Raises AlreadyExists if `expected` is there.
         """
-        opening = partial(self.stores.content.open_writer, self.ns, ref, total, expected, lease=self.lease)
+        await self.hold(Resource(expected, "content"))
+        opening = partial(self.stores.content.open_writer, self.ns, ref, total, expected, lease="")
         pause = _SHORTEST_PAUSE
         async with AsyncExitStack() as stack:
             while True:

@@ -103,8 +103,7 @@ class Unpacker:
     async def _is_present(self, chain_id: str) -> bool:
         """Say whether the snapshot is there, and hold it: in this order, so that no collection comes between."""
         stores, ns = self._session.stores, self._session.ns
-        resource = Resource(chain_id, f"snapshots/{self._name}")
-        await stores.rows.run(stores.leases.add_resource, ns, self._session.lease, resource)
+        await self._session.hold(Resource(chain_id, f"snapshots/{self._name}"))
         try:
             await stores.rows.run(self._snapshotter.stat, ns, chain_id)
         except NotFound:

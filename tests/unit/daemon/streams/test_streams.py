@@ -54,7 +54,7 @@ async def test_messages_both_ways() -> None:
 
 async def test_whoever_waits_is_woken_when_the_client_goes() -> None:
     streams = StreamManager()
-    stream = streams.open("ns", "s", lease="l")
+    stream = streams.open("ns", "s")
 
     async def receive() -> None:
         with pytest.raises(Cancelled):
@@ -72,7 +72,7 @@ async def test_whoever_waits_is_woken_when_the_client_goes() -> None:
         tasks.create_task(receive())
         tasks.create_task(send())
         await asyncio.sleep(0)
-        streams.drop_lease("ns", "l")
+        streams.remove("ns", "s")
     await stream.close()
     assert await taken(stream) == []
 

@@ -239,6 +239,7 @@ async def test_a_pull_that_is_cancelled_leaves_only_what_can_go_on(
         task.cancel()
 
     assert not any((real.leases.list(NS), real.images.list(NS), names(real.snapshots.named("overlayfs"))))
+    real.collector.collect()
     ref = f"layer-{digest(IMAGE.layers[0])}"
     with real.content.open_writer(NS, ref, len(IMAGE.layers[0]), digest(IMAGE.layers[0])) as writer:
         assert writer.offset == 10
