@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -238,9 +239,8 @@ class _Connection(asyncio.Protocol):
         self._decoder = ttrpc.FrameDecoder()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._shim._transports.add(transport)
+        self._transport = cast("asyncio.Transport", transport)
+        self._shim._transports.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shim._transports.discard(self._transport)

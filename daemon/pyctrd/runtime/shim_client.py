@@ -83,19 +83,21 @@ class ShimClient(asyncio.Protocol):
         data = ttrpc.encode_request(
             ttrpc.Request(service, method, request.SerializeToString(), int(seconds * 1e9), self._metadata)
         )
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = loop.create_future()
         self._calls[stream_id] = future
+        # Cheaper than asyncio.timeout, and every call has one.
+        timer = loop.call_later(seconds, _expire, future)
         self._transport.write(ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
         try:
-            async with asyncio.timeout(seconds):
-                payload = await future
+            return reply.FromString(await future)
         except ConnectionResetError:
             raise ShimGone(f"{self._name}: {method}: ttrpc: closed") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._name}: {method}: the shim did not answer in {seconds:g} s") from None
         finally:
+            timer.cancel()
             self._calls.pop(stream_id, None)
-        return reply.FromString(payload)
 
     async def wait_closed(self, seconds: float) -> None:
         """Return when the peer has closed the connection; raises TimeoutError if it has not in `seconds`."""
@@ -135,3 +137,8 @@ class ShimClient(asyncio.Protocol):
                 future.set_exception(ConnectionResetError())
         if self.on_close is not None:
             self.on_close()
+
+
+def _expire(future: "asyncio.Future[bytes]") -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
