@@ -126,7 +126,8 @@ def check_frames(fd: int) -> None:
 
     while at < size:
         if number(4) & 0xFFFFFFF0 == 0x184D2A50:  # a skippable frame
-            at += number(4)
+            length = number(4)  # which moves `at` itself
+            at += length
         else:
             descriptor = number(1)
             single_segment = descriptor >> 5 & 1

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.stores import Stores, open_stores
-from support.unpacking import Unpacking
 
 from pyctrd.offload import Offload
+from support.stores import Stores, open_stores
+from support.unpacking import Unpacking
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.layers import END, archive, directory, entry, hard_link, header, pax, record, symlink
-from support.unpacking import Unpacking
 
 from pyctrd.core.mounts import Mount
+from support.layers import END, archive, directory, entry, hard_link, header, pax, record, symlink
+from support.unpacking import Unpacking
 
 pytestmark = pytest.mark.root
 

@@ -5,10 +5,10 @@ import tarfile
 from typing import Any
 
 import pytest
-from support.layers import archive, directory, entry, hard_link, header, symlink
-from support.unpacking import Unpacking, mounted, tree
 
 from pyctr_wire.errors import InvalidArgument
+from support.layers import archive, directory, entry, hard_link, header, symlink
+from support.unpacking import Unpacking, mounted, tree
 
 pytestmark = pytest.mark.root
 

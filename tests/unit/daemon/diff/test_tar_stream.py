@@ -1,5 +1,6 @@
 """Our tar reader against the standard library's writer, and against archives that nobody should write."""
 
+import contextlib
 import io
 import tarfile
 import tracemalloc
@@ -8,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.layers import END, archive, directory, entry, hard_link, header, pax, record, symlink
 
 from pyctrd.diff import tar_stream as tar
 from pyctrd.diff.errors import ArchiveError
 from pyctrd.diff.tar_stream import ByteStream, Entry, TarReader
+from support.layers import END, archive, directory, entry, hard_link, header, pax, record, symlink
 
 
 def chunked(data: bytes, size: int) -> Iterator[bytes]:
@@ -66,10 +67,8 @@ def test_reads_what_tarfile_writes(members: list[tuple[tarfile.TarInfo, bytes]],
 @given(st.binary(max_size=3000))
 def test_noise_is_refused_and_nothing_else(data: bytes) -> None:
     """Whatever the bytes are, there is an answer or an ArchiveError."""
-    try:
+    with contextlib.suppress(ArchiveError):
         read(data)
-    except ArchiveError:
-        pass
 
 
 @given(st.data())
@@ -79,10 +78,8 @@ def test_a_damaged_archive_is_refused_or_read(data: st.DataObject) -> None:
     damaged = bytearray(good)
     for at in data.draw(st.lists(st.integers(0, len(good) - 1), max_size=4)):
         damaged[at] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ArchiveError):
         read(bytes(damaged))
-    except ArchiveError:
-        pass
 
 
 def test_extended_attributes_and_fractions_of_seconds() -> None:
