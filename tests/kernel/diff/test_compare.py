@@ -60,7 +60,7 @@ def members(unpacking: Unpacking, layer: Descriptor) -> dict[str, tarfile.TarInf
 
 def everything(root: Path) -> dict[str, tuple[object, ...]]:
     """Return all that matters about a tree."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
         time = 0 if path.is_dir() and not path.is_symlink() else int(status.st_mtime)

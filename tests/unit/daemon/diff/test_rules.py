@@ -119,7 +119,7 @@ def test_requests_arrive_as_they_were_sent() -> None:
 def run_filter(program: bytes, arch: int, number: int, argument: int = 0) -> int:
     """Return what a filter says about a system call: the few instructions that it uses, interpreted."""
     data = struct.pack("=iIQ6Q", number, arch, 0, argument, 0, 0, 0, 0, 0)
-    code = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
+    code: list[tuple[int, int, int, int]] = list(struct.iter_unpack("=HBBI", program))
     at, accumulator = 0, 0
     while True:
         operation, yes, no, k = code[at]

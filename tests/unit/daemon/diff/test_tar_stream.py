@@ -26,7 +26,7 @@ def read(data: bytes, chunk: int = 1 << 20) -> list[tuple[Entry, bytes]]:
     return [(found, b"".join(reader.content())) for found in reader]
 
 
-NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1, max_size=150)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=150)
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
 MEMBERS = st.lists(
     st.builds(
