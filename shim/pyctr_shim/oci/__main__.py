@@ -40,7 +40,8 @@ class _Version(argparse.Action):
     """Print the version and end."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(message=commands.version_text() + "\n")
+        sys.stdout.write(commands.version_text() + "\n")
+        parser.exit()
 
 
 def _log(options: argparse.Namespace, text: str) -> None:

@@ -59,6 +59,9 @@ def become(request: Request, channel: Channel) -> NoReturn:
         pass  # the parent is gone
     except OSError as error:
         channel.fail(f"error during exec: {describe(error)}", error.errno or 0)
+    except Exception as error:
+        # A bug of ours. The parent is the top that it reaches: this process has no log and no way to make a trace.
+        channel.fail(f"internal error during exec: {type(error).__name__}: {error}", 0)
     finally:
         os._exit(1)
 

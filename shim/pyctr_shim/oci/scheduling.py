@@ -74,8 +74,9 @@ def parse_cpus(text: str) -> set[int]:
     """Parse a list such as `0-3,7`. Raises OciError."""
     cpus: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not first.isdigit() or not last.isdigit():
             raise OciError(f"{text!r} is not a list of CPUs")
-        cpus.update(range(int(first), int(last or first) + 1))
+        cpus.update(range(int(first), int(last) + 1))
     return cpus

@@ -73,7 +73,7 @@ def prepare(profile: Mapping[str, Any] | None, cache: str, state_directory: str)
     try:
         with open(path, "rb") as file:
             return Filter(file.read(), flags, path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         program = compile_profile(profile)
     try:
         os.makedirs(cache, 0o700, exist_ok=True)

@@ -70,7 +70,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
 def check_spec(spec: Mapping[str, Any]) -> None:
     """Raise OciError for the first field that is wrong or not done here."""
     _SPEC(spec, "")
-    if not spec.get("ociVersion", "").startswith("1."):
+    if not (spec.get("ociVersion") or "").startswith("1."):
         raise OciError(f"ociVersion: {spec.get('ociVersion')!r} is not 1.x")
     _require(spec, "", ("root", "linux", "process"))
     process = spec["process"]

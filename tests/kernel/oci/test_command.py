@@ -1,0 +1,212 @@
+"""`pyctr-oci` as containerd's shim and people call it."""
+
+import array
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.oci_bundle import Lab, eventually, read_all
+
+pytestmark = pytest.mark.root
+
+
+class Command:
+    """Runs the command with a root of its own; `close` removes what is left."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(self.root), *arguments]
+        settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run(line, text=True, check=False, timeout=60, **{**settings, **options})
+
+    def status(self, name: str) -> str:
+        found = self("state", name)
+        return str(json.loads(found.stdout)["status"]) if found.returncode == 0 else found.stderr
+
+    def close(self) -> None:
+        for name in self("list", "-q").stdout.split():
+            self("delete", "--force", name)
+
+
+@pytest.fixture
+def oci(lab: Lab) -> Iterator[Command]:
+    command = Command(lab.base / "state")
+    yield command
+    command.close()
+
+
+def detached(**options: Any) -> dict[str, Any]:
+    """Streams that do not keep a pipe of ours open in the container."""
+    return {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
+
+
+def test_the_whole_life(lab: Lab, oci: Command) -> None:
+    bundle, pid_file = lab.bundle(lab.spec("sleep", "1000")), lab.base / "pid"
+
+    assert oci("create", "--bundle", str(bundle), "--pid-file", str(pid_file), "c1", **detached()).returncode == 0
+    assert oci.status("c1") == "created"
+    assert oci("exec", "c1", "true").stderr == "pyctr-oci: cannot exec in a created container\n"
+    assert oci("start", "c1").returncode == 0
+    assert oci.status("c1") == "running"
+    assert json.loads(oci("ps", "--format", "json", "c1").stdout) == [int(pid_file.read_text())]
+    assert oci("pause", "c1").returncode == 0
+    assert oci.status("c1") == "paused"
+    assert oci("resume", "c1").returncode == 0
+    refused = oci("delete", "c1")
+    assert refused.stderr == "pyctr-oci: cannot delete container c1 that is not stopped: running\n"
+    assert oci("kill", "c1", "KILL").returncode == 0
+    eventually(lambda: oci.status("c1") == "stopped")
+    assert oci("kill", "c1").stderr == "pyctr-oci: container not running\n"
+    assert oci("start", "c1").stderr == "pyctr-oci: cannot start a container that is not in the created state\n"
+    assert oci("delete", "c1").returncode == 0
+    assert "does not exist" in oci.status("c1")
+    assert os.listdir(lab.base / "state") == []
+
+
+def test_run_passes_the_exit_status_and_deletes(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sh", "-c", "echo out; echo err >&2; exit 9"))
+
+    ended = oci("run", "--bundle", str(bundle), "c1")
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (9, "out\n", "err\n")
+    assert os.listdir(lab.base / "state") == []
+
+
+def test_run_passes_signals_on(lab: Lab, oci: Command) -> None:
+    script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    bundle = lab.bundle(lab.spec("sh", "-c", script))
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "--bundle", str(bundle), "c1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == 5
+
+
+def test_exec(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    ended = oci(
+        "exec", "-u", "5:6", "-e", "A=b", "--cwd", "/tmp", "c1", "sh", "-c", "id -u; id -g; echo $A; pwd; exit 4"
+    )
+
+    assert (ended.returncode, ended.stdout.split()) == (4, ["5", "6", "b", "/tmp"])
+    document = {"args": ["echo", "from a file"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    (lab.base / "process.json").write_text(json.dumps(document))
+    assert oci("exec", "--process", str(lab.base / "process.json"), "c1").stdout == "from a file\n"
+    missing = oci("exec", "c1", "nope")
+    assert missing.returncode == 1
+    assert 'exec: "nope": executable file not found in $PATH' in missing.stderr
+
+
+def test_errors_are_logged_as_containerd_reads_them(lab: Lab, oci: Command) -> None:
+    bundle, log = lab.bundle(lab.spec("nope")), lab.base / "log.json"
+
+    failed = oci("--log", str(log), "--log-format", "json", "create", "--bundle", str(bundle), "c1")
+
+    assert failed.returncode == 1
+    (line,) = log.read_text().splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert json.loads(line)["msg"] == 'exec: "nope": executable file not found in $PATH'
+    assert os.listdir(lab.base / "state") == []
+
+
+def test_a_terminal_goes_to_the_console_socket(lab: Lab, oci: Command) -> None:
+    spec = lab.spec("sh", "-c", "tty")
+    spec["process"]["terminal"] = True
+    bundle = lab.bundle(spec)
+    path = f"/tmp/pyctr-test-{os.getpid()}.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        try:
+            made = oci("create", "--bundle", str(bundle), "--console-socket", path, "c1", **detached())
+            assert made.returncode == 0
+            connection, _ = server.accept()
+        finally:
+            os.unlink(path)
+    with connection:
+        _, ancillary, _, _ = connection.recvmsg(64, socket.CMSG_SPACE(4))
+    master_fd = array.array("i", ancillary[0][2])[0]
+
+    oci("start", "c1")
+
+    assert read_all(master_fd).strip() == "/dev/pts/0"
+    os.close(master_fd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--systemd-cgroup", "state", "x"), "--systemd-cgroup: the systemd cgroup driver is not supported"),
+        (("state", "../x"), "invalid container id format: '../x'"),
+        (("state", "absent"), "container 'absent' does not exist"),
+        (("kill", "absent"), "container 'absent' does not exist"),
+        (("create", "--bundle", "/nowhere", "c1"), "/nowhere/config.json: No such file or directory"),
+    ],
+)
+def test_refusals(oci: Command, arguments: tuple[str, ...], text: str) -> None:
+    refused = oci(*arguments)
+
+    assert refused.returncode == 1
+    assert text in refused.stderr
+
+
+def test_an_id_is_taken_once(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("create", "--bundle", str(bundle), "c1", **detached())
+
+    again = oci("create", "--bundle", str(bundle), "c1")
+
+    assert "container with given ID already exists: c1" in again.stderr
+    assert oci.status("c1") == "created"
+
+
+def test_delete_force_ends_what_runs_and_accepts_what_is_absent(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    assert oci("delete", "--force", "c1").returncode == 0
+    assert oci("delete", "--force", "c1").returncode == 0
+
+
+def test_update_and_events(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    assert oci("update", "--pids-limit", "77", "c1").returncode == 0
+
+    counters = json.loads(oci("events", "--stats", "c1").stdout)
+    assert counters["data"]["pids"] == {"current": 1, "limit": 77}
+
+
+def test_fds_are_preserved(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sh", "-c", "cat <&3"))
+    command = f"{sys.executable} -m pyctr_shim.oci --root {oci.root} run --preserve-fds 1 --bundle {bundle} c1"
+    line = f"exec {command} 3</etc/hostname"
+
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, timeout=60)
+
+    assert ended.stdout == Path("/etc/hostname").read_text()
+
+
+def test_features_and_spec(lab: Lab, oci: Command) -> None:
+    features = json.loads(oci("features").stdout)
+    assert features["linux"]["cgroup"] == {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True}
+
+    assert oci("spec", "--bundle", str(lab.base)).returncode == 0
+    assert json.loads((lab.base / "config.json").read_text())["process"]["args"] == ["sh"]
+    assert "exists already" in oci("spec", "--bundle", str(lab.base)).stderr
+    assert oci("--version").stdout.startswith("pyctr-oci version ")
