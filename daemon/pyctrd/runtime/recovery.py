@@ -7,6 +7,7 @@ stopped shim makes its own task unresponsive and delays nobody.
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,8 @@ from pyctrd.runtime.shims import Shims
 from pyctrd.runtime.table import Deleted, Process, Task
 from pyctrd.runtime.tasks import Tasks
 
-FIRST_ANSWER: Final = 1.0  # seconds that serving waits for shims
+PATIENCE: Final = 0.2  # seconds without any shim's answer after which serving begins
+LIMIT: Final = 1.0  # seconds after which it does in any case
 _log = structlog.stdlib.get_logger("pyctrd.runtime")
 
 
@@ -50,7 +52,7 @@ class Recovery:
         self._group = group
 
     async def run(self) -> None:
-        """Know every task when this returns, a second after the bundles were read at the latest."""
+        """Know every task when this returns: when all shims have answered, or those that do not seem to be stopped."""
         whole, retired, rubbish = self._bundles.list()
         asked = [self._group.create_task(self._adopt_or_bury(bundle)) for bundle in whole]
         for bundle in retired:
@@ -61,9 +63,8 @@ class Recovery:
             self._group.create_task(self._sweep(bundle))
         for path in rubbish:
             self._remove(path)
-        if asked:
-            await asyncio.wait(asked, timeout=FIRST_ANSWER)
-        _log.info("tasks.recovered", tasks=len(whole), late=sum(not task.done() for task in asked))
+        late = await _quiet(asked)
+        _log.info("tasks.recovered", tasks=len(whole), late=late)
 
     async def _adopt_or_bury(self, bundle: Bundle) -> None:
         """Bring one bundle's task into the table, with its real state as soon as that is known."""
@@ -150,6 +151,19 @@ class Recovery:
             self._bundles.remove(path)
         except OSError as error:
             _log.error("bundle.not_removed", path=str(path), error=str(error))
+
+
+async def _quiet(asked: Sequence["asyncio.Task[None]"]) -> int:
+    """Wait until all have ended, or none has for a while; return how many have not."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LIMIT
+    left = len(asked)
+    while left and loop.time() < end:
+        await asyncio.wait(asked, timeout=PATIENCE)
+        before, left = left, sum(not task.done() for task in asked)
+        if left == before < len(asked):
+            break
+    return left
 
 
 def _from_files(bundle: Bundle) -> Task:

@@ -230,7 +230,7 @@ async def test_stopped_shims_delay_nobody(
     tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recovery ends without them; what their files tell is served meanwhile, and what they say later is believed."""
-    monkeypatch.setattr(recovery, "FIRST_ANSWER", 0.05)
+    monkeypatch.setattr(recovery, "PATIENCE", 0.05)
     async with engine(tmp_path, zygote) as old:
         for number in range(20):
             await old.run(f"c{number}")
