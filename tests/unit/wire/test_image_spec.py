@@ -64,8 +64,8 @@ def test_a_document_without_media_type_is_what_its_descriptor_or_form_says(claim
         (b" " * (image_spec.MAX_DOCUMENT + 1), MANIFEST),
     ],
 )
-def test_what_is_not_exactly_one_document_is_refused(data: bytes, claimed: str) -> None:
-    """CVE-2021-41190: no document may be a manifest for one reader and an index for another."""
+def test_cve_2021_41190(data: bytes, claimed: str) -> None:
+    """No document may be a manifest for one reader and an index for another."""
     with pytest.raises(InvalidArgument):
         parse_document(data, claimed)
 
@@ -86,8 +86,8 @@ def test_what_is_not_exactly_one_document_is_refused(data: bytes, claimed: str) 
         {"urls": "https://example.com"},
     ],
 )
-def test_a_descriptor_that_is_no_descriptor_is_refused(change: dict[str, Any]) -> None:
-    """CVE-2024-3727: a digest is checked before anybody makes a path or a URL of it."""
+def test_cve_2024_3727(change: dict[str, Any]) -> None:
+    """A descriptor is checked before anybody makes a path or a URL of its digest."""
     with pytest.raises(InvalidArgument):
         parse_document(manifest(layers=[{**LAYER_DESCRIPTOR, **change}]), MANIFEST)
 

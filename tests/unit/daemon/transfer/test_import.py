@@ -148,8 +148,8 @@ async def test_an_archive_of_both_kinds_is_a_layout(opened: Session) -> None:
     assert await load(opened, {**docker(FOREIGN, "wrong:tag"), **layout(IMAGE)}) == ["import:v1"]
 
 
-async def test_an_existing_tag_that_was_not_asked_for_is_unchanged(opened: Session, real: RealStores) -> None:
-    """CVE-2026-50195."""
+async def test_cve_2026_50195(opened: Session, real: RealStores) -> None:
+    """An existing tag that nobody asked for is unchanged, whatever the archive calls its image."""
     nginx = "docker.io/library/nginx:latest"
     await load(opened, {**layout(IMAGE), **index_json(named(IMAGE, **{"io.containerd.image.name": nginx}))})
     evil = {**layout(FOREIGN), **index_json(named(FOREIGN, **{"io.containerd.image.name": nginx}))}
@@ -245,8 +245,8 @@ async def test_damaged_archives(opened: Session, damage: Callable[[bytes], bytes
     assert real.images.list(NS) == []
 
 
-async def test_a_document_of_4_gib_is_refused_before_it_is_read(opened: Session) -> None:
-    """CVE-2023-25153: the size in the header is enough."""
+async def test_cve_2023_25153(opened: Session) -> None:
+    """A document of 4 GiB is refused before it is read: the size in the header is enough."""
     member = tarfile.TarInfo("index.json")
     member.size = 4 << 30
 
