@@ -12,8 +12,12 @@ from typing import Any
 from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.mounts import Mount
+from pyctrd.diff.apply import apply
 from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
+from pyctrd.diff.tar_stream import ByteStream, TarReader
+from pyctrd.diff.tree import Tree
+from pyctrd.diff.whiteouts import Style
 from pyctrd.offload import Offload
 
 from .layers import archive
@@ -46,6 +50,18 @@ class Unpacking:
         applied = await self.apply(data, mounts)
         assert applied.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
         assert (applied.size, applied.media_type) == (len(data), TAR)
+        snapshots.commit(NS, name, f"{name}-active", {})
+
+    def base(self, snapshotter: str, name: str, layer: Any) -> None:
+        """Commit a snapshot without a parent, unpacked without a worker: many tests need one and none is about it."""
+        snapshots = self.stores.snapshots.named(snapshotter)
+        (mount,) = snapshots.prepare(NS, f"{name}-active", "", {})
+        root_fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            tree = Tree(root_fd, None, Style.REMOVE, lambda _: None)
+            apply(TarReader(ByteStream(iter([archive(layer)]))), tree, 1 << 30)
+        finally:
+            os.close(root_fd)
         snapshots.commit(NS, name, f"{name}-active", {})
 
     def view(self, snapshotter: str, name: str) -> Sequence[Mount]:

@@ -40,7 +40,7 @@ class Changing:
 
     async def make(self, change: Callable[[Path], None]) -> tuple[Sequence[Mount], Sequence[Mount]]:
         """Return the mounts of the base and of what `change` made of it."""
-        await self.unpacking.snapshot(self.snapshotter, "base", "", BASE)
+        self.unpacking.base(self.snapshotter, "base", BASE)
         right = self.snapshots.prepare(NS, "changed", "base", {})
         with mounted(right) as root:
             change(root)
@@ -184,7 +184,7 @@ async def test_times_no_later_than_the_epoch(unpacking: Unpacking) -> None:
 
 async def test_a_base_is_compared_with_nothing(unpacking: Unpacking) -> None:
     """No mounts on the left: everything is new."""
-    await unpacking.snapshot("overlayfs", "base", "", BASE)
+    unpacking.base("overlayfs", "base", BASE)
     layer = await unpacking.differ.diff(NS, [], unpacking.view("overlayfs", "base"), media_type=TAR)
     assert list(members(unpacking, layer)) == ["d", "d/one", "d/sub", "d/sub/deep", "d/two", "f", "h", "i", "s"]
 

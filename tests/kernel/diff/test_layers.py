@@ -106,7 +106,7 @@ async def test_a_layer_on_another_one(
     unpacking: Unpacking, snapshotter: str, layer: list[Any], expected: dict[str, str]
 ) -> None:
     """The merged view is the same whether the layers are stacked or copied."""
-    await unpacking.snapshot(snapshotter, "base", "", BASE)
+    unpacking.base(snapshotter, "base", BASE)
     await unpacking.snapshot(snapshotter, "top", "base", layer)
 
     with mounted(unpacking.view(snapshotter, "top")) as root:
@@ -117,7 +117,7 @@ async def test_a_layer_on_another_one(
 
 async def test_a_symlink_of_a_lower_layer_is_replaced_by_a_directory(unpacking: Unpacking) -> None:
     """In an upper directory the lower symlink is not there to follow: as containerd, and as any other overlay."""
-    await unpacking.snapshot("overlayfs", "base", "", BASE)
+    unpacking.base("overlayfs", "base", BASE)
     await unpacking.snapshot("overlayfs", "top", "base", [entry("to-d/x", b"x")])
 
     with mounted(unpacking.view("overlayfs", "top")) as root:
@@ -127,7 +127,7 @@ async def test_a_symlink_of_a_lower_layer_is_replaced_by_a_directory(unpacking: 
 async def test_missing_parents_take_after_the_lower_ones(unpacking: Unpacking) -> None:
     """Mode, owner, attributes and times of a directory that a layer only passes through stay what they were."""
     special = directory("d", mode=0o3711, uid=7, gid=8, mtime=12345, pax_headers={"SCHILY.xattr.user.key": "value"})
-    await unpacking.snapshot("overlayfs", "base", "", [special])
+    unpacking.base("overlayfs", "base", [special])
     await unpacking.snapshot("overlayfs", "middle", "base", [entry("e", b"")])
     await unpacking.snapshot("overlayfs", "top", "middle", [entry("d/new/file", b"x")])
 
@@ -157,7 +157,7 @@ REFUSED = {
 @pytest.mark.parametrize("layer", REFUSED.values(), ids=REFUSED.keys())
 async def test_what_no_layer_may_ask_for(unpacking: Unpacking, snapshotter: str, layer: list[Any]) -> None:
     """Refused with the blob and the entry named."""
-    await unpacking.snapshot(snapshotter, "base", "", BASE)
+    unpacking.base(snapshotter, "base", BASE)
 
     with pytest.raises(InvalidArgument, match=r"failed to unpack layer sha256:\w+: entry '"):
         await unpacking.snapshot(snapshotter, "top", "base", layer)
@@ -169,7 +169,7 @@ async def test_cve_2026_95838_many_opaque_markers(unpacking: Unpacking, snapshot
     depth = 39
     paths = ["/".join(["d"] * level) for level in range(1, depth + 1)]
     base = [item for path in paths for item in (directory(path), *(entry(f"{path}/f{n}", b"") for n in range(20)))]
-    await unpacking.snapshot(snapshotter, "base", "", base)
+    unpacking.base(snapshotter, "base", base)
     markers = b"".join(header(f"{path}/.wh..wh..opq".encode()) for path in paths)
     kept = archive([entry("/".join(["d"] * 30) + "/kept", b"k")])
     await unpacking.snapshot(snapshotter, "top", "base", kept[:1024] + markers * (100_000 // len(paths)) + kept)
