@@ -115,9 +115,11 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     faulthandler.register(signal.SIGUSR1)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
+    from pyctrd.placement import enter_own_cgroup
     from pyctrd.runtime.zygote_client import Zygote
     from pyctrd.upgrade import HANDOVER_FD, Predecessor
 
+    enter_own_cgroup()
     # Before the zygote, which must not inherit its socket.
     predecessor = Predecessor(HANDOVER_FD) if options.take_over else None
     zygote = Zygote()

@@ -150,6 +150,15 @@ def test_other_signals_do_no_harm(daemon: DaemonProcess) -> None:
         assert VersionStub(channel).Version(Empty(), timeout=30).version
 
 
+@pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="under systemd, it depends on the unit")
+def test_the_daemon_lives_in_a_cgroup_of_its_own(daemon: DaemonProcess) -> None:
+    """A limit on it must not hit a shim."""
+    cgroups = Path(f"/proc/{daemon.pid}/cgroup").read_text().splitlines()
+
+    assert {line.split(":")[2] for line in cgroups} <= {"/pyctr/daemon", "/"}
+    assert any(line.endswith(":/pyctr/daemon") for line in cgroups)
+
+
 def test_the_zygote_is_no_child_of_grpc(daemon: DaemonProcess) -> None:
     """It is one thread that never loaded it, nor an event loop."""
     children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()

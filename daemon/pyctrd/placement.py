@@ -1,0 +1,35 @@
+"""Where the daemon lives: a cgroup of its own, so that no limit on it ever hits a shim, which lives beside it.
+
+    <the unit's cgroup>/daemon, <the unit's cgroup>/shims     under systemd
+    /pyctr/daemon, /pyctr/shims                               without it, in every hierarchy
+
+Version 2 wants processes only in leaves; so the unit's own cgroup must have none.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from pyctr_sys import cgroups
+
+_NAME: Final = "daemon"
+_WITHOUT_SYSTEMD: Final = f"/pyctr/{_NAME}"
+
+_log = structlog.stdlib.get_logger("pyctrd")
+
+
+def enter_own_cgroup() -> None:
+    """Move this process, which must have one thread; whatever cannot be done is logged and left."""
+    with_systemd = Path("/run/systemd/system").is_dir()
+    for hierarchy in cgroups.own_hierarchies():
+        path = daemon_below(hierarchy.own) if with_systemd else _WITHOUT_SYSTEMD
+        try:
+            cgroups.enter(hierarchy, path)
+        except OSError as error:
+            _log.warning("cgroup.not_entered", cgroup=f"{hierarchy.mount_point}{path}", error=str(error))
+
+
+def daemon_below(own: str) -> str:
+    """Return where the daemon lives, given where it was started: by systemd, or by the daemon that it replaces."""
+    return f"{own.removesuffix(f'/{_NAME}').rstrip('/')}/{_NAME}"

@@ -1,0 +1,65 @@
+"""Moving oneself between cgroups, of both versions. Source: cgroups(7), cpuset(7)."""
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_ROOT: Final = Path("/sys/fs/cgroup")
+_CPUSET: Final = ("cpuset.cpus", "cpuset.mems")
+
+
+class Hierarchy(NamedTuple):
+    """A mounted cgroup hierarchy, and the cgroup of this process in it."""
+
+    mount_point: Path
+    is_v2: bool
+    own: str
+
+
+def own_hierarchies() -> list[Hierarchy]:
+    """Return the hierarchies below /sys/fs/cgroup, with where this process is in each. Raises OSError."""
+    return read_hierarchies(
+        Path("/proc/self/mountinfo").read_text().splitlines(), Path("/proc/self/cgroup").read_text().splitlines()
+    )
+
+
+def read_hierarchies(mountinfo: list[str], own_cgroups: list[str]) -> list[Hierarchy]:
+    """Return the hierarchies that the lines of two files describe. Source: proc_pid_mountinfo(5), cgroups(7)."""
+    own: dict[str, str] = {}
+    for line in own_cgroups:
+        _number, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            own[controller] = path
+    found = []
+    for line in mountinfo:
+        before, _, after = line.partition(" - ")
+        mount_point = Path(before.split()[4])
+        kind, _source, options = after.split()[:3]
+        if not mount_point.is_relative_to(_ROOT) or kind not in ("cgroup", "cgroup2"):
+            continue
+        is_v2 = kind == "cgroup2"
+        names = [""] if is_v2 else options.split(",")
+        path = next((own[name] for name in names if name in own), "/")
+        found.append(Hierarchy(mount_point, is_v2, path))
+    return found
+
+
+def enter(hierarchy: Hierarchy, path: str) -> None:
+    """Move this process, which must have one thread, to the cgroup `path`, made if it is not there.
+
+    Raises OSError, whose filename is the cgroup's.
+    """
+    directory = hierarchy.mount_point / path.strip("/")
+    _make(hierarchy.mount_point, directory)
+    # v1: `tasks` moves the writing thread alone, which is all of us and cheap: cgroup.procs waits 10 to 20 ms.
+    (directory / ("cgroup.procs" if hierarchy.is_v2 else "tasks")).write_text("0")
+
+
+def _make(mount_point: Path, directory: Path) -> None:
+    """Make the cgroup; a new cpuset of v1 takes nobody until it has cpus and memory nodes, so inherit them."""
+    if directory == mount_point or directory.is_dir():
+        return
+    _make(mount_point, directory.parent)
+    directory.mkdir(exist_ok=True)
+    for name in _CPUSET:
+        if (directory / name).exists() and not (directory / name).read_text().strip():
+            (directory / name).write_text((directory.parent / name).read_text())

@@ -1,0 +1,43 @@
+"""Which hierarchies there are, read from what the kernel says."""
+
+from pathlib import Path
+
+import pytest
+
+from pyctr_sys.cgroups import Hierarchy, enter, read_hierarchies
+
+V1 = "30 25 0:27 / /sys/fs/cgroup/{name} rw,nosuid shared:9 - cgroup cgroup rw,{options}"
+V2 = "29 23 0:26 / {path} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+
+
+def test_version_1_and_the_unified_hierarchy_beside_it() -> None:
+    mounts = [
+        "23 28 0:21 / /proc rw - proc proc rw",
+        V1.format(name="memory", options="memory"),
+        V1.format(name="cpu,cpuacct", options="cpu,cpuacct"),
+        V1.format(name="systemd", options="xattr,name=systemd"),
+        V2.format(path="/sys/fs/cgroup/unified"),
+    ]
+    own = ["4:memory:/a", "3:cpu,cpuacct:/b", "1:name=systemd:/c", "0::/d"]
+
+    found = {hierarchy.mount_point.name: hierarchy[1:] for hierarchy in read_hierarchies(mounts, own)}
+
+    assert found == {
+        "memory": (False, "/a"),
+        "cpu,cpuacct": (False, "/b"),
+        "systemd": (False, "/c"),
+        "unified": (True, "/d"),
+    }
+
+
+def test_version_2_alone() -> None:
+    mounts = [V2.format(path="/sys/fs/cgroup"), V2.format(path="/somewhere/else")]
+
+    assert read_hierarchies(mounts, ["0::/a/b"]) == [Hierarchy(Path("/sys/fs/cgroup"), is_v2=True, own="/a/b")]
+
+
+@pytest.mark.parametrize(("is_v2", "file"), [(True, "cgroup.procs"), (False, "tasks")])
+def test_a_cgroup_is_made_and_entered(tmp_path: Path, file: str, *, is_v2: bool) -> None:
+    enter(Hierarchy(tmp_path, is_v2, "/"), "/a/b")
+
+    assert (tmp_path / "a" / "b" / file).read_text() == "0"
