@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from pyctr_shim import placement
 from pyctr_shim.exit_record import read_record
-from pyctr_shim.identity import Identity
+from pyctr_shim.identity import Identity, make_inheritance
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError
@@ -77,7 +77,7 @@ def start(flags: Flags, stdin: bytes) -> bytes:
     identity = Identity(
         namespace=parameters.namespace,
         id=parameters.id,
-        bundle=bundle,
+        bundle=str(bundle),
         socket=address,
         attach=f"{address}.attach",
         ttrpc_address=parameters.ttrpc_address,
@@ -109,7 +109,7 @@ def _serve(identity: Identity, listener: Any, tell_fd: int) -> None:
     placement.leave_the_daemon()
     placement.become_the_next_victim()
     try:
-        shim = Shim(Loop(), identity)
+        shim = Shim(Loop(), identity, make_inheritance())
         shim.listen(listener)
     except Exception as error:
         os.write(tell_fd, f"{type(error).__name__}: {error}".encode())

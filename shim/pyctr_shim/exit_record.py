@@ -13,6 +13,8 @@ import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyctr_shim.identity import write_file
+
 _INIT = "init"
 
 
@@ -30,11 +32,13 @@ class Exit(NamedTuple):
     reason: str
 
 
-def write_record(bundle: Path, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
+def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
     """Put the record in place whole, and on the disk where the bundle is on one; raises OSError."""
-    folder = bundle / "exits"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    name = f"{end.exec_id or _INIT}.json"
+    folder = f"{bundle}/exits"
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
     record = {
         "container": end.container,
         "exec_id": end.exec_id,
@@ -52,14 +56,7 @@ def write_record(bundle: Path, end: Exit, usage: resource.struct_rusage, boot_id
         },
         "boot_id": boot_id,
     }
-    temporary = folder / f".{name}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(fd, json.dumps(record).encode())
-        os.fsync(fd)  # costs nothing on a tmpfs
-    finally:
-        os.close(fd)
-    os.replace(temporary, folder / name)
+    write_file(f"{folder}/{end.exec_id or _INIT}.json", json.dumps(record).encode())
 
 
 def read_record(bundle: Path, exec_id: str = "") -> dict[str, Any] | None:

@@ -1,7 +1,18 @@
-"""Who a shim is: what it was told when it was started. Values only."""
+"""Who a shim is: what it was told when it was started, and what it inherits from the process that made it.
 
-from pathlib import Path
-from typing import NamedTuple
+Paths are plain strings in whatever every shim runs: each Python object that is touched after the fork copies the
+page that it lies on, and pathlib alone touches forty of them.
+"""
+
+import os
+import signal
+from typing import Final, NamedTuple
+
+from pyctr_sys.signalfd import signalfd
+
+_SIGNALS: Final = (
+    signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT,
+)  # fmt: skip
 
 
 class Identity(NamedTuple):
@@ -9,7 +20,7 @@ class Identity(NamedTuple):
 
     namespace: str
     id: str
-    bundle: Path
+    bundle: str
     socket: str
     attach: str
     ttrpc_address: str
@@ -18,6 +29,34 @@ class Identity(NamedTuple):
     log_level: str
 
 
-def boot_id() -> str:
-    """Return the kernel's boot id: what was written under another one is history. Source: random(4)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+class Inheritance(NamedTuple):
+    """What is made once before the fork.
+
+    A signalfd that is inherited tells each process of its own signals. Source: signalfd(2).
+    """
+
+    boot_id: str
+    signal_fd: int
+
+
+def make_inheritance() -> Inheritance:
+    """Read the boot id and take over the signals: they are blocked, and read from a descriptor, from now on."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return Inheritance(boot_id, signalfd(_SIGNALS))
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Put a file in place whole or not at all, mode 0600; on the disk, where it lies on one. Raises OSError."""
+    directory, _, name = path.rpartition("/")
+    temporary = f"{directory}/.{name}"
+    fd = os.open(temporary, _NEW_FILE, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)  # costs nothing on a tmpfs
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

@@ -9,10 +9,11 @@ import json
 import os
 import time
 import traceback
-from pathlib import Path
 from typing import Final
 
 _FILE_LIMIT: Final = 256 << 10
+_FIFO_FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Journal:
@@ -23,14 +24,14 @@ class Journal:
         self._fd: int | None = None
         self._left: int | None = None
 
-    def open(self, bundle: Path) -> None:
+    def open(self, bundle: str) -> None:
         """Log into the bundle from now on; a bundle that cannot be written to means no log."""
         self.close()
         try:
             # Read and write: the FIFO then never lacks a reader, and a full one is EAGAIN.
-            self._fd = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            self._fd = os.open(f"{bundle}/log", _FIFO_FLAGS)
         except OSError:
-            self._open_file(bundle / "shim.log")
+            self._open_file(f"{bundle}/shim.log")
 
     def close(self) -> None:
         """Drop what comes from now on."""
@@ -53,9 +54,9 @@ class Journal:
         except OSError:
             return
 
-    def _open_file(self, path: Path) -> None:
+    def _open_file(self, path: str) -> None:
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(path, _FILE_FLAGS, 0o600)
         except OSError:
             return
         self._left = _FILE_LIMIT

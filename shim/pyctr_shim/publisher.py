@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import Message
 
 from pyctr_shim import journal
-from pyctr_shim.identity import Identity
+from pyctr_shim.identity import Identity, write_file
 from pyctr_shim.loop import READ, WRITE, Future, Loop, Timer
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2
@@ -45,7 +45,7 @@ class Publisher:
         """Start with nothing to send; the connection is made when there is."""
         self._loop = loop
         self._identity = identity
-        self._spool = identity.bundle / "spool"
+        self._spool = f"{identity.bundle}/spool"
         self._queue: deque[Event] = deque()
         self._next = 1
         self._spooled: set[int] = set()
@@ -232,19 +232,19 @@ class Publisher:
         if not waiting:
             return
         try:
-            self._spool.mkdir(mode=0o700, exist_ok=True)
+            os.makedirs(self._spool, mode=0o700, exist_ok=True)
             for event in waiting:
-                name = f"{event.sequence:020d}"
-                temporary = self._spool / f".{name}"
-                temporary.write_bytes(event.envelope)
-                os.replace(temporary, self._spool / name)
+                write_file(f"{self._spool}/{event.sequence:020d}", event.envelope)
                 self._spooled.add(event.sequence)
         except OSError as error:
             journal.log("event not spooled", error=str(error))
 
     def _unspool(self, sequence: int) -> None:
         self._spooled.discard(sequence)
-        (self._spool / f"{sequence:020d}").unlink(missing_ok=True)
+        try:
+            os.unlink(f"{self._spool}/{sequence:020d}")
+        except FileNotFoundError:
+            return
 
     def _drop_one(self) -> None:
         """Drop the oldest event that is not in flight."""

@@ -13,19 +13,19 @@ from collections.abc import Callable
 from typing import Final
 
 from pyctr_shim.loop import READ, Loop
-from pyctr_sys.signalfd import read_signals, signalfd
+from pyctr_sys.signalfd import read_signals
 
 Ended = Callable[[int, resource.struct_rusage], None]
 """Called with a wait status (os.waitstatus_to_exitcode takes it) and the resources used."""
 
-QUIET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
+_USR1: Final = int(signal.SIGUSR1)
 
 
 class Reaper:
     """Waits for the shim's children."""
 
-    def __init__(self, loop: Loop, when_usr1: Callable[[], None]) -> None:
-        """Take over the process's signals.
+    def __init__(self, loop: Loop, signal_fd: int, when_usr1: Callable[[], None]) -> None:
+        """Serve the signals that arrive at `signal_fd`, which is owned from now on.
 
         SIGUSR1 calls `when_usr1` (logs are opened anew). SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR2 do nothing:
         a shim lives as long as its container, whoever signals a process group.
@@ -33,8 +33,8 @@ class Reaper:
         self._loop = loop
         self._when_usr1 = when_usr1
         self._watched: dict[int, tuple[int, Ended]] = {}
-        self._signal_fd = signalfd((signal.SIGCHLD, signal.SIGUSR1, *QUIET))
-        loop.watch(self._signal_fd, READ, self._signalled)
+        self._signal_fd = signal_fd
+        loop.watch(signal_fd, READ, self._signalled)
 
     def watch(self, pid: int, pidfd: int, ended: Ended) -> None:
         """Call `ended` once, from the loop, when the child has been reaped; `pidfd` is borrowed until then."""
@@ -43,7 +43,7 @@ class Reaper:
 
     def _signalled(self, _events: int) -> None:
         for number in read_signals(self._signal_fd):
-            if number == signal.SIGUSR1:
+            if number == _USR1:
                 self._when_usr1()
         self._sweep()
 

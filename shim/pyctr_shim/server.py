@@ -5,6 +5,7 @@ is parked and costs nothing; it is dropped when its connection closes or its tim
 Source: BEHAVIOUR of containerd's shims; github.com/containerd/ttrpc, PROTOCOL.md.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -219,21 +220,26 @@ def listen_at(path: str) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if os.path.lexists(path):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise FileExistsError(f"a server answers at {path}")
-            os.unlink(path)
-        mask = os.umask(0o177)
         try:
             listener.bind(path)
-        finally:
-            os.umask(mask)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            listener.bind(path)
+        os.chmod(path, 0o600)  # before listen(2) nobody can connect
         listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == 0:
+            raise FileExistsError(f"a server answers at {path}")
+    os.unlink(path)
 
 
 def same_user(connection: socket.socket) -> bool:

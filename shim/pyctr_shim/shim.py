@@ -10,11 +10,10 @@ import fcntl
 import json
 import os
 import socket
-from pathlib import Path
 from typing import Final
 
 from pyctr_shim import journal
-from pyctr_shim.identity import Identity, boot_id
+from pyctr_shim.identity import Identity, Inheritance, write_file
 from pyctr_shim.loop import READ, Loop
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.reaper import Reaper
@@ -22,12 +21,16 @@ from pyctr_shim.server import Server, listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.task_service import TaskService
 from pyctr_shim.tasks import Tasks
-from pyctr_sys.process import set_child_subreaper, set_name
+from pyctr_sys.process import set_child_subreaper
 
 VERSION: Final = 1
 _NEVER_USED: Final = 60.0
 _UNUSED: Final = 10.0
 _FLUSH_LIMIT: Final = 2.0
+_WRITE: Final = os.O_WRONLY | os.O_CLOEXEC
+_READ_WRITE: Final = os.O_RDWR | os.O_CLOEXEC
+_LOCK_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class BundleTaken(Exception):
@@ -37,15 +40,16 @@ class BundleTaken(Exception):
 class Shim:
     """One shim, in the process that it is to live in."""
 
-    def __init__(self, loop: Loop, identity: Identity) -> None:
+    def __init__(self, loop: Loop, identity: Identity, inheritance: Inheritance) -> None:
         """Lock the bundle and put the parts together; raises BundleTaken, or OSError if the bundle is not there."""
         self._identity = identity
+        self._boot_id = inheritance.boot_id
         self._lock_fd = lock_bundle(identity.bundle)
         journal.open_log(identity.bundle)
         self._loop = loop
         self._publisher = Publisher(loop, identity)
-        reaper = Reaper(loop, self._reopen_logs)
-        self._tasks = Tasks(loop, reaper, self._publisher, identity)
+        reaper = Reaper(loop, inheritance.signal_fd, self._reopen_logs)
+        self._tasks = Tasks(loop, reaper, self._publisher, identity, inheritance.boot_id)
         service = TaskService(self._tasks, self._publisher, os.getpid(), self._shut_down)
         self._server = Server(loop, service, self._quiet)
         self._attach_listener: socket.socket | None = None
@@ -63,7 +67,7 @@ class Shim:
         self._attach_listener.setblocking(False)
         self._sockets.append(identity.attach)
         self._loop.watch(self._attach_listener.fileno(), READ, self._attach)
-        write_description(identity)
+        write_description(identity, self._boot_id)
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that the daemon made beforehand."""
@@ -82,7 +86,10 @@ class Shim:
             return
         self._stopping = True
         for path in self._sockets:
-            Path(path).unlink(missing_ok=True)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
         self._loop.call_soon(self._begin_the_end)
 
     def _begin_the_end(self) -> None:
@@ -122,34 +129,34 @@ def prepare_process() -> None:
     """Make this process what a shim is, whoever it will be: nobody's session, parent of orphans, no one's stdio."""
     os.setsid()
     os.chdir("/")
-    set_name("pyctr-shim")
     set_child_subreaper()
-    null_fd = os.open(os.devnull, os.O_RDWR)
+    fd = os.open("/proc/self/comm", _WRITE)
+    os.write(fd, b"pyctr-shim")
+    os.close(fd)
+    null_fd = os.open("/dev/null", _READ_WRITE)
     for fd in range(3):
         os.dup2(null_fd, fd)
     os.close(null_fd)
 
 
-def lock_bundle(bundle: Path) -> int:
+def lock_bundle(bundle: str) -> int:
     """Return the bundle's lock, held until the process ends; raises BundleTaken, or OSError without a bundle."""
-    fd = os.open(bundle / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(f"{bundle}/lock", _LOCK_FILE, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, _LOCK)
     except BlockingIOError as error:
         os.close(fd)
         raise BundleTaken(f"a live shim holds {bundle}") from error
     return fd
 
 
-def write_description(identity: Identity) -> None:
+def write_description(identity: Identity, boot_id: str) -> None:
     """Write shim.json, whole or not at all: where this shim answers."""
     description = {
         "version": VERSION,
         "pid": os.getpid(),
         "address": identity.socket,
         "attach": identity.attach,
-        "boot_id": boot_id(),
+        "boot_id": boot_id,
     }
-    temporary = identity.bundle / ".shim.json"
-    temporary.write_text(json.dumps(description))
-    temporary.replace(identity.bundle / "shim.json")
+    write_file(f"{identity.bundle}/shim.json", json.dumps(description).encode())

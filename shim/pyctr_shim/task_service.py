@@ -1,7 +1,6 @@
 """containerd's Task service: decode, call tasks.py, encode. Versions 2 and 3 have the same messages."""
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf import any_pb2, empty_pb2
@@ -31,7 +30,7 @@ _EMPTY: Final = empty_pb2.Empty()
 _OPTIONS: Final = "containerd.runc.v1.Options"
 _PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
-Handler = Callable[[Any], Awaitable[Message]]
+Handler = Callable[[Any, Any], Awaitable[Message]]
 
 
 class TaskService:
@@ -43,38 +42,19 @@ class TaskService:
         self._publisher = publisher
         self._shim_pid = shim_pid
         self._shut_down = shut_down
-        self._methods: dict[str, tuple[type[Message], Handler]] = {
-            "Create": (pb.CreateTaskRequest, self._create),
-            "Start": (pb.StartRequest, self._start),
-            "Delete": (pb.DeleteRequest, self._delete),
-            "Exec": (pb.ExecProcessRequest, self._exec),
-            "ResizePty": (pb.ResizePtyRequest, self._resize_pty),
-            "CloseIO": (pb.CloseIORequest, self._close_io),
-            "Kill": (pb.KillRequest, self._kill),
-            "Pids": (pb.PidsRequest, self._pids),
-            "Pause": (pb.PauseRequest, self._pause),
-            "Resume": (pb.ResumeRequest, self._resume),
-            "Wait": (pb.WaitRequest, self._wait),
-            "State": (pb.StateRequest, self._state),
-            "Stats": (pb.StatsRequest, self._stats),
-            "Update": (pb.UpdateTaskRequest, self._update),
-            "Connect": (pb.ConnectRequest, self._connect),
-            "Shutdown": (pb.ShutdownRequest, self._shutdown),
-            "Checkpoint": (pb.CheckpointTaskRequest, self._checkpoint),
-        }
 
     async def call(self, service: str, method: str, payload: bytes) -> bytes:
         """Answer one call; raises ApiError."""
         if service not in SERVICES:
             raise Unimplemented(f"service {service}")
-        if method not in self._methods:
+        if method not in _METHODS:
             raise Unimplemented(f"method {method}")
-        kind, handler = self._methods[method]
+        kind, handler = _METHODS[method]
         try:
             request = kind.FromString(payload)
         except DecodeError as error:
             raise InvalidArgument(f"{method}: the request does not decode") from error
-        return (await handler(request)).SerializeToString()
+        return (await handler(self, request)).SerializeToString()
 
     async def _create(self, request: pb.CreateTaskRequest) -> Message:
         if request.checkpoint or request.parent_checkpoint:
@@ -87,7 +67,7 @@ class TaskService:
         created.io.terminal = request.terminal
         new = NewTask(
             id=request.id,
-            bundle=Path(request.bundle),
+            bundle=request.bundle,
             names=Names(request.stdin, request.stdout, request.stderr, request.terminal),
             options=runtime.CreateOptions(
                 rootfs=tuple(
@@ -164,7 +144,7 @@ class TaskService:
         names = process.streams.names
         response = pb.StateResponse(
             id=task.id,
-            bundle=str(task.bundle),
+            bundle=task.bundle,
             pid=process.pid,
             status=_STATUS[_shown_status(process, task.init)],
             stdin=names.stdin,
@@ -197,6 +177,27 @@ class TaskService:
 
     async def _checkpoint(self, _request: pb.CheckpointTaskRequest) -> Message:
         raise Unimplemented("Checkpoint")
+
+
+_METHODS: Final[dict[str, tuple[type[Message], Handler]]] = {
+    "Create": (pb.CreateTaskRequest, TaskService._create),
+    "Start": (pb.StartRequest, TaskService._start),
+    "Delete": (pb.DeleteRequest, TaskService._delete),
+    "Exec": (pb.ExecProcessRequest, TaskService._exec),
+    "ResizePty": (pb.ResizePtyRequest, TaskService._resize_pty),
+    "CloseIO": (pb.CloseIORequest, TaskService._close_io),
+    "Kill": (pb.KillRequest, TaskService._kill),
+    "Pids": (pb.PidsRequest, TaskService._pids),
+    "Pause": (pb.PauseRequest, TaskService._pause),
+    "Resume": (pb.ResumeRequest, TaskService._resume),
+    "Wait": (pb.WaitRequest, TaskService._wait),
+    "State": (pb.StateRequest, TaskService._state),
+    "Stats": (pb.StatsRequest, TaskService._stats),
+    "Update": (pb.UpdateTaskRequest, TaskService._update),
+    "Connect": (pb.ConnectRequest, TaskService._connect),
+    "Shutdown": (pb.ShutdownRequest, TaskService._shutdown),
+    "Checkpoint": (pb.CheckpointTaskRequest, TaskService._checkpoint),
+}
 
 
 def read_options(packed: any_pb2.Any) -> oci_pb2.Options:

@@ -11,14 +11,13 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
 from pyctr_shim import journal
 from pyctr_shim.exit_record import Exit, write_record
-from pyctr_shim.identity import Identity, boot_id
+from pyctr_shim.identity import Identity
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError
@@ -39,7 +38,7 @@ class NewTask(NamedTuple):
     """What Create asks for; `created` is the event to publish, complete but for the pid."""
 
     id: str
-    bundle: Path
+    bundle: str
     names: Names
     options: runtime.CreateOptions
     io_uid: int
@@ -78,13 +77,13 @@ class Task:
 class Tasks:
     """The containers of one shim: one, or those of a group that share it."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, identity: Identity) -> None:
+    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, identity: Identity, boot_id: str) -> None:
         """Start without containers."""
         self._loop = loop
         self._reaper = reaper
         self._publisher = publisher
         self._identity = identity
-        self._boot_id = boot_id()
+        self._boot_id = boot_id
         self._tasks: dict[str, Task] = {}
         self._being_created: set[str] = set()
 
@@ -169,7 +168,7 @@ class Tasks:
     def _make(self, new: NewTask, init: Process) -> runtime.Container:
         stdio = runtime.Stdio(*init.streams.child_fds)
         try:
-            return runtime.create(new.id, str(new.bundle), stdio, new.options)
+            return runtime.create(new.id, new.bundle, stdio, new.options)
         except OciError as error:
             init.streams.close()
             raise UnknownError(f"OCI runtime create failed: {error}") from error
@@ -264,7 +263,7 @@ class Tasks:
         task = self.find(task_id)
         if task.init.status is Status.STOPPED:
             raise UnknownError("container is stopped: its cgroup has no processes to measure")
-        return task.container.metrics()
+        return task.container.stats()
 
     def resize(self, task_id: str, exec_id: str, columns: int, rows: int) -> None:
         """Set a terminal's size; nothing happens without a terminal."""
@@ -293,11 +292,12 @@ class Tasks:
         if exec_id:
             return await self._delete_exec(task, task.process(exec_id))
         task.init.require("delete", "process", Status.STOPPED, Status.CREATED)
-        if task.deletion is None:
+        deletion = task.deletion
+        if deletion is None:
             # Not the caller's own coroutine: a caller that goes away must not leave half a container.
-            task.deletion = Future()
-            self._loop.spawn(self._delete_task(task, task.deletion))
-        outcome = await task.deletion
+            deletion = task.deletion = Future()
+            self._loop.spawn(self._delete_task(task, deletion))
+        outcome = await deletion
         if isinstance(outcome, ApiError):
             raise outcome
         return outcome

@@ -1,156 +1,36 @@
-"""The daemon's child that makes shims: everything imported once, then one fork for each.
+"""The daemon's child that makes shims: `python -I -m pyctr_shim.zygote`, with the daemon's socket as fd 3.
 
-A spare shim has been forked before it is asked for and waits on the daemon's socket (fd 3, SOCK_SEQPACKET) by
-itself: whoever reads a request becomes that shim, and the zygote only sees to it that spares are there. So a
-request costs no hop and no fork.
-
-    request  {"op": "shim", "namespace", "id", "bundle", "socket", "attach", "ttrpc_address", "grpc_address",
-              "log_level", "instance"} and one descriptor: a stream socket that the shim serves first
-    answer   {"instance", "pid"} or {"instance", "error"}
-
-Each spare is forked twice, so that it is nobody's child. The collector is off for good and what is imported is
-frozen: one collection in a shim would copy 4 MB of shared pages. At the end of fd 3 the zygote and its spares end;
-shims do not.
+What it does is in spares.py; this module only makes the process one that forks cheaply.
 """
 
-import array
-import gc
-import json
 import os
-import select
-import socket
-import sys
-import time
-from pathlib import Path
 from typing import Any, Final
 
-from pyctr_shim import journal, placement, sealed
-from pyctr_shim.identity import Identity
-from pyctr_shim.loop import Loop
-from pyctr_shim.shim import BundleTaken, Shim, prepare_process
+from pyctr_shim import sealed
 
 _REQUEST_FD: Final = 3
-_REQUEST_SIZE: Final = 64 << 10
-_SPARES: Final = 2
-_PAUSE_AFTER_DEATH: Final = 0.5
-_MAY_KEEP: Final = 4
 
 
 def main() -> None:
-    """Keep spares until fd 3 ends."""
+    """Run until fd 3 ends."""
     sealed.run_from_sealed_copy()
-    requests = socket.socket(fileno=_REQUEST_FD)
-    requests.setblocking(True)
-    os.set_inheritable(_REQUEST_FD, False)
-    placement.leave_the_daemon()
-    placement.become_the_next_victim()
-    warm_up()
-    gc.disable()
-    gc.freeze()
-    keep_spares(requests)
+    ignore_fork_handlers()
+    from pyctr_shim import spares
+
+    spares.serve(_REQUEST_FD)
 
 
-def keep_spares(requests: socket.socket) -> None:
-    """Fork a new spare whenever one was taken or has died, until the daemon closes its end."""
-    poll = select.poll()
-    poll.register(requests.fileno(), 0)  # only its end, which poll(2) reports unasked
-    spares: dict[int, None] = {}
-    while True:
-        while len(spares) < _SPARES:
-            fd = fork_spare(requests)
-            spares[fd] = None
-            poll.register(fd, select.POLLIN)
-        for fd, _events in poll.poll():
-            if fd == requests.fileno():
-                return
-            poll.unregister(fd)
-            del spares[fd]
-            if not os.read(fd, 1):  # it died before it was taken: do not fork as fast as they die
-                time.sleep(_PAUSE_AFTER_DEATH)
-            os.close(fd)
+def ignore_fork_handlers() -> None:
+    """Let no module that is imported from now on register what is to happen at each fork.
+
+    threading (which protobuf imports) and random do so. In a process that never has a second thread the handlers do
+    nothing useful, and they write to half a megabyte of pages that the shims would otherwise share.
+    """
+    os.register_at_fork = _ignore  # type: ignore[assignment]
 
 
-def fork_spare(requests: socket.socket) -> int:
-    """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies."""
-    told_fd, tell_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if os.fork() == 0:
-                os.close(told_fd)
-                be_spare(requests, tell_fd)
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    os.close(tell_fd)
-    os.waitpid(pid, 0)
-    return told_fd
-
-
-def be_spare(requests: socket.socket, tell_fd: int) -> None:
-    """Wait for a request, become that shim, and end with it."""
-    prepare_process()
-    loop = Loop()
-    packet, connection = receive(requests)
-    if not packet:
-        os._exit(0)
-    os.write(tell_fd, b"x")
-    os.close(tell_fd)
-    request = json.loads(packet)
-    instance = request.get("instance", "")
-    try:
-        shim = Shim(loop, read_identity(request))
-        shim.listen()
-    except (BundleTaken, OSError, KeyError) as error:
-        answer(requests, {"instance": instance, "error": f"{type(error).__name__}: {error}"})
-        os._exit(1)
-    if connection is not None:
-        shim.adopt(connection)
-    answer(requests, {"instance": instance, "pid": os.getpid()})
-    requests.close()
-    shim.run()
-    os._exit(0)
-
-
-def receive(requests: socket.socket) -> tuple[bytes, socket.socket | None]:
-    """Wait for a request and return it with its connection; nothing at the end of the socket."""
-    fds = array.array("i")
-    space = socket.CMSG_SPACE(fds.itemsize * _MAY_KEEP)
-    packet, ancillary, _flags, _address = requests.recvmsg(_REQUEST_SIZE, space, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    for surplus in fds[1:]:
-        os.close(surplus)
-    return packet, socket.socket(fileno=fds[0]) if fds else None
-
-
-def answer(requests: socket.socket, reply: dict[str, Any]) -> None:
-    """Tell the daemon; one that is gone meanwhile finds the shim by its bundle."""
-    try:
-        requests.send(json.dumps(reply).encode(), socket.MSG_NOSIGNAL)
-    except OSError as error:
-        journal.log("answer not sent", error=str(error))
-
-
-def read_identity(request: dict[str, Any]) -> Identity:
-    """Return who a request asks for; raises KeyError for a missing field."""
-    return Identity(
-        namespace=request["namespace"],
-        id=request["id"],
-        bundle=Path(request["bundle"]),
-        socket=request["socket"],
-        attach=request["attach"],
-        ttrpc_address=request["ttrpc_address"],
-        grpc_address=request["grpc_address"],
-        instance=request["instance"],
-        log_level=request["log_level"],
-    )
-
-
-def warm_up() -> None:
-    """Run the hot path once: what Python and protobuf make on first use is then shared by all shims."""
+def _ignore(**_handlers: Any) -> None:
+    """Take a handler and forget it."""
 
 
 if __name__ == "__main__":

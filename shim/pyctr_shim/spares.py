@@ -1,0 +1,149 @@
+"""Spare shims: everything imported once, then one fork for each.
+
+A spare shim has been forked before it is asked for and waits on the daemon's socket (fd 3, SOCK_SEQPACKET) by
+itself: whoever reads a request becomes that shim, and the zygote only sees to it that spares are there. So a
+request costs no hop and no fork.
+
+    request  {"op": "shim", "namespace", "id", "bundle", "socket", "attach", "ttrpc_address", "grpc_address",
+              "log_level", "instance"} and one descriptor: a stream socket that the shim serves first
+    answer   {"instance", "pid"} or {"instance", "error"}
+
+Each spare is forked twice, so that it is nobody's child. The collector is off for good and what is imported is
+frozen: one collection in a shim would copy 4 MB of shared pages. At the end of fd 3 the zygote and its spares end;
+shims do not.
+"""
+
+import array
+import gc
+import json
+import os
+import select
+import socket
+import sys
+import time
+from typing import Any, Final
+
+from pyctr_shim import journal, placement
+from pyctr_shim.identity import Identity, Inheritance, make_inheritance
+from pyctr_shim.loop import Loop
+from pyctr_shim.shim import BundleTaken, Shim, prepare_process
+from pyctr_shim.warmup import warm_up
+
+_REQUEST_SIZE: Final = 64 << 10
+_SPARES: Final = 2
+_PAUSE_AFTER_DEATH: Final = 0.5
+_MAY_KEEP: Final = 4
+
+
+def serve(request_fd: int) -> None:
+    """Keep spares until `request_fd`, which is owned from now on, ends."""
+    requests = socket.socket(fileno=request_fd)
+    requests.setblocking(True)
+    requests.set_inheritable(False)
+    placement.leave_the_daemon()
+    placement.become_the_next_victim()
+    inheritance = make_inheritance()
+    warm_up(inheritance)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    keep_spares(requests, inheritance)
+
+
+def keep_spares(requests: socket.socket, inheritance: Inheritance) -> None:
+    """Fork a new spare whenever one was taken or has died, until the daemon closes its end."""
+    poll = select.poll()
+    poll.register(requests.fileno(), 0)  # only its end, which poll(2) reports unasked
+    spares: dict[int, None] = {}
+    while True:
+        while len(spares) < _SPARES:
+            fd = fork_spare(requests, inheritance)
+            spares[fd] = None
+            poll.register(fd, select.POLLIN)
+        for fd, _events in poll.poll():
+            if fd == requests.fileno():
+                return
+            poll.unregister(fd)
+            del spares[fd]
+            if not os.read(fd, 1):  # it died before it was taken: do not fork as fast as they die
+                time.sleep(_PAUSE_AFTER_DEATH)
+            os.close(fd)
+
+
+def fork_spare(requests: socket.socket, inheritance: Inheritance) -> int:
+    """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies."""
+    told_fd, tell_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.fork() == 0:
+                os.close(told_fd)
+                be_spare(requests, inheritance, tell_fd)
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    os.close(tell_fd)
+    os.waitpid(pid, 0)
+    return told_fd
+
+
+def be_spare(requests: socket.socket, inheritance: Inheritance, tell_fd: int) -> None:
+    """Wait for a request, become that shim, and end with it."""
+    prepare_process()
+    loop = Loop()
+    packet, connection = receive(requests)
+    if not packet:
+        os._exit(0)
+    os.write(tell_fd, b"x")
+    os.close(tell_fd)
+    request = json.loads(packet)
+    instance = request.get("instance", "")
+    try:
+        shim = Shim(loop, read_identity(request), inheritance)
+        shim.listen()
+    except (BundleTaken, OSError, KeyError) as error:
+        answer(requests, {"instance": instance, "error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    if connection is not None:
+        shim.adopt(connection)
+    answer(requests, {"instance": instance, "pid": os.getpid()})
+    requests.close()
+    shim.run()
+    os._exit(0)
+
+
+def receive(requests: socket.socket) -> tuple[bytes, socket.socket | None]:
+    """Wait for a request and return it with its connection; nothing at the end of the socket."""
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(fds.itemsize * _MAY_KEEP)
+    packet, ancillary, _flags, _address = requests.recvmsg(_REQUEST_SIZE, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    for surplus in fds[1:]:
+        os.close(surplus)
+    return packet, socket.socket(fileno=fds[0]) if fds else None
+
+
+def answer(requests: socket.socket, reply: dict[str, Any]) -> None:
+    """Tell the daemon; one that is gone meanwhile finds the shim by its bundle."""
+    try:
+        requests.send(json.dumps(reply).encode(), socket.MSG_NOSIGNAL)
+    except OSError as error:
+        journal.log("answer not sent", error=str(error))
+
+
+def read_identity(request: dict[str, Any]) -> Identity:
+    """Return who a request asks for; raises KeyError for a missing field."""
+    return Identity(
+        namespace=request["namespace"],
+        id=request["id"],
+        bundle=request["bundle"],
+        socket=request["socket"],
+        attach=request["attach"],
+        ttrpc_address=request["ttrpc_address"],
+        grpc_address=request["grpc_address"],
+        instance=request["instance"],
+        log_level=request["log_level"],
+    )
