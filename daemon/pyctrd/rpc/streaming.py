@@ -15,6 +15,8 @@ from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, namespace_of
 from pyctrd.streams.manager import Stream, StreamManager
 
+# Seconds within which grpc tells of a cancellation.
+_CANCELLATION: Final = 0.01
 _EMPTY: Final = AnyMessage(type_url=Empty.DESCRIPTOR.full_name)
 
 
@@ -64,4 +66,7 @@ async def _name_of(requests: AsyncIterator[AnyMessage]) -> str:
 async def _feed(stream: Stream, requests: AsyncIterator[AnyMessage]) -> None:
     async for request in requests:
         await stream.feed(convert.any_from_proto(request))
+    # grpc ends the iteration of a cancelled call as if the client had said its last, and cancels us a turn of the
+    # loop later: half an archive must not pass for a whole one.
+    await asyncio.sleep(_CANCELLATION)
     await stream.feed(None)
