@@ -7,6 +7,7 @@ A shim that dies after an exit leaves the record; a daemon that was away reads i
 because the wall clock may be set; the boot id says whether the monotonic one still means anything.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -35,10 +36,8 @@ class Exit(NamedTuple):
 def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
     """Put the record in place whole, and on the disk where the bundle is on one; raises OSError."""
     folder = f"{bundle}/exits"
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    except FileExistsError:
-        pass
     record = {
         "container": end.container,
         "exec_id": end.exec_id,

@@ -56,7 +56,8 @@ class TaskService:
             raise InvalidArgument(f"{method}: the request does not decode") from error
         return (await handler(self, request)).SerializeToString()
 
-    async def _create(self, request: pb.CreateTaskRequest) -> Message:
+    async def create(self, request: pb.CreateTaskRequest) -> Message:
+        """Make a container; raises Unimplemented for a checkpoint and for options that cannot be honoured."""
         if request.checkpoint or request.parent_checkpoint:
             raise Unimplemented("Create from a checkpoint")
         options = read_options(request.options)
@@ -83,10 +84,12 @@ class TaskService:
         )
         return pb.CreateTaskResponse(pid=await self._tasks.create(new))
 
-    async def _start(self, request: pb.StartRequest) -> Message:
+    async def start(self, request: pb.StartRequest) -> Message:
+        """Let a process run its program."""
         return pb.StartResponse(pid=await self._tasks.start(request.id, request.exec_id))
 
-    async def _delete(self, request: pb.DeleteRequest) -> Message:
+    async def delete(self, request: pb.DeleteRequest) -> Message:
+        """Remove a process that has ended, or was never started."""
         end = await self._tasks.delete(request.id, request.exec_id)
         response = pb.DeleteResponse()
         if end is not None:
@@ -94,30 +97,35 @@ class TaskService:
             _set_end(response, end)
         return response
 
-    async def _exec(self, request: pb.ExecProcessRequest) -> Message:
+    async def exec(self, request: pb.ExecProcessRequest) -> Message:
+        """Register a process that will join."""
         if request.spec.type_url.rpartition("/")[2] != _PROCESS.rpartition("/")[2]:
             raise InvalidArgument(f"Exec: spec is {request.spec.type_url or 'missing'}, not {_PROCESS}")
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
         self._tasks.add_exec(request.id, request.exec_id, names, request.spec.value)
         return _EMPTY
 
-    async def _resize_pty(self, request: pb.ResizePtyRequest) -> Message:
+    async def resize_pty(self, request: pb.ResizePtyRequest) -> Message:
+        """Set a terminal's size."""
         self._tasks.resize(request.id, request.exec_id, request.width, request.height)
         return _EMPTY
 
-    async def _close_io(self, request: pb.CloseIORequest) -> Message:
+    async def close_io(self, request: pb.CloseIORequest) -> Message:
+        """Say that no more input comes."""
         if request.stdin:
             self._tasks.find(request.id).process(request.exec_id).streams.close_io()
         return _EMPTY
 
-    async def _kill(self, request: pb.KillRequest) -> Message:
+    async def kill(self, request: pb.KillRequest) -> Message:
+        """Send a signal to one process or to all."""
         if request.all:
             self._tasks.kill_all(request.id, request.signal)
         else:
             self._tasks.kill(request.id, request.exec_id, request.signal)
         return _EMPTY
 
-    async def _pids(self, request: pb.PidsRequest) -> Message:
+    async def pids(self, request: pb.PidsRequest) -> Message:
+        """List the container's processes, with the exec ids of those that were asked for."""
         response = pb.PidsResponse()
         for pid, exec_id in self._tasks.pids(request.id):
             process = response.processes.add(pid=pid)
@@ -125,20 +133,24 @@ class TaskService:
                 process.info.CopyFrom(_pack(oci_pb2.ProcessDetails(exec_id=exec_id)))
         return response
 
-    async def _pause(self, request: pb.PauseRequest) -> Message:
+    async def pause(self, request: pb.PauseRequest) -> Message:
+        """Freeze the container."""
         self._tasks.pause(request.id)
         return _EMPTY
 
-    async def _resume(self, request: pb.ResumeRequest) -> Message:
+    async def resume(self, request: pb.ResumeRequest) -> Message:
+        """Let it go on."""
         self._tasks.resume(request.id)
         return _EMPTY
 
-    async def _wait(self, request: pb.WaitRequest) -> Message:
+    async def wait(self, request: pb.WaitRequest) -> Message:
+        """Answer when a process has ended."""
         response = pb.WaitResponse()
         _set_end(response, await self._tasks.wait(request.id, request.exec_id))
         return response
 
-    async def _state(self, request: pb.StateRequest) -> Message:
+    async def state(self, request: pb.StateRequest) -> Message:
+        """Tell what is known of a process."""
         task = self._tasks.find(request.id)
         process = task.process(request.exec_id)
         names = process.streams.names
@@ -157,46 +169,50 @@ class TaskService:
             _set_end(response, process.end)
         return response
 
-    async def _stats(self, request: pb.StatsRequest) -> Message:
+    async def stats(self, request: pb.StatsRequest) -> Message:
+        """Return the cgroup's metrics."""
         type_url, value = self._tasks.stats(request.id)
         return pb.StatsResponse(stats=any_pb2.Any(type_url=type_url, value=value))
 
-    async def _update(self, request: pb.UpdateTaskRequest) -> Message:
+    async def update(self, request: pb.UpdateTaskRequest) -> Message:
+        """Change resource limits."""
         self._tasks.update(request.id, request.resources.value)
         return _EMPTY
 
-    async def _connect(self, request: pb.ConnectRequest) -> Message:
+    async def connect(self, request: pb.ConnectRequest) -> Message:
         """Never fails: a daemon asks who is there, and wants to hear what it missed."""
         self._publisher.retry_now()
         return pb.ConnectResponse(shim_pid=self._shim_pid, task_pid=self._tasks.pid(request.id))
 
-    async def _shutdown(self, _request: pb.ShutdownRequest) -> Message:
+    async def shutdown(self, _request: pb.ShutdownRequest) -> Message:
+        """End the shim if it has no container."""
         if self._tasks.empty:
             self._shut_down()
         return _EMPTY
 
-    async def _checkpoint(self, _request: pb.CheckpointTaskRequest) -> Message:
+    async def checkpoint(self, _request: pb.CheckpointTaskRequest) -> Message:
+        """Not served."""
         raise Unimplemented("Checkpoint")
 
 
 _METHODS: Final[dict[str, tuple[type[Message], Handler]]] = {
-    "Create": (pb.CreateTaskRequest, TaskService._create),
-    "Start": (pb.StartRequest, TaskService._start),
-    "Delete": (pb.DeleteRequest, TaskService._delete),
-    "Exec": (pb.ExecProcessRequest, TaskService._exec),
-    "ResizePty": (pb.ResizePtyRequest, TaskService._resize_pty),
-    "CloseIO": (pb.CloseIORequest, TaskService._close_io),
-    "Kill": (pb.KillRequest, TaskService._kill),
-    "Pids": (pb.PidsRequest, TaskService._pids),
-    "Pause": (pb.PauseRequest, TaskService._pause),
-    "Resume": (pb.ResumeRequest, TaskService._resume),
-    "Wait": (pb.WaitRequest, TaskService._wait),
-    "State": (pb.StateRequest, TaskService._state),
-    "Stats": (pb.StatsRequest, TaskService._stats),
-    "Update": (pb.UpdateTaskRequest, TaskService._update),
-    "Connect": (pb.ConnectRequest, TaskService._connect),
-    "Shutdown": (pb.ShutdownRequest, TaskService._shutdown),
-    "Checkpoint": (pb.CheckpointTaskRequest, TaskService._checkpoint),
+    "Create": (pb.CreateTaskRequest, TaskService.create),
+    "Start": (pb.StartRequest, TaskService.start),
+    "Delete": (pb.DeleteRequest, TaskService.delete),
+    "Exec": (pb.ExecProcessRequest, TaskService.exec),
+    "ResizePty": (pb.ResizePtyRequest, TaskService.resize_pty),
+    "CloseIO": (pb.CloseIORequest, TaskService.close_io),
+    "Kill": (pb.KillRequest, TaskService.kill),
+    "Pids": (pb.PidsRequest, TaskService.pids),
+    "Pause": (pb.PauseRequest, TaskService.pause),
+    "Resume": (pb.ResumeRequest, TaskService.resume),
+    "Wait": (pb.WaitRequest, TaskService.wait),
+    "State": (pb.StateRequest, TaskService.state),
+    "Stats": (pb.StatsRequest, TaskService.stats),
+    "Update": (pb.UpdateTaskRequest, TaskService.update),
+    "Connect": (pb.ConnectRequest, TaskService.connect),
+    "Shutdown": (pb.ShutdownRequest, TaskService.shutdown),
+    "Checkpoint": (pb.CheckpointTaskRequest, TaskService.checkpoint),
 }
 
 

@@ -31,6 +31,8 @@ from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, NotFound, UnknownError
 
 _KILL_LIMIT: Final = 10.0
+_REMOVE_LIMIT: Final = 2.0
+_REMOVE_PAUSE: Final = 0.005
 _LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
 
@@ -313,7 +315,7 @@ class Tasks:
                 await self._drain(process)
             if task.oom is not None:
                 task.oom.close()
-            _checked(task.container.delete)
+            await self._remove(task)
         except ApiError as error:
             task.deletion = None
             told.set(error)
@@ -323,6 +325,19 @@ class Tasks:
         deleted.exited_at.FromNanoseconds(end.exited_at_ns)
         self._publish("delete", deleted)
         told.set(end)
+
+    async def _remove(self, task: Task) -> None:
+        """Remove cgroup and state. A process that has been killed may be in its cgroup for a moment after its end."""
+        deadline = time.monotonic() + _REMOVE_LIMIT
+        while True:
+            try:
+                task.container.delete()
+            except OciError as error:
+                if time.monotonic() > deadline:
+                    raise UnknownError(str(error)) from error
+            else:
+                return
+            await self._loop.wait(Future(), _REMOVE_PAUSE)
 
     async def _delete_exec(self, task: Task, process: Process) -> Exit | None:
         process.require("delete", "process", Status.STOPPED, Status.CREATED)

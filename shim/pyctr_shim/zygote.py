@@ -26,7 +26,7 @@ def ignore_fork_handlers() -> None:
     threading (which protobuf imports) and random do so. In a process that never has a second thread the handlers do
     nothing useful, and they write to half a megabyte of pages that the shims would otherwise share.
     """
-    os.register_at_fork = _ignore  # type: ignore[assignment]
+    os.register_at_fork = _ignore
 
 
 def _ignore(**_handlers: Any) -> None:
