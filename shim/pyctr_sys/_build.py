@@ -21,6 +21,7 @@ ffi.cdef(
     int capget(void *header, void *data);
     int capset(void *header, const void *data);
     int fstatfs(int fd, void *buf);
+    int madvise(uintptr_t addr, size_t length, int advice);
     int syncfs(int fd);
 
     struct open_how { uint64_t flags; uint64_t mode; uint64_t resolve; };

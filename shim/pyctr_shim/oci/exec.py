@@ -113,7 +113,7 @@ def _join_keyring(container: str) -> None:
 def _open_terminal(process: Mapping[str, Any], size: tuple[int, int] | None, uid: int, channel: Channel) -> None:
     root_fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     master_fd, peer_fd = console.open_pair(root_fd, console.size_of(process) or size)
-    channel.send(Message.CONSOLE, fd=master_fd)
+    channel.send(Message.CONSOLE, [master_fd])
     os.close(master_fd)
     os.close(root_fd)
     console.take(peer_fd, uid)

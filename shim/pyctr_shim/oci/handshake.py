@@ -1,6 +1,7 @@
 """Every message between the runtime's parent side and the process that becomes the container's.
 
     message    direction        when                                              answer
+    CREATE     parent → child   to one forked ahead: what to create, with its stdio     -
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       stager → parent  the container's init is another process: its pid   -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
@@ -16,6 +17,7 @@ import array
 import fcntl
 import json
 import socket
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -23,11 +25,14 @@ from pyctr_shim.oci.errors import OciError
 
 _LARGEST: Final = 160 * 1024  # below the default send buffer, so that a packet is never refused
 _LONGEST_TEXT: Final = 8192
+_MOST_FDS: Final = 3
+_FD_SPACE: Final = socket.CMSG_SPACE(4 * _MOST_FDS)
 
 
 class Message(StrEnum):
     """What a packet says."""
 
+    CREATE = "create"
     RESTAGE = "restage"
     INIT = "init"
     HOOKS = "hooks"
@@ -69,12 +74,12 @@ class Channel:
         self._socket.close()
         self._socket = connection
 
-    def send(self, message: Message, fd: int | None = None, **fields: Any) -> None:
-        """Send one message, with an fd (borrowed) where it carries one. Raises BrokenPipeError."""
+    def send(self, message: Message, fds: Sequence[int] = (), **fields: Any) -> None:
+        """Send one message, with fds (borrowed) where it carries some. Raises BrokenPipeError."""
         packet = json.dumps({"message": message, **fields}).encode()
         if len(packet) > _LARGEST:
             raise OciError(f"handshake: {message.value} message of {len(packet)} bytes is too long")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._socket.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
 
     def fail(self, text: str, number: int) -> None:
@@ -84,10 +89,10 @@ class Channel:
         except OSError:
             return  # the parent is gone, and with it the wish for this process
 
-    def receive(self) -> tuple[Message, dict[str, Any], int | None] | None:
-        """Wait for a message: what it is, its fields and its fd. None when the other side has ended."""
+    def receive(self) -> tuple[Message, dict[str, Any], list[int]] | None:
+        """Wait for a message: what it is, its fields and its fds. None when the other side has ended."""
         try:
-            packet, ancillary, _, _ = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            packet, ancillary, _, _ = self._socket.recvmsg(_LARGEST, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
         fds = array.array("i")
@@ -97,7 +102,7 @@ class Channel:
         if not packet:
             return None
         fields = json.loads(packet)
-        return Message(fields.pop("message")), fields, fds[0] if fds else None
+        return Message(fields.pop("message")), fields, list(fds)
 
     def close(self) -> None:
         """Close this end."""

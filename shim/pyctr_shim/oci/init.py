@@ -38,9 +38,10 @@ from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path,
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.mounts import PlannedMount
-from pyctr_shim.oci.namespaces import Plan
+from pyctr_shim.oci.namespaces import Plan, Premade
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
+from pyctr_sys import pagemap
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
@@ -83,6 +84,7 @@ class _Build:
     root_fd: int = -1
     proc_fd: int = -1
     terminal_fd: int = -1
+    made: Premade | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -96,10 +98,60 @@ class _Build:
 
 def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: set up the container, wait for the start, execute its program."""
-    try:
+
+    def take() -> Request:
         start_fd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.start_fd)
-        build = _read(replace(request, start_fd=start_fd), channel)
+        return replace(request, start_fd=start_fd)
+
+    _go(channel, take, None)
+
+
+def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> NoReturn:
+    """Run in a child that was forked ahead: make ready what every container needs, wait for a request, become it."""
+    try:
+        lockdown.close_all_but(channel)
+        set_name("pyctr-ahead")
+        made = namespaces.make_ahead()
+        pagemap.populate(pages)
+        answer = channel.receive()
+    except OSError as error:
+        channel.fail(f"forked ahead: {describe(error)}", error.errno or 0)
+        answer = None
+    if answer is None:
+        os._exit(1)  # never needed, or of no use
+    _, fields, fds = answer
+
+    def take() -> Request:
+        lockdown.use_stdio(fds)
+        return _request_from(fields, hierarchies)
+
+    _go(channel, take, made)
+
+
+def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:
+    """Return the request that came over the channel, where fds have numbers of their own and tuples are lists."""
+    size = fields.pop("console_size")
+    mounts_of_root = tuple(
+        RootfsMount(kind, source, target, tuple(options)) for kind, source, target, options in fields.pop("rootfs")
+    )
+    return Request(
+        **fields,
+        stdio=(0, 1, 2),
+        preserve_fds=0,
+        rootfs=mounts_of_root,
+        console_size=(size[0], size[1]) if size else None,
+        start_fd=-1,
+        hierarchies=hierarchies,
+        staged=False,
+    )
+
+
+def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> NoReturn:
+    """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
+    try:
+        build = _read(take(), channel)
         if build is not None:
+            build.made = made
             for step in _STEPS:
                 step(build)
     except OciError as error:
@@ -210,7 +262,7 @@ def _enter_namespaces(build: _Build) -> None:
     first = Clone.NEWNS if with_user else plan.new & ~(Clone.NEWPID | Clone.NEWTIME | Clone.NEWCGROUP)
     if not build.request.staged:
         first |= Clone.NEWCGROUP  # the cgroup has been joined already
-    plan.enter_new(first)
+    plan.enter_new(first, build.made)
     propagation = rootfs.propagation_flag(build.linux.get("rootfsPropagation") or "")
     # The copy of the host's mounts must not send anything back.
     mount(None, "/", None, MountFlag.REC | MountFlag.SLAVE)
@@ -279,7 +331,7 @@ def _detach(build: _Build) -> None:
             join_session_keyring(f"_ses.{build.request.id}")
         except OSError as error:
             build.notes.append(f"no session keyring: {error.strerror}")
-    if build.plan.new & Clone.NEWNET:
+    if build.plan.new & Clone.NEWNET and not build.made:
         namespaces.bring_loopback_up()
     if name := build.spec.get("hostname"):
         sethostname(name)
@@ -304,7 +356,7 @@ def _mount_everything(build: _Build) -> None:
         size = console.size_of(build.process) or build.request.console_size
         master_fd, build.terminal_fd = console.open_pair(build.root_fd, size)
         console.bind_console(build.root_fd, build.terminal_fd)
-        build.channel.send(Message.CONSOLE, fd=master_fd)
+        build.channel.send(Message.CONSOLE, [master_fd])
         os.close(master_fd)
 
 

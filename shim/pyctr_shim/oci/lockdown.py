@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
@@ -34,6 +35,20 @@ def take_stdio(stdio: tuple[int, int, int], channel: Channel, preserved: int, al
         first = kept + 1
     close_range(first)
     return also
+
+
+def close_all_but(channel: Channel) -> None:
+    """Close everything but stdio and the channel."""
+    channel.move_above(_STDIO)
+    close_range(_STDIO, channel.fileno() - 1)
+    close_range(channel.fileno() + 1)
+
+
+def use_stdio(fds: Sequence[int]) -> None:
+    """Make three fds 0 to 2, where nothing else is open that would have to be closed."""
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number, inheritable=True)
+        os.close(fd)
 
 
 def forbid_imports() -> None:

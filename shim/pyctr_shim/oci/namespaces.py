@@ -27,6 +27,26 @@ _IFF_RUNNING: Final = 0x40
 
 
 @dataclass(frozen=True, slots=True)
+class Premade:
+    """Namespaces made before anybody knew whether they are wanted, and fds of the host's to go back to."""
+
+    flags: int
+    host_fds: Mapping[Clone, int]
+
+
+def make_ahead() -> Premade:
+    """Create the namespaces that cost most and that most containers want, the loopback device up."""
+    kinds = (Clone.NEWNET, Clone.NEWIPC, Clone.NEWUTS)
+    host_fds = {
+        kind: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        for kind, name in zip(kinds, ("net", "ipc", "uts"), strict=True)
+    }
+    unshare(Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS)
+    bring_loopback_up()
+    return Premade(Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS, host_fds)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """New namespaces as clone flags, and fds of those to join by flag."""
 
@@ -54,9 +74,19 @@ class Plan:
                 except OSError as error:
                     raise OciError(f"joining {kind.name} namespace: {error.strerror}", error.errno or 0) from None
 
-    def enter_new(self, kinds: int) -> None:
-        """Create those of the new namespaces that `kinds` names."""
-        if flags := self.new & kinds:
+    def enter_new(self, kinds: int, made: "Premade | None" = None) -> None:
+        """Create those of the new namespaces that `kinds` names and that have not been made ahead.
+
+        Leaves for the host's those that were made ahead and are not wanted.
+        """
+        flags = self.new & kinds
+        if made is not None:
+            flags &= ~made.flags
+            for kind, host_fd in made.host_fds.items():
+                if not self.has(kind):
+                    setns(host_fd, kind)
+                os.close(host_fd)
+        if flags:
             unshare(flags)
 
 

@@ -11,20 +11,20 @@ calling process stays as small as it was.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
-from pyctr_shim.oci import detached, hooks, init, state, validate
+from pyctr_shim.oci import detached, forks, hooks, init, state, validate
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
+from pyctr_sys import pagemap
 from pyctr_sys.mount import MNT_DETACH, umount2
-from pyctr_sys.namespaces import Clone, clone3, setns, unshare
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
@@ -241,133 +241,110 @@ def create(
 
 
 def _create(request: init.Request) -> Container | None:
-    """Fork a child and follow it to CREATED; None if it asks for a stager."""
-    ours, theirs = Channel.pair()
-    pid = _fork(request, ours, theirs)
-    theirs.close()
-    pidfd, console_fd = pidfd_open(pid), -1
+    """Fork a child, or take the one forked ahead, and follow it to CREATED; None if it asks for a stager."""
+    child = _take_ahead(request) or forks.fork_init(request)
+    console_fd = -1
     try:
-        while (answer := ours.receive()) is not None:
-            message, fields, fd = answer
+        while (answer := child.channel.receive()) is not None:
+            message, fields, fds = answer
             if message is Message.RESTAGE:
-                wait(pidfd)
-                os.close(pidfd)
-                ours.close()
+                child.end()
                 return None
             if message is Message.INIT:
-                stager_pidfd, pid = pidfd, fields["pid"]
-                pidfd = pidfd_open(pid)
+                stager_pidfd = child.pidfd
+                child = replace(child, pid=fields["pid"], pidfd=pidfd_open(fields["pid"]))
                 wait(stager_pidfd)  # it has little left to do and needs nothing from here
                 os.close(stager_pidfd)
             elif message is Message.CONSOLE:
-                console_fd = fd if fd is not None else -1
+                console_fd = fds[0]
             elif message is Message.HOOKS:
                 record = state.read(request.state_directory)
                 run_hooks("prestart", record, Status.CREATING)
                 run_hooks("createRuntime", record, Status.CREATING)
-                ours.send(Message.GO)
+                child.channel.send(Message.GO)
             elif message is Message.FAILED:
                 _raise_failure(fields)
             elif message is Message.CREATED:
-                return Container(
-                    id=request.id,
-                    bundle=request.bundle,
-                    state_directory=request.state_directory,
-                    pid=pid,
-                    pidfd=pidfd,
-                    console_fd=console_fd if console_fd >= 0 else None,
-                    own_pid_namespace=fields["own_pid_namespace"],
-                    cgroup=cgroup_for(request.hierarchies, fields["cgroup"]),
-                    notes=fields["notes"],
-                    namespaces=fields["namespaces"],
-                    seccomp=fields["seccomp"],
-                    seccomp_flags=fields["seccomp_flags"],
-                    hook_kinds=frozenset(fields["hooks"]),
-                    channel=ours,
-                )
+                return _container(request, child, console_fd, fields)
         _raise_failure({"text": "container init ended without a word", "errno": 0})
     except BaseException as error:
-        ours.close()
         if console_fd >= 0:
             os.close(console_fd)
+        child.end()
         try:
-            _undo(request, pidfd)
+            _undo(request)
         except OciError as left:
             raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
         raise
 
 
-def _fork(request: init.Request, ours: Channel, theirs: Channel) -> int:
-    if request.staged:
-        pid = os.fork()
-    else:
-        with _pid_namespace_of_children():
-            unshare(Clone.NEWPID)
-            pid = os.fork()
-    if pid == 0:
-        ours.close()
-        init.become(request, theirs)
-    return pid
+def _container(request: init.Request, child: forks.Child, console_fd: int, fields: Mapping[str, Any]) -> Container:
+    return Container(
+        id=request.id,
+        bundle=request.bundle,
+        state_directory=request.state_directory,
+        pid=child.pid,
+        pidfd=child.pidfd,
+        console_fd=console_fd if console_fd >= 0 else None,
+        own_pid_namespace=fields["own_pid_namespace"],
+        cgroup=cgroup_for(request.hierarchies, fields["cgroup"]),
+        notes=fields["notes"],
+        namespaces=fields["namespaces"],
+        seccomp=fields["seccomp"],
+        seccomp_flags=fields["seccomp_flags"],
+        hook_kinds=frozenset(fields["hooks"]),
+        channel=child.channel,
+    )
 
 
-@contextmanager
-def _pid_namespace_of_children() -> Iterator[None]:
-    """Undo, in the end, what unshare or setns of NEWPID does for later children; both spare the caller itself."""
-    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    parent = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() == parent:
-            setns(own_fd, Clone.NEWPID)
-        os.close(own_fd)
+_ahead: list[forks.Child] = []
+
+
+def fork_ahead(pages: pagemap.Ranges | None = None) -> None:
+    """Fork the child of this process's next container before that is asked for; a second call does nothing.
+
+    It waits in namespaces of its own, with `pages` (of `practice.touched_pages`) touched, so that `create` need
+    neither fork nor copy memory. It ends with this process. For a process that will create a container and
+    that forks nothing else which could keep its channel open.
+    """
+    hierarchies = mounted()
+    if not _ahead and not hierarchies.is_v2:
+        _ahead.append(forks.fork_ahead(hierarchies, array("Q") if pages is None else pages))
+
+
+def _take_ahead(request: init.Request) -> forks.Child | None:
+    """Return the child forked ahead, given its request, if there is one and this is a request that it can serve."""
+    if not _ahead or request.staged or request.preserve_fds or request.start_fd >= 0:
+        return None
+    if request.hierarchies is not mounted():
+        return None
+    child = _ahead.pop()
+    if forks.send_request(child, request):
+        return child
+    child.end()
+    return None
 
 
 def _exec(request: joining.Request) -> Process:
-    ours, theirs = Channel.pair()
     try:
-        pid = _fork_into(request, ours, theirs)
+        child = forks.fork_into(request)
     except ProcessLookupError:
-        ours.close()
         raise OciError("cannot exec in a stopped container") from None
-    finally:
-        theirs.close()
-    pidfd, console_fd = pidfd_open(pid), -1
+    console_fd = -1
     try:
-        while (answer := ours.receive()) is not None:
-            message, fields, fd = answer
+        while (answer := child.channel.receive()) is not None:
+            message, fields, fds = answer
             if message is Message.CONSOLE:
-                console_fd = fd if fd is not None else -1
+                console_fd = fds[0]
             elif message is Message.FAILED:
                 _raise_failure(fields)
     except BaseException:
         if console_fd >= 0:
             os.close(console_fd)
-        _kill_and_reap(pidfd)
+        child.end()
         raise
-    finally:
-        ours.close()
-    return Process(pid, pidfd, console_fd if console_fd >= 0 else None)
-
-
-def _fork_into(request: joining.Request, ours: Channel, theirs: Channel) -> int:
-    """Fork into the container's PID namespace, and on v2 into its cgroup."""
-    with _pid_namespace_of_children():
-        if request.namespaces & Clone.NEWPID:
-            setns(request.init_pidfd, Clone.NEWPID)
-        pid = _clone_into_cgroup(request.cgroup.directory_for_clone()) if request.in_cgroup else os.fork()
-    if pid == 0:
-        ours.close()
-        joining.become(request, theirs)
-    return pid
-
-
-def _clone_into_cgroup(directory: str) -> int:
-    cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return clone3(Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
-    finally:
-        os.close(cgroup_fd)
+    child.channel.close()
+    return Process(child.pid, child.pidfd, console_fd if console_fd >= 0 else None)
 
 
 def _raise_failure(fields: Mapping[str, Any]) -> NoReturn:
@@ -380,22 +357,13 @@ def run_hooks(kind: str, record: State, status: Status) -> None:
         hooks.run(kind, found, record.document(status))
 
 
-def _undo(request: init.Request, pidfd: int) -> None:
-    """Remove what a failed creation left: its process, then what its state names."""
-    if pidfd >= 0:
-        _kill_and_reap(pidfd)
+def _undo(request: init.Request) -> None:
+    """Remove what a failed creation left, as its state names it; its process has ended."""
     try:
         record = state.read(request.state_directory)
     except FileNotFoundError:
         return
     _remove(request.state_directory, cgroup_for(request.hierarchies, record.cgroup), with_record=True)
-
-
-def _kill_and_reap(pidfd: int) -> None:
-    with suppress(ProcessLookupError):
-        pidfd_send_signal(pidfd, signal.SIGKILL)
-    wait(pidfd)
-    os.close(pidfd)
 
 
 def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:

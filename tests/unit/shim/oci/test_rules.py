@@ -301,15 +301,14 @@ def test_a_reused_pid_is_not_taken_for_the_container() -> None:
 def test_messages_cross_the_channel_with_their_fd() -> None:
     ours, theirs = Channel.pair()
     read_fd, write_fd = os.pipe()
-    theirs.send(Message.CONSOLE, fd=write_fd, number=5)
+    theirs.send(Message.CONSOLE, [write_fd], number=5)
     os.close(write_fd)
 
     answer = ours.receive()
 
     assert answer is not None
-    message, fields, fd = answer
+    message, fields, (fd,) = answer
     assert (message, fields) == (Message.CONSOLE, {"number": 5})
-    assert fd is not None
     assert not os.get_inheritable(fd)
     os.write(fd, b"x")
     assert os.read(read_fd, 1) == b"x"
