@@ -29,11 +29,12 @@ def add(parts: "Parts") -> None:
     """Serve the late services, and start what cleans up after containers."""
     differ = Differ(parts.content, parts.bulk)
     streams = StreamManager()
+    transfers = _transfers(parts, differ, streams)
     for servicer in (
         diff.Diff(differ),
         streaming.Streaming(streams),
-        transfer.Transfer(_transfers(parts, differ, streams), streams),
-        _engine(parts),
+        transfer.Transfer(transfers, streams),
+        _engine(parts, transfers),
     ):
         parts.dispatch.add(servicer)
 
@@ -49,7 +50,7 @@ def _transfers(parts: "Parts", differ: Differ, streams: StreamManager) -> Transf
     return Transfers(stores, streams, registries, parts.host)
 
 
-def _engine(parts: "Parts") -> Engine:
+def _engine(parts: "Parts", transfers: Transfers) -> Engine:
     logs = LogFolders(parts.config.root / "logs")
     aftermath = Aftermath(
         parts.exchange,
@@ -83,4 +84,5 @@ def _engine(parts: "Parts") -> Engine:
         parts.bulk,
         parts.host,
         parts.upgrade,
+        transfers.unpack,
     )

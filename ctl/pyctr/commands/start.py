@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from pyctr import exit_codes, lookup, run_session, stopping, tasks, terminal
+from pyctr import lookup, run_session, stopping, tasks, terminal
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -41,7 +41,7 @@ def _start(session: Session, container_id: str) -> None:
         tasks.start(session.connection, container_id)
     except ApiError as error:
         tasks.delete(session.connection, container_id)
-        raise CommandError(str(error), exit_codes.of_start_error(error)) from None
+        raise CommandError(str(error)) from None
 
 
 def _start_attached(session: Session, container: containers_pb2.Container, keys: bytes, *, interactive: bool) -> int:

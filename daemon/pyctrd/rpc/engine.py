@@ -20,12 +20,13 @@ from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex, Entry
 from pyctrd.rpc.headers import Context, namespace_of
-from pyctrd.runtime.creation import Creator, Request
+from pyctrd.runtime.creation import Created, Creator, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operation
 from pyctrd.runtime.run_options import RunOptions
 from pyctrd.runtime.table import Task
+from pyctrd.transfer.requests import Unpack
 
 _OPTIONS_URL: Final = "containerd.runc.v1.Options"
 _RUNTIME_PREFIX: Final = "io.containerd."
@@ -80,8 +81,12 @@ class Engine(engine_pb2_grpc.EngineServicer):
         bulk: Offload,
         host: Platform,
         upgrade: Callable[[], Awaitable[Serving]],
+        unpack: Callable[[str, str, Unpack], Awaitable[None]],
     ) -> None:
-        """`measure` returns what takes disk space in a namespace; it walks directories and runs in `bulk`."""
+        """`measure` returns what takes disk space in a namespace; it walks directories and runs in `bulk`.
+
+        `unpack` makes snapshots of an image that is here.
+        """
         self._creator = creator
         self._index = index
         self._tasks = tasks
@@ -92,6 +97,7 @@ class Engine(engine_pb2_grpc.EngineServicer):
         self._bulk = bulk
         self._host = host
         self._upgrade = upgrade
+        self._unpack = unpack
         # Held from the look whether a name is free to the commit that takes it.
         self._names: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -146,12 +152,11 @@ class Engine(engine_pb2_grpc.EngineServicer):
             runtime_options=runtime_options,
             platform=parse_platform(request.platform, self._host) if request.platform else None,
         )
-        if request.name:
-            async with self._names[namespace]:
-                await self._check_name(namespace, request.name)
-                created = await self._rows.run(self._creator.create, wanted)
-        else:
-            created = await self._rows.run(self._creator.create, wanted)
+        try:
+            created = await self._create(wanted)
+        except NotUnpacked as missing:  # for this snapshotter or platform
+            await self._unpack(namespace, missing.image, Unpack(wanted.platform, missing.snapshotter))
+            created = await self._create(wanted)
         return pb.RunSpecResponse(
             id=created.id,
             warnings=created.warnings,
@@ -159,6 +164,13 @@ class Engine(engine_pb2_grpc.EngineServicer):
             log_uri=created.log_uri,
             snapshotter=created.snapshotter,
         )
+
+    async def _create(self, wanted: Request) -> Created:
+        if not wanted.name:
+            return await self._rows.run(self._creator.create, wanted)
+        async with self._names[wanted.namespace]:
+            await self._check_name(wanted.namespace, wanted.name)
+            return await self._rows.run(self._creator.create, wanted)
 
     async def ExecSpec(self, request: pb.ExecSpecRequest, context: Context) -> pb.ExecSpecResponse:
         """Make the process of an exec. NotFound; FailedPrecondition if nothing runs; InvalidArgument."""

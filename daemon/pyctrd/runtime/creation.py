@@ -82,6 +82,12 @@ class Snapshotters(Protocol):
 class NotUnpacked(FailedPrecondition):
     """The image is here, its layers are not snapshots of the wanted snapshotter yet."""
 
+    def __init__(self, image: str, snapshotter: str) -> None:
+        """Keep the image's full name, and the snapshotter's."""
+        super().__init__(f"image {image} is not unpacked for the snapshotter {snapshotter}")
+        self.image = image
+        self.snapshotter = snapshotter
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -187,10 +193,7 @@ class Creator:
                 request.namespace, container_id, found.chain_id, {}, lease=lease
             )
         except NotFound:
-            raise NotUnpacked(
-                f"image {found.image.name} is not unpacked for the snapshotter {snapshotter}:"
-                f" pyctr image pull --snapshotter {snapshotter} {found.image.name}"
-            ) from None
+            raise NotUnpacked(found.image.name, snapshotter) from None
 
     def _spec(
         self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount]

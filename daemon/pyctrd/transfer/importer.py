@@ -65,7 +65,7 @@ async def import_archive(
     for node in whole.walk():
         await _check_complete(session, node)
         await session.label(node.descriptor.digest, node.gc_labels())
-    await unpack_all(session, whole, destination.unpacks, host, locks, progress, lambda _: _present(session))
+    await unpack_all(session, whole, destination.unpacks, host, locks, progress, lambda _: present(session))
 
     await _store_images(session, top, trees, destination, progress)
     progress.say("Completed import")
@@ -165,7 +165,7 @@ async def _check_complete(session: Session, node: Node) -> None:
             raise NotFound(f"content {layer.digest}")
 
 
-def _present(session: Session) -> Obtain:
+def present(session: Session) -> Obtain:
     async def check(layer: image_spec.Descriptor) -> None:
         if not await session.has(layer.digest):
             raise NotFound(f"content {layer.digest}")

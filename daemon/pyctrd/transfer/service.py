@@ -14,13 +14,14 @@ from pyctrd.streams.byte_stream import ByteSender, receive_bytes
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer import naming
 from pyctrd.transfer.exporter import export
-from pyctrd.transfer.importer import import_archive
+from pyctrd.transfer.importer import import_archive, present
 from pyctrd.transfer.progress import Listener, Progress, reported
 from pyctrd.transfer.pull import pull
 from pyctrd.transfer.push import push
-from pyctrd.transfer.requests import Endpoint, ExportStream, ImageStore, ImportStream, Registry
+from pyctrd.transfer.requests import Endpoint, ExportStream, ImageStore, ImportStream, Registry, Unpack
 from pyctrd.transfer.stores import Session, Stores, session
-from pyctrd.transfer.unpack import ChainLocks
+from pyctrd.transfer.tree import Reader, Selection, spec_descriptor
+from pyctrd.transfer.unpack import ChainLocks, unpack_all
 
 if TYPE_CHECKING:
     from pyctrd.registry.client import Repository
@@ -86,6 +87,15 @@ class Transfers:
                 case _:
                     kinds = type(source).__name__, type(destination).__name__
                     raise Unimplemented(f"method Transfer not implemented for {kinds[0]} to {kinds[1]}")
+
+    async def unpack(self, ns: str, name: str, wanted: Unpack) -> None:
+        """Unpack an image that is in the store already. Raises NotFound if it or a blob of it is not."""
+        selection = Selection((wanted.platform or self._host,), 1, tolerant=True)
+        async with session(self._stores, ns, "") as opened, reported(None) as progress:
+            image = await self._image(opened, name)
+            reader = Reader(lambda descriptor, _: opened.document(descriptor), selection)
+            tree = await reader.read(spec_descriptor(image.target), image.name)
+            await unpack_all(opened, tree, [wanted], self._host, self._locks, progress, lambda _: present(opened))
 
     def _open(
         self, registry: Registry, credentials: CredentialSource | None
