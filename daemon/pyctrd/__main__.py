@@ -6,6 +6,7 @@ It starts the zygote before it imports grpc: shims are forked from a process wit
 import argparse
 import faulthandler
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,10 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     predecessor = Predecessor(HANDOVER_FD) if options.take_over else None
     zygote = Zygote()
     zygote.spawn()
+    # Every shim and every client takes a descriptor. Containers, which descend from the zygote, keep the
+    # limit that we were given.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     # grpc has a handler for forks, which never happen here, and logs of its own, which repeat ours.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

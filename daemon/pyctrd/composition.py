@@ -45,6 +45,7 @@ from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Owners
 from pyctrd.runtime.recovery import Recovery
+from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.runtime.shims import Endpoints, Shims
 from pyctrd.runtime.tasks import Tasks
 from pyctrd.runtime.zygote_client import Zygote
@@ -147,7 +148,8 @@ class Parts:
             dispatch.add(servicer)
         services = {*dispatch.services(), introspection.SERVICE}
         known = plugins(self.host, self.snapshots.roots(), services)
-        dispatch.add(introspection.Introspection(known, _persistent_uuid(self.config.root / "uuid")))
+        identity = _persistent_uuid(self.config.root / "uuid")
+        dispatch.add(introspection.Introspection(known, identity, runtime_info, bulk))
 
     def load_late(self) -> None:
         """Load and serve what clients seldom need in the first moment: that takes as long as all of the above."""

@@ -1,6 +1,7 @@
 """The life of a daemon: build, recover, serve, drain, in that order, or hand over instead."""
 
 import asyncio
+import gc
 import importlib
 import os
 import signal
@@ -155,6 +156,8 @@ class Supervisor:
         _log.info("ready", address=self._config.address, pid=os.getpid())
         await self._parts.bulk.run(importlib.import_module, "pyctrd.late")
         self._parts.dispatch.complete()
+        # What is loaded and built by now stays: no collection of Python's need look at it again.
+        gc.freeze()
         while True:
             await self._stop.wait()
             self._stop.clear()

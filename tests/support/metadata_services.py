@@ -76,7 +76,12 @@ class Wired:
         ):
             self.dispatch.add(servicer)
         known = plugins(Platform("linux", "amd64"), self.snapshots.roots(), self.dispatch.services())
-        self.dispatch.add(Introspection(known, "u-u"))
+        self.runtime_options: list[bytes] = []
+        self.dispatch.add(Introspection(known, "u-u", self.runtime_info, self.bulk))
+
+    def runtime_info(self, options: bytes) -> bytes:
+        self.runtime_options.append(options)
+        return b"info"
 
     async def collect(self) -> None:
         self.collections += 1

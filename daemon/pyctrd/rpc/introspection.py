@@ -1,19 +1,26 @@
 """containerd.services.introspection.v1."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2 as pb
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2_grpc
-from pyctr_wire.errors import NotFound
+from pyctr_wire.containerd.types import introspection_pb2
+from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.platforms import Platform
+from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context
+from pyctrd.rpc.tasks import RUNTIMES
+
+_RUNTIME: Final = ("io.containerd.runtime.v2", "task")
 
 SERVICE: Final = "containerd.services.introspection.v1.Introspection"
 
@@ -33,9 +40,16 @@ class Plugin:
 class Introspection(introspection_pb2_grpc.IntrospectionServicer):
     """What the daemon is and can do. None of these calls needs the namespace header."""
 
-    def __init__(self, plugins: Sequence[Plugin], uuid: str) -> None:
-        """Describe `plugins`, in this order; `uuid` stays the same as long as the root directory does."""
+    def __init__(
+        self, plugins: Sequence[Plugin], uuid: str, runtime_info: Callable[[bytes], bytes], bulk: Offload
+    ) -> None:
+        """Describe `plugins`, in this order; `uuid` stays the same as long as the root directory does.
+
+        `runtime_info` takes a runtime's options and returns its RuntimeInfo, both marshalled; it runs in `bulk`.
+        """
         self._plugins = tuple(plugins)
+        self._runtime_info = runtime_info
+        self._bulk = bulk
         self._server = pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
 
     async def Plugins(self, request: pb.PluginsRequest, context: Context) -> pb.PluginsResponse:
@@ -49,11 +63,28 @@ class Introspection(introspection_pb2_grpc.IntrospectionServicer):
         return self._server
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, context: Context) -> pb.PluginInfoResponse:
-        """Return one plugin. NotFound."""
-        for plugin in self._plugins:
-            if (plugin.type, plugin.id) == (request.type, request.id):
-                return pb.PluginInfoResponse(plugin=_plugin_to_proto(plugin))
-        raise NotFound(f"plugin {request.type}.{request.id} not found")
+        """Return one plugin; of the runtime also what it can do, if the request says which one. NotFound."""
+        plugin = next((one for one in self._plugins if (one.type, one.id) == (request.type, request.id)), None)
+        if plugin is None:
+            raise NotFound(f"plugin {request.type}.{request.id}")
+        response = pb.PluginInfoResponse(plugin=_plugin_to_proto(plugin))
+        if (plugin.type, plugin.id) == _RUNTIME and request.HasField("options"):
+            response.extra.type_url = introspection_pb2.RuntimeInfo.DESCRIPTOR.full_name
+            response.extra.value = await self._bulk.run(self._runtime_info, _options_of(request.options))
+        return response
+
+
+def _options_of(message: AnyMessage) -> bytes:
+    """Return the marshalled options in a RuntimeRequest. InvalidArgument; NotFound for a runtime that is not ours."""
+    if message.type_url.rpartition("/")[2] != introspection_pb2.RuntimeRequest.DESCRIPTOR.full_name:
+        raise InvalidArgument(f'options of type "{message.type_url}" for a runtime')
+    try:
+        request = introspection_pb2.RuntimeRequest.FromString(message.value)
+    except DecodeError as error:
+        raise InvalidArgument("options are a damaged RuntimeRequest") from error
+    if request.runtime_path and request.runtime_path not in RUNTIMES:
+        raise NotFound(f'runtime "{request.runtime_path}"')
+    return request.options.SerializeToString() if request.HasField("options") else b""
 
 
 def _adaptor(plugin: Plugin) -> Adaptor:

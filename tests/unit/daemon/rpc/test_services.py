@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyctr_wire.containerd.events import namespace_pb2 as namespace_events
@@ -29,6 +30,7 @@ from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
 from pyctr_wire.containerd.services.snapshots.v1.snapshots_pb2_grpc import SnapshotsStub
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from pyctr_wire.containerd.types import descriptor_pb2, event_pb2, mount_pb2
+from pyctr_wire.containerd.types.introspection_pb2 import RuntimeRequest
 from pyctr_wire.health.v1 import health_pb2
 from pyctr_wire.health.v1.health_pb2_grpc import HealthStub
 from support.metadata_services import Wired
@@ -338,6 +340,24 @@ async def test_introspection_says_who_serves(channel: grpc.aio.Channel) -> None:
     assert (await stub.PluginInfo(one)).plugin.id == "scheduler"
     code, _ = await _fails(stub.PluginInfo(introspection_pb2.PluginInfoRequest(type="x", id="y")))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_runtime_says_what_it_can_do(channel: grpc.aio.Channel, wired: Wired) -> None:
+    stub = IntrospectionStub(channel)
+
+    async def info(request: Message) -> introspection_pb2.PluginInfoResponse:
+        options = AnyMessage(type_url=request.DESCRIPTOR.full_name, value=request.SerializeToString())
+        plugin = introspection_pb2.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=options)
+        return await stub.PluginInfo(plugin)
+
+    options = AnyMessage(type_url="containerd.runc.v1.Options", value=b"")
+    found = await info(RuntimeRequest(runtime_path="io.containerd.runc.v2", options=options))
+    assert (found.extra.type_url, found.extra.value) == ("containerd.types.RuntimeInfo", b"info")
+    assert wired.runtime_options == [options.SerializeToString()]
+    code, _ = await _fails(info(RuntimeRequest(runtime_path="io.containerd.kata.v2")))
+    assert code is grpc.StatusCode.NOT_FOUND
+    code, _ = await _fails(info(Timestamp()))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_plain_mounts_are_not_activated_but_used_as_they_are(channel: grpc.aio.Channel) -> None:
