@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -159,10 +160,22 @@ def test_the_daemon_lives_in_a_cgroup_of_its_own(daemon: DaemonProcess) -> None:
     assert any(line.endswith(":/pyctr/daemon") for line in cgroups)
 
 
-def test_the_zygote_is_no_child_of_grpc(daemon: DaemonProcess) -> None:
-    """It is one thread that never loaded it, nor an event loop."""
+def test_the_daemon_takes_all_descriptors_that_it_may_and_containers_keep_their_limit() -> None:
+    with DaemonProcess(wrapper=("sh", "-c", 'ulimit -Sn 500; exec "$@"', "sh")) as daemon:
+        soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard > 500
+        assert resource.prlimit(_zygote(daemon), resource.RLIMIT_NOFILE)[0] == 500
+
+
+def _zygote(daemon: DaemonProcess) -> int:
     children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
     (zygote,) = [pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return int(zygote)
+
+
+def test_the_zygote_is_no_child_of_grpc(daemon: DaemonProcess) -> None:
+    """It is one thread that never loaded it, nor an event loop."""
+    zygote = _zygote(daemon)
 
     assert len(list(Path(f"/proc/{zygote}/task").iterdir())) == 1
     mapped = Path(f"/proc/{zygote}/maps").read_text()
