@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2
+from pyctr_wire.errors import NotFound
 
 DEADLINE = 30.0
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESPONSES = {
     "Create": pb.CreateTaskResponse,
     "Start": pb.StartResponse,
@@ -133,6 +136,10 @@ class EventsEndpoint:
     def topics(self) -> list[str]:
         return [told.topic for told in self.told]
 
+    def about(self, container: str) -> list[Told]:
+        """Return what was told of one container."""
+        return [told for told in self.told if told.event.container_id == container]
+
     def wait_for(self, topic: str, **fields: Any) -> Told:
         def found() -> Told | None:
             for told in list(self.told):
@@ -192,6 +199,8 @@ class Host:
     events: EventsEndpoint
     zygote: subprocess.Popen[bytes]
     requests: socket.socket
+    rootfs: Path
+    group: str
     shims: list[int] = field(default_factory=list)
 
     def bundle(self, container: str, spec: dict[str, Any] | None = None) -> Path:
@@ -201,6 +210,56 @@ class Host:
         if spec is not None:
             (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
+
+    def container(
+        self, container: str, *arguments: str, terminal: bool = False, own_pids: bool = True, **linux: Any
+    ) -> Path:
+        """Make a bundle whose container runs busybox with `arguments`."""
+        kinds = ["mount", "ipc", "uts", "network", *(["pid"] if own_pids else [])]
+        spec = {
+            "ociVersion": "1.2.0",
+            "root": {"path": str(self.rootfs)},
+            "process": process(*arguments, terminal=terminal),
+            "hostname": container,
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {
+                    "destination": "/dev/pts",
+                    "type": "devpts",
+                    "source": "devpts",
+                    "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+                },
+            ],
+            "linux": {
+                "cgroupsPath": f"/{self.group}/{container}",
+                "namespaces": [{"type": kind} for kind in kinds],
+                **linux,
+            },
+        }
+        return self.bundle(container, spec)
+
+    def run(self, container: str, *arguments: str, stdio: dict[str, str] | None = None, **options: Any) -> "Running":
+        """Make a shim and a container and start it."""
+        made = self.create(container, *arguments, stdio=stdio, **options)
+        made.start()
+        return made
+
+    def create(self, container: str, *arguments: str, stdio: dict[str, str] | None = None, **options: Any) -> "Running":
+        """Make a shim and a container, not started."""
+        bundle = self.container(container, *arguments, **options)
+        client, request, shim_pid = self.shim(container)
+        terminal = bool(options.get("terminal"))
+        created = client.call(
+            "Create", pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **(stdio or {}))
+        )
+        return Running(self, container, bundle, client, request, shim_pid, created.pid)
+
+    def fifo(self, name: str) -> str:
+        """Make a FIFO and return its path."""
+        path = self.root / name
+        os.mkfifo(path)
+        return str(path)
 
     def request(self, container: str, **changes: Any) -> tuple[ShimClient, dict[str, Any]]:
         """Ask for a shim; return its first connection and what was asked for."""
@@ -250,7 +309,7 @@ def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zyg
     ours.settimeout(DEADLINE)
     zygote = _spawn(command, theirs)
     theirs.close()
-    here = Host(root, endpoint, zygote, ours)
+    here = Host(root, endpoint, zygote, ours, make_rootfs(root / "rootfs"), f"pyctr-test-{uuid.uuid4().hex[:8]}")
     try:
         yield here
     finally:
@@ -259,33 +318,9 @@ def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zyg
         for pid in here.shims:
             _end(pid, root)
         endpoint.close()
+        for cgroup in Path("/sys/fs/cgroup").glob(f"*/{here.group}"):
+            cgroup.rmdir()
         shutil.rmtree(root)
-
-
-def _spawn(command: tuple[str, ...], request_end: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the zygote with `request_end` as its descriptor 3."""
-
-    def place() -> None:
-        os.dup2(request_end.fileno(), 3)
-        os.set_inheritable(3, True)
-
-    return subprocess.Popen(command, close_fds=False, preexec_fn=place, stdin=subprocess.DEVNULL)
-
-
-def _end(pid: int, root: Path) -> None:
-    """Kill a shim that is still there, and only if it is one of ours."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "pyctr-shim":
-            os.kill(pid, 9)
-            select.select([pidfd], [], [], DEADLINE)
-    os.close(pidfd)
-
-
-# --- the attach socket ---
 
 
 class AttachClient:
@@ -330,3 +365,99 @@ class AttachClient:
 
     def close(self) -> None:
         self.socket.close()
+
+
+@dataclass
+class Running:
+    """A container, its shim and a connection to it."""
+
+    host: Host
+    id: str
+    bundle: Path
+    client: ShimClient
+    request: dict[str, Any]
+    shim_pid: int
+    pid: int
+
+    def start(self, exec_id: str = "") -> int:
+        return self.client.call("Start", pb.StartRequest(id=self.id, exec_id=exec_id)).pid
+
+    def wait(self, exec_id: str = "") -> int:
+        return self.client.call("Wait", pb.WaitRequest(id=self.id, exec_id=exec_id)).exit_status
+
+    def kill(self, number: int = 9, exec_id: str = "", everything: bool = False) -> None:
+        self.client.call("Kill", pb.KillRequest(id=self.id, exec_id=exec_id, signal=number, all=everything))
+
+    def delete(self, exec_id: str = "") -> Any:
+        return self.client.call("Delete", pb.DeleteRequest(id=self.id, exec_id=exec_id))
+
+    def state(self, exec_id: str = "") -> Any:
+        return self.client.call("State", pb.StateRequest(id=self.id, exec_id=exec_id))
+
+    def exec(self, exec_id: str, *arguments: str, terminal: bool = False, **stdio: str) -> None:
+        spec = any_pb2.Any(type_url=PROCESS_URL, value=json.dumps(process(*arguments, terminal=terminal)).encode())
+        self.client.call(
+            "Exec", pb.ExecProcessRequest(id=self.id, exec_id=exec_id, terminal=terminal, spec=spec, **stdio)
+        )
+
+    def attach(self, **hello: Any) -> AttachClient:
+        return AttachClient(self.request["attach"], **hello)
+
+    def end(self) -> None:
+        """Kill, delete, shut down; the shim must be gone then and nothing of it left."""
+        with contextlib.suppress(NotFound):
+            self.kill(everything=True)
+        self.wait()
+        self.delete()
+        self.shut_down()
+
+    def shut_down(self) -> None:
+        pidfd = os.pidfd_open(self.shim_pid)
+        self.client.call("Shutdown", pb.ShutdownRequest(id=self.id))
+        assert select.select([pidfd], [], [], DEADLINE)[0], "the shim goes on after Shutdown"
+        os.close(pidfd)
+        assert not os.path.exists(self.request["socket"])
+        assert not os.path.exists(self.request["attach"])
+        self.client.close()
+
+
+def process(*arguments: str, terminal: bool = False) -> dict[str, Any]:
+    """Return an OCI process that runs busybox."""
+    return {
+        "terminal": terminal,
+        "user": {"uid": 0, "gid": 0},
+        "args": ["/bin/busybox", *arguments],
+        "env": ["PATH=/bin"],
+        "cwd": "/",
+    }
+
+
+def make_rootfs(path: Path) -> Path:
+    """Make a root file system with a busybox in it."""
+    for name in ("bin", "dev", "proc", "sys", "tmp"):
+        (path / name).mkdir(parents=True)
+    shutil.copy("/usr/bin/busybox", path / "bin/busybox")
+    return path
+
+
+def _spawn(command: tuple[str, ...], request_end: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the zygote with `request_end` as its descriptor 3."""
+
+    def place() -> None:
+        os.dup2(request_end.fileno(), 3)
+        os.set_inheritable(3, True)
+
+    return subprocess.Popen(command, close_fds=False, preexec_fn=place, stdin=subprocess.DEVNULL)
+
+
+def _end(pid: int, root: Path) -> None:
+    """Kill a shim that is still there, and only if it is one of ours."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "pyctr-shim":
+            os.kill(pid, 9)
+            select.select([pidfd], [], [], DEADLINE)
+    os.close(pidfd)
