@@ -1,11 +1,10 @@
 """containerd.services.containers.v1."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
-from pyctr_wire.containerd.services.containers.v1 import containers_pb2_grpc
 from pyctrd.core.containers import Container
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
@@ -21,8 +20,10 @@ class ContainerStore(Protocol):
     def delete(self, ns: str, id: str, /) -> None: ...
 
 
-class Containers(containers_pb2_grpc.ContainersServicer):
+class Containers:
     """Records of what to run. Reads are answered with bytes that were encoded before."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Containers"]
 
     def __init__(self, store: ContainerStore, index: ContainerIndex, rows: Offload) -> None:
         """Write to `store`, whose calls run in `rows`; read from `index`, which must hear of every change."""

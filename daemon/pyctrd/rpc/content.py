@@ -3,12 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
-from pyctr_wire.containerd.services.content.v1 import content_pb2_grpc
 from pyctr_wire.errors import DataLoss, InvalidArgument, OutOfRange
 from pyctrd.core.content import BlobInfo, IngestStatus
 from pyctrd.offload import Offload
@@ -33,8 +32,10 @@ class ContentStore(Protocol):
     def open_writer(self, ns: str, ref: str, total: int, expected: str, /, lease: str) -> BlobWriter: ...
 
 
-class Content(content_pb2_grpc.ContentServicer):
+class Content:
     """Blobs that digests name, and writes that have not finished."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Content"]
 
     def __init__(self, store: ContentStore, rows: Offload, bulk: Offload) -> None:
         """Serve `store`; blobs are read and written in `bulk`, the rest runs in `rows`."""

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pyctr_wire.containerd.services.diff.v1 import diff_pb2 as pb
-from pyctr_wire.containerd.services.diff.v1 import diff_pb2_grpc
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
@@ -34,8 +33,10 @@ class Differ(Protocol):
     ) -> Descriptor: ...
 
 
-class Diff(diff_pb2_grpc.DiffServicer):
+class Diff:
     """Layers out of mounts, and into them."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Diff"]
 
     def __init__(self, differ: Differ) -> None:
         """Serve `differ`."""

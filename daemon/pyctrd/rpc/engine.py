@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,7 +12,6 @@ from pyctr_wire import labels
 from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.pyctr import engine_pb2 as pb
-from pyctr_wire.pyctr import engine_pb2_grpc
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.platforms import Platform, parse_platform
@@ -66,8 +65,10 @@ class Serving(Protocol):
     def version(self) -> str: ...
 
 
-class Engine(engine_pb2_grpc.EngineServicer):
+class Engine:
     """What pyctr needs and containerd's API cannot say."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Engine"]
 
     def __init__(
         self,

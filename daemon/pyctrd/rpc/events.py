@@ -1,9 +1,10 @@
 """containerd.services.events.v1."""
 
+from typing import ClassVar
+
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.events.v1 import events_pb2 as pb
-from pyctr_wire.containerd.services.events.v1 import events_pb2_grpc
 from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import InvalidArgument, UnknownError
 from pyctrd.events.exchange import Exchange
@@ -11,8 +12,10 @@ from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, namespace_of
 
 
-class Events(events_pb2_grpc.EventsServicer):
+class Events:
     """What happens, told to whoever asks."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Events"]
 
     def __init__(self, exchange: Exchange) -> None:
         """Publish to and subscribe at `exchange`."""

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import ClassVar
 
 from pyctr_wire.errors import NotFound
-from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
+from pyctr_wire.health.v1 import health_pb2
 from pyctrd.rpc.headers import Context
 
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health:
     """A service is well as long as it is served."""
+
+    SERVICE: ClassVar = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
     def __init__(self, services: Callable[[], set[str]]) -> None:
         """Know the services by their full names."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.images.v1 import images_pb2 as pb
-from pyctr_wire.containerd.services.images.v1 import images_pb2_grpc
 from pyctrd.core.images import Image
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
@@ -24,8 +23,10 @@ class ImageStore(Protocol):
     def delete(self, ns: str, name: str, target_digest: str, /, lease: str) -> None: ...
 
 
-class Images(images_pb2_grpc.ImagesServicer):
+class Images:
     """Names for manifests."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Images"]
 
     def __init__(self, store: ImageStore, rows: Offload, collect: Callable[[], Awaitable[Any]]) -> None:
         """Serve `store`, whose calls run in `rows`; `collect` is a whole garbage collection."""

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2 as pb
-from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2_grpc
 from pyctr_wire.containerd.types import introspection_pb2
 from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
@@ -37,8 +36,10 @@ class Plugin:
     capabilities: tuple[str, ...] = ()
 
 
-class Introspection(introspection_pb2_grpc.IntrospectionServicer):
+class Introspection:
     """What the daemon is and can do. None of these calls needs the namespace header."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Introspection"]
 
     def __init__(
         self, plugins: Sequence[Plugin], uuid: str, runtime_info: Callable[[bytes], bytes], bulk: Offload

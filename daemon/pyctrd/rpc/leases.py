@@ -1,12 +1,11 @@
 """containerd.services.leases.v1."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.leases.v1 import leases_pb2 as pb
-from pyctr_wire.containerd.services.leases.v1 import leases_pb2_grpc
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
@@ -24,8 +23,10 @@ class LeaseStore(Protocol):
     def list_resources(self, ns: str, id: str, /) -> Sequence[Resource]: ...
 
 
-class Leases(leases_pb2_grpc.LeasesServicer):
+class Leases:
     """What keeps objects from garbage collection while nothing else refers to them."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Leases"]
 
     def __init__(self, store: LeaseStore, rows: Offload, collect: Callable[[], Awaitable[Any]]) -> None:
         """Serve `store`, whose calls run in `rows`; `collect` is a whole garbage collection."""

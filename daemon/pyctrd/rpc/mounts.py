@@ -1,19 +1,20 @@
 """containerd.services.mounts.v1: mounts that need a helper, of which there are none here."""
 
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from pyctr_wire.containerd.services.mounts.v1 import mounts_pb2 as pb
-from pyctr_wire.containerd.services.mounts.v1 import mounts_pb2_grpc
 from pyctr_wire.errors import NotFound, Unimplemented
 from pyctrd.rpc.headers import Context, namespace_of
 
 
-class Mounts(mounts_pb2_grpc.MountsServicer):
+class Mounts:
     """Our snapshotters return mounts that the kernel understands as they are.
 
     Clients try Activate first and use the mounts themselves when it is not implemented: this code,
     and no other, tells them to.
     """
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Mounts"]
 
     async def Activate(self, request: pb.ActivateRequest, context: Context) -> NoReturn:
         """Raise Unimplemented, which means: use the mounts as they are."""

@@ -1,12 +1,11 @@
 """containerd.services.namespaces.v1."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2 as pb
-from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2_grpc
 from pyctrd.core.namespaces import Namespace
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
@@ -23,8 +22,10 @@ class NamespaceStore(Protocol):
     def delete(self, name: str, /) -> None: ...
 
 
-class Namespaces(namespace_pb2_grpc.NamespacesServicer):
+class Namespaces:
     """The tenants of the API. None of these calls needs the namespace header."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Namespaces"]
 
     def __init__(self, store: NamespaceStore, rows: Offload) -> None:
         """Serve `store`, whose calls run in `rows`."""

@@ -1,12 +1,11 @@
 """containerd.services.snapshots.v1."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2 as pb
-from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2_grpc
 from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import SnapshotInfo, Usage
@@ -36,8 +35,10 @@ class Snapshotters(Protocol):
     def named(self, snapshotter: str, /) -> Snapshotter: ...
 
 
-class Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
+class Snapshots:
     """Layers of file systems. Every call names its snapshotter: InvalidArgument if there is none of that name."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Snapshots"]
 
     def __init__(self, snapshotters: Snapshotters, rows: Offload, bulk: Offload) -> None:
         """Serve `snapshotters`; what may walk directories runs in `bulk`, the rest in `rows`."""

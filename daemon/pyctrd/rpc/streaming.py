@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import ClassVar, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
 from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2 as pb
-from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2_grpc
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, namespace_of
@@ -20,8 +19,10 @@ _CANCELLATION: Final = 0.01
 _EMPTY: Final = AnyMessage(type_url=Empty.DESCRIPTOR.full_name)
 
 
-class Streaming(streaming_pb2_grpc.StreamingServicer):
+class Streaming:
     """Streams that another call of the same client will use, by the name that it gives them here."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Streaming"]
 
     def __init__(self, streams: StreamManager) -> None:
         """Register streams at `streams`."""

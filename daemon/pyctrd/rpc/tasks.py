@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -11,7 +11,6 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2 as pb
-from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2_grpc
 from pyctr_wire.containerd.types import metrics_pb2
 from pyctr_wire.containerd.types.task import task_pb2
 from pyctr_wire.errors import InvalidArgument, Unimplemented
@@ -52,8 +51,10 @@ class ContainerReader(Protocol):
         """Return a container; raises NotFound."""
 
 
-class Tasks(tasks_pb2_grpc.TasksServicer):
+class Tasks:
     """The processes of containers."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Tasks"]
 
     def __init__(self, tasks: TaskCalls, lifecycle: Lifecycle, containers: ContainerReader) -> None:
         """Ask `containers` for what a new task shall run."""

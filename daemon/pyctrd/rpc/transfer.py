@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from pyctr_wire.containerd.services.transfer.v1 import transfer_pb2 as pb
-from pyctr_wire.containerd.services.transfer.v1 import transfer_pb2_grpc
 from pyctr_wire.containerd.types import platform_pb2
 from pyctr_wire.containerd.types.transfer import imagestore_pb2, importexport_pb2, progress_pb2, registry_pb2
 from pyctr_wire.errors import InvalidArgument, Unavailable, Unimplemented
@@ -26,8 +25,10 @@ from pyctrd.transfer.service import Transfers
 _Message = TypeVar("_Message", bound=Message)
 
 
-class Transfer(transfer_pb2_grpc.TransferServicer):
+class Transfer:
     """Images between registries, archives and the store."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Transfer"]
 
     def __init__(self, transfers: Transfers, streams: StreamManager) -> None:
         """Serve `transfers`, to which clients talk over `streams` while they run."""

@@ -1,11 +1,11 @@
 """containerd.services.version.v1: what clients may expect of us."""
 
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 from google.protobuf.empty_pb2 import Empty
 
-from pyctr_wire.containerd.services.version.v1 import version_pb2, version_pb2_grpc
+from pyctr_wire.containerd.services.version.v1 import version_pb2
 from pyctrd.rpc.headers import Context
 
 # Clients take this for a semantic version and turn features on by it: nerdctl uses the Transfer
@@ -14,8 +14,10 @@ from pyctrd.rpc.headers import Context
 CONTRACT: Final = "v2.3.4"
 
 
-class Version(version_pb2_grpc.VersionServicer):
+class Version:
     """Serves the version."""
+
+    SERVICE: ClassVar = version_pb2.DESCRIPTOR.services_by_name["Version"]
 
     async def Version(self, request: Empty, context: Context) -> bytes:
         """Return the contract's version, and ours as its revision."""

@@ -8,15 +8,16 @@ and a servicer's method is wrapped once, when it is registered.
 import asyncio
 import errno
 import inspect
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import ServicerContext
 
-from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable, Unimplemented, UnknownError
+from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable, UnknownError
 
 # A status message travels in a header, and peers refuse header lists of more than 8 KiB or so.
 _MAX_MESSAGE_CHARACTERS: Final = 4096
@@ -45,6 +46,14 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Any]
 PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
+
+class Servicer(Protocol):
+    """Methods called as in SERVICE. One may return bytes: its response in encoded form."""
+
+    @property
+    def SERVICE(self) -> ServiceDescriptor: ...
+
+
 if TYPE_CHECKING:  # the class is generic only in its stubs
     _GenericHandler = grpc.GenericRpcHandler[Any, Any]
 else:
@@ -52,10 +61,7 @@ else:
 
 
 class Dispatch(_GenericHandler):
-    """The table of methods; to generated code, which registers servicers, it looks like a server.
-
-    A servicer's method may return bytes that are its response in encoded form.
-    """
+    """The table of methods."""
 
     def __init__(self) -> None:
         """Start with no method."""
@@ -68,20 +74,40 @@ class Dispatch(_GenericHandler):
         self._stopping = False
         self._pass_on: PassOn | None = None
 
-    def add(self, servicer: object) -> None:
-        """Serve the methods of a servicer: of the generated class that it is derived from."""
-        base = next(cls for cls in type(servicer).__mro__ if cls.__module__.endswith("_pb2_grpc"))
-        register = getattr(sys.modules[base.__module__], f"add_{base.__name__}_to_server")
-        register(servicer, self)
+    def add(self, servicer: Servicer) -> None:
+        """Serve the methods of a servicer; those that it does not define are answered with UNIMPLEMENTED.
 
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Ignore what generated code passes: its next call brings the same methods by name."""
+        The generated servicer classes are not used: together with stubs for clients, they take as long to
+        load as all messages.
+        """
+        for method in servicer.SERVICE.methods:
+            behaviour = getattr(servicer, method.name, None)
+            if behaviour is not None:
+                self.register(
+                    f"/{servicer.SERVICE.full_name}/{method.name}",
+                    _KINDS[method.client_streaming, method.server_streaming],
+                    behaviour,
+                    GetMessageClass(method.input_type).FromString,
+                    GetMessageClass(method.output_type).SerializeToString,
+                )
 
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Take in the methods of a service."""
-        for name, handler in handlers.items():
-            method = f"/{service}/{name}"
-            self._methods[method] = self._wrapped(method, handler)
+    def register(
+        self,
+        method: str,
+        kind: Callable[..., Handler],
+        behaviour: Behaviour,
+        deserialize: Callable[[bytes], Any],
+        serialize: Callable[[Any], bytes],
+    ) -> None:
+        """Serve `method`, a name with slashes, by `behaviour`; `kind` makes a handler of it."""
+        if method in _PARKED:
+            behaviour = self._parking(method, behaviour, unary=kind is grpc.unary_unary_rpc_method_handler)
+        guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
+        self._methods[method] = kind(
+            guard(method, behaviour, self._calls),
+            request_deserializer=deserialize,
+            response_serializer=_passing_bytes(serialize),
+        )
 
     def services(self) -> set[str]:
         """Return the full names of the services that there are."""
@@ -142,19 +168,6 @@ class Dispatch(_GenericHandler):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
-
-    def _wrapped(self, method: str, handler: Handler) -> Handler:
-        """Return `handler` so that it takes encoded responses and turns exceptions into statuses."""
-        kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
-        behaviour = getattr(handler, kind)
-        if method in _PARKED:
-            behaviour = self._parking(method, behaviour, unary=kind == "unary_unary")
-        guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
-        return _KINDS[kind](
-            guard(method, behaviour, self._calls),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=_passing_bytes(handler.response_serializer),
-        )
 
     def _parking(self, method: str, behaviour: Behaviour, *, unary: bool) -> Behaviour:
         async def call(request: Any, context: Context) -> Any:
@@ -239,16 +252,16 @@ class _Calls:
         self._cut_off -= tasks
 
 
-_KINDS: Final[Mapping[str, Callable[..., Handler]]] = {
-    "unary_unary": grpc.unary_unary_rpc_method_handler,
-    "unary_stream": grpc.unary_stream_rpc_method_handler,
-    "stream_unary": grpc.stream_unary_rpc_method_handler,
-    "stream_stream": grpc.stream_stream_rpc_method_handler,
+# By whether the client and whether the server streams.
+_KINDS: Final[Mapping[tuple[bool, bool], Callable[..., Handler]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
 }
 
 
-def _passing_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
-    assert serialize is not None, "generated handlers have one"
+def _passing_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     return lambda response: response if type(response) is bytes else serialize(response)
 
 
@@ -257,7 +270,7 @@ def _guard(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, C
         task = calls.begin()
         try:
             return await behaviour(request, context)
-        except (ApiError, OSError, NotImplementedError) as error:
+        except (ApiError, OSError) as error:
             await _abort(context, _answer(method, error))
         except asyncio.CancelledError:
             if not calls.was_cut_off(task):
@@ -275,7 +288,7 @@ def _guard_generator(method: str, behaviour: Behaviour, calls: _Calls) -> Callab
         try:
             async for response in behaviour(request, context):
                 yield response
-        except (ApiError, OSError, NotImplementedError) as error:
+        except (ApiError, OSError) as error:
             await _abort(context, _answer(method, error))
         except asyncio.CancelledError:
             if not calls.was_cut_off(task):
@@ -292,14 +305,11 @@ async def _abort(context: Context, error: ApiError) -> None:
     await context.abort(_STATUS[error.code], str(error)[:_MAX_MESSAGE_CHARACTERS])
 
 
-def _answer(method: str, error: Exception) -> ApiError:
+def _answer(method: str, error: ApiError | OSError) -> ApiError:
     """Return what the client gets to know. Every exception that does not come here is a bug: grpc logs its trace."""
-    match error:
-        case ApiError():
-            return error
-        case OSError():
-            # The system refused something, a full disk perhaps: the client's business too, so it gets the text.
-            _log.error("call.failed", method=method, exc_info=error)
-            failure = ResourceExhausted if error.errno in _EXHAUSTED else UnknownError
-            return failure(f"{method}: {error}")
-    return Unimplemented(f"method {method}")  # what generated servicers raise for methods that ours do not define
+    if isinstance(error, ApiError):
+        return error
+    # The system refused something, a full disk perhaps: the client's business too, so it gets the text.
+    _log.error("call.failed", method=method, exc_info=error)
+    failure = ResourceExhausted if error.errno in _EXHAUSTED else UnknownError
+    return failure(f"{method}: {error}")

@@ -11,15 +11,11 @@ import grpc.aio
 import pytest
 
 from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound
+from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import Listener
 
 Call = Any
-
-
-def _raw(kind: str, behaviour: Any) -> Any:
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(behaviour, request_deserializer=bytes.decode, response_serializer=str.encode)
 
 
 class Servicer:
@@ -41,7 +37,6 @@ class Servicer:
             "exists": AlreadyExists("content sha256:1"),
             "full": OSError(errno.ENOSPC, "No space left on device", "/var/lib/x"),
             "io": OSError(errno.EIO, "Input/output error"),
-            "undefined": NotImplementedError("Method not implemented!"),
             "long": InvalidArgument("x" * 100_000),
         }
         raise errors[request]
@@ -71,19 +66,11 @@ async def servicer() -> Servicer:
 @pytest.fixture
 async def dispatch(servicer: Servicer) -> Dispatch:
     dispatch = Dispatch()
-    dispatch.add_registered_method_handlers(
-        "test.Test",
-        {
-            "Echo": _raw("unary_unary", servicer.Echo),
-            "Encoded": _raw("unary_unary", servicer.Encoded),
-            "Fail": _raw("unary_unary", servicer.Fail),
-            "Write": _raw("unary_stream", servicer.Write),
-            "Generate": _raw("unary_stream", servicer.Generate),
-        },
-    )
-    dispatch.add_registered_method_handlers(
-        "containerd.services.events.v1.Events", {"Subscribe": _raw("unary_stream", servicer.Park)}
-    )
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+    for name, kind in (("Echo", unary), ("Encoded", unary), ("Fail", unary), ("Write", stream), ("Generate", stream)):
+        dispatch.register(f"/test.Test/{name}", kind, getattr(servicer, name), bytes.decode, str.encode)
+    subscribe = "/containerd.services.events.v1.Events/Subscribe"
+    dispatch.register(subscribe, stream, servicer.Park, bytes.decode, str.encode)
     return dispatch
 
 
@@ -116,7 +103,6 @@ async def test_an_answer_is_serialized_or_passed_as_it_is(channel: grpc.aio.Chan
             "/test.Test/Fail: [Errno 28] No space left on device: '/var/lib/x': resource exhausted",
         ),
         ("io", grpc.StatusCode.UNKNOWN, "/test.Test/Fail: [Errno 5] Input/output error"),
-        ("undefined", grpc.StatusCode.UNIMPLEMENTED, "method /test.Test/Fail: not implemented"),
         ("long", grpc.StatusCode.INVALID_ARGUMENT, "x" * 4096),
     ],
 )
@@ -207,3 +193,34 @@ async def test_a_parked_call_is_not_cut_while_it_sends(
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stream.read()
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+class Partial:
+    """A servicer that has one of two methods."""
+
+    SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Call) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_method_that_a_servicer_lacks_is_unimplemented(channel: grpc.aio.Channel, dispatch: Dispatch) -> None:
+    dispatch.add(Partial())
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Watch(health_pb2.HealthCheckRequest()).read()
+    assert raised.value.details() == "unknown method Watch for service grpc.health.v1.Health"
+
+
+async def test_services_that_are_expected_are_added_when_one_is_called(
+    channel: grpc.aio.Channel, dispatch: Dispatch
+) -> None:
+    dispatch.expect(frozenset({"grpc.health.v1.Health"}), lambda: dispatch.add(Partial()))
+    assert "grpc.health.v1.Health" in dispatch.services()
+
+    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    dispatch.complete()  # once is enough

@@ -17,11 +17,6 @@ from pyctrd.server.passthrough import PassThrough
 Call = Any
 
 
-def _raw(kind: str, behaviour: Any) -> Any:
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(behaviour, request_deserializer=bytes.decode, response_serializer=str.encode)
-
-
 async def unary(request: str, context: Call) -> str:
     if request == "missing":
         raise NotFound('container "x"')
@@ -51,10 +46,12 @@ async def serve(dispatch: Dispatch, path: Path) -> Listener:
 async def passthrough(tmp_path: Path) -> AsyncIterator[PassThrough]:
     """Two servers: calls to `old` go to `new` once it is open."""
     new, old = Dispatch(), Dispatch()
-    new.add_registered_method_handlers(
-        "t.T",
-        {"One": _raw("unary_unary", unary), "Many": _raw("unary_stream", many), "Both": _raw("stream_stream", both)},
-    )
+    for name, kind, behaviour in (
+        ("One", grpc.unary_unary_rpc_method_handler, unary),
+        ("Many", grpc.unary_stream_rpc_method_handler, many),
+        ("Both", grpc.stream_stream_rpc_method_handler, both),
+    ):
+        new.register(f"/t.T/{name}", kind, behaviour, bytes.decode, str.encode)
     passing = PassThrough()
     old.divert(passing.handler_for)
     listeners = [await serve(new, tmp_path / "new"), await serve(old, tmp_path / "old")]
