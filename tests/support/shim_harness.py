@@ -250,9 +250,12 @@ class Host:
         bundle = self.container(container, *arguments, **options)
         client, request, shim_pid = self.shim(container)
         terminal = bool(options.get("terminal"))
-        created = client.call(
-            "Create", pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **(stdio or {}))
-        )
+        asked = pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **(stdio or {}))
+        try:
+            created = client.call("Create", asked)
+        except BaseException:
+            client.close()
+            raise
         return Running(self, container, bundle, client, request, shim_pid, created.pid)
 
     def fifo(self, name: str) -> str:

@@ -210,16 +210,24 @@ class LogFile:
                     self._write_marker()
                     self._rotate_if_full()
                 data = self._ring[0]
-                written = os.write(self._open_fd(), data)
+                wanted = self._fitting(data)
+                written = os.write(self._open_fd(), data[:wanted])
                 self._size += written
                 self._ring_size -= written
-                self._torn = written < len(data)
-                if self._torn:
+                self._torn = written < wanted
+                if written < len(data):
                     self._ring[0] = data[written:]
                 else:
                     self._ring.popleft()
         except OSError as error:
             self._failed(error)
+
+    def _fitting(self, data: bytes) -> int:
+        """Return how much of `data` goes into this file before the next rotation: whole lines, one at least."""
+        room = self._max_size - self._size
+        if not self._max_size or len(data) <= room:
+            return len(data)
+        return data.rfind(b"\n", 0, max(room, 0)) + 1 or data.find(b"\n") + 1 or len(data)
 
     def _write_marker(self) -> None:
         if self._dropped:
