@@ -17,6 +17,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
+from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
+from pyctrd.composition import LATE_SERVICES
 from support.daemon_process import DaemonProcess, wait_until
 
 pytestmark = pytest.mark.root
@@ -139,6 +141,20 @@ def test_a_hangup_reads_the_log_level_again() -> None:
         (daemon.base / "config.toml").write_text("[log]\nlevel = 'info'\n")
         os.kill(daemon.pid, signal.SIGHUP)
         wait_until(lambda: '"reloaded"' in daemon.log_text(), "the reload is logged")
+
+
+@pytest.mark.parametrize("service", sorted(LATE_SERVICES))
+def test_what_is_loaded_late_is_there(daemon: DaemonProcess, service: str) -> None:
+    """Health says so from the start, and a call never meets a service that is not there yet."""
+    method = {"Diff": "Apply", "Engine": "Ops", "Streaming": "Stream", "Transfer": "Transfer"}[service.split(".")[-1]]
+    with daemon.channel() as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        call = channel.stream_stream(f"/{service}/{method}")(iter([b""]), timeout=30)
+        try:
+            list(call)
+        except grpc.RpcError:
+            assert not call.details().startswith("unknown"), call.details()
 
 
 def test_other_signals_do_no_harm(daemon: DaemonProcess) -> None:
