@@ -88,6 +88,8 @@ class TransferClient:
                 metadata=(("containerd-namespace", self._namespace),),
                 timeout=DEADLINE,
             )
+            for thread in threads[len(helpers) :]:
+                thread.join(DEADLINE)  # the daemon ends the progress stream when it has said everything
         finally:
             for stream, _ in serving:
                 stream.end()

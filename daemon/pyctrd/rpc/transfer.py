@@ -100,8 +100,9 @@ class ProgressStream:
         )
         await self._stream.send(AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString()))
 
-    async def flush(self) -> None:
-        """Return when all reports are on their way: before the answer that ends the transfer is."""
+    async def close(self) -> None:
+        """End the stream, and return when all reports are on their way: the transfer's answer comes after them."""
+        await self._stream.close()
         await self._stream.flush()
 
 

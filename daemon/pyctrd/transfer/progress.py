@@ -39,8 +39,8 @@ class Listener(Protocol):
         """Pass a report on. Raises Cancelled if the client has gone."""
         ...
 
-    async def flush(self) -> None:
-        """Return when all reports are on their way."""
+    async def close(self) -> None:
+        """Let the client know that there is nothing more; return when all reports are on their way."""
         ...
 
 
@@ -77,12 +77,17 @@ async def reported(listener: Listener | None) -> AsyncIterator[Progress]:
         yield progress
         return
     is_done = asyncio.Event()
-    async with Together() as tasks:
-        tasks.create_task(_keep_sending(progress, listener, is_done))
-        try:
-            yield progress
-        finally:
-            is_done.set()
+    try:
+        async with Together() as tasks:
+            tasks.create_task(_keep_sending(progress, listener, is_done))
+            try:
+                yield progress
+            finally:
+                is_done.set()
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await listener.close()
 
 
 async def _keep_sending(progress: Progress, listener: Listener, is_done: asyncio.Event) -> None:
@@ -92,7 +97,6 @@ async def _keep_sending(progress: Progress, listener: Listener, is_done: asyncio
             async with asyncio.timeout(_PATIENCE):
                 for report in progress.take():
                     await listener.send(report)
-                await listener.flush()
         except (Cancelled, TimeoutError):
             return
         if is_last:

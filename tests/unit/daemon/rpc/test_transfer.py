@@ -238,7 +238,7 @@ async def test_progress_is_there_before_the_answer(channel: grpc.aio.Channel, tr
 
     async def work(credentials: object, listener: Any) -> None:
         await listener.send(report)
-        await listener.flush()
+        await listener.close()
 
     transfers.work = work
     await transfer(channel, imagestore_pb2.ImageStore(), imagestore_pb2.ImageStore(), "progress")
@@ -246,6 +246,7 @@ async def test_progress_is_there_before_the_answer(channel: grpc.aio.Channel, tr
     message = progress_pb2.Progress.FromString((await call.read()).value)
     assert (message.event, message.name, list(message.parents)) == ("complete", "layer", ["image"])
     assert (message.progress, message.total, message.desc.digest) == (5, 10, "digest")
+    assert await call.read() is grpc.aio.EOF
 
 
 @pytest.mark.parametrize(

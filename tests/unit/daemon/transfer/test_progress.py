@@ -28,15 +28,15 @@ class Listener:
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
         self.events: list[str] = []
-        self.flushed: list[str] = []
+        self.closed: list[str] = []
 
     async def send(self, report: Report) -> None:
         if self.failure:
             raise self.failure
         self.events.append(report.event)
 
-    async def flush(self) -> None:
-        self.flushed = list(self.events)
+    async def close(self) -> None:
+        self.closed = list(self.events)
 
 
 async def test_everything_is_sent_before_the_end() -> None:
@@ -46,7 +46,7 @@ async def test_everything_is_sent_before_the_end() -> None:
         progress.say("begins")
         progress.say("ends")
 
-    assert listener.flushed == ["begins", "ends"]
+    assert listener.closed == ["begins", "ends"]
 
 
 async def test_a_client_that_is_gone_does_not_matter() -> None:
