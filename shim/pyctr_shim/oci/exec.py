@@ -5,8 +5,8 @@ cgroup, then all other namespaces in one setns, and becomes what the process doc
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import (
@@ -24,6 +24,7 @@ from pyctr_shim.oci import (
 from pyctr_shim.oci.cgroups import Cgroup
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
+from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, setns
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name
 
@@ -50,8 +51,45 @@ class Request:
 
 def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: join the container and execute the program."""
+
+    def take() -> Request:
+        return replace(request, init_pidfd=lockdown.take_stdio(
+            request.stdio, channel, request.preserve_fds, also=request.init_pidfd))  # fmt: skip
+
+    _go(channel, take)
+
+
+def wait(request: Request, channel: Channel, pages: pagemap.Ranges) -> NoReturn:
+    """Run in a child that was forked ahead: wait for the process document, then do as `become` does."""
     try:
-        error = _join(request, channel)
+        init_pidfd = lockdown.close_all_but(channel, also=request.init_pidfd)
+        set_name("pyctr-ahead")
+        pagemap.populate(pages)
+        answer = channel.receive()
+    except OSError:
+        answer = None
+    if answer is None:
+        os._exit(1)  # never needed
+    _, fields, fds = answer
+
+    def take() -> Request:
+        lockdown.use_stdio(fds)
+        size = fields["console_size"]
+        return replace(
+            request,
+            init_pidfd=init_pidfd,
+            process=fields["process"].encode(),
+            no_new_keyring=fields["no_new_keyring"],
+            console_size=(size[0], size[1]) if size else None,
+        )
+
+    _go(channel, take)
+
+
+def _go(channel: Channel, take: Callable[[], Request]) -> NoReturn:
+    """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
+    try:
+        error = _join(take(), channel)
         channel.fail(str(error), error.errno)
     except OciError as error:
         channel.fail(str(error), error.errno)
@@ -68,7 +106,6 @@ def become(request: Request, channel: Channel) -> NoReturn:
 
 def _join(request: Request, channel: Channel) -> OciError:
     """Go through all steps; returns only if the last one, the exec, fails."""
-    init_pidfd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.init_pidfd)
     process = validate.load_process(request.process)
     if not request.in_cgroup:
         request.cgroup.join()
@@ -82,7 +119,7 @@ def _join(request: Request, channel: Channel) -> OciError:
     lockdown.forbid_imports()
     set_dumpable(0)
     set_name("pyctr-exec")
-    setns(init_pidfd, request.namespaces & ~_BY_FORK)
+    setns(request.init_pidfd, request.namespaces & ~_BY_FORK)
     if request.namespaces & Clone.NEWUSER:
         user.become_root()
     os.umask(0)
@@ -99,6 +136,7 @@ def _join(request: Request, channel: Channel) -> OciError:
     env = user.environment(process)
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
+    program.reset_signals()
     ready.seal()
     return program.execute(path, process["args"], env)
 

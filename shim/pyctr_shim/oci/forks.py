@@ -1,8 +1,8 @@
 """The forks: a child that becomes a container's init, one forked ahead for that, one that joins.
 
-A process joins or makes a PID namespace for its next children only; each fork here is followed by
-the way back. `os.fork` tells the interpreter, clone3 does not, which is all right for a process of one
-thread whose child executes something else.
+They are made by clone3, not by os.fork, which runs what modules have registered for after a fork (threading,
+random) and so touches a hundred pages more, each of which is then copied. All right for a process of one thread
+whose child executes something else or ends by os._exit.
 """
 
 import os
@@ -10,13 +10,15 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pyctr_shim.oci import exec as joining
-from pyctr_shim.oci import init
+from pyctr_shim.oci import init, program
 from pyctr_shim.oci.cgroups import Hierarchies
+from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
-from pyctr_sys.namespaces import Clone, clone3, setns, unshare
+from pyctr_sys.namespaces import Clone, clone3, setns
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 
@@ -44,22 +46,26 @@ def kill_and_reap(pidfd: int) -> None:
 
 def fork_init(request: init.Request) -> Child:
     """Fork a child that becomes init of a new PID namespace, or a stager."""
-    ours, theirs = Channel.pair()
-    pid = os.fork() if request.staged else _fork_from(lambda: unshare(Clone.NEWPID), os.fork)
-    if pid == 0:
-        ours.close()
-        init.become(request, theirs)
-    theirs.close()
-    return Child(pid, pidfd_open(pid), ours)
+    return _fork(0 if request.staged else Clone.NEWPID, lambda channel: init.become(request, channel))
 
 
 def fork_ahead(hierarchies: Hierarchies, pages: pagemap.Ranges) -> Child:
     """Fork a child that will be given its request later and does meanwhile what does not depend on it."""
+    return _fork(Clone.NEWPID, lambda channel: init.wait(channel, hierarchies, pages))
+
+
+def _fork(flags: int, become: Callable[[Channel], NoReturn], cgroup_fd: int = 0) -> Child:
+    program.ignored_signals()
     ours, theirs = Channel.pair()
-    pid = _fork_from(lambda: unshare(Clone.NEWPID), os.fork)
+    try:
+        pid = clone3(flags, signal.SIGCHLD, cgroup_fd)
+    except BaseException:
+        ours.close()
+        theirs.close()
+        raise
     if pid == 0:
         ours.close()
-        init.wait(theirs, hierarchies, pages)
+        become(theirs)
     theirs.close()
     return Child(pid, pidfd_open(pid), ours)
 
@@ -85,45 +91,45 @@ def send_request(child: Child, request: init.Request) -> bool:
 
 
 def fork_into(request: joining.Request) -> Child:
-    """Fork into a container's PID namespace, and on version 2 into its cgroup.
+    """Fork a child that joins a container. Raises ProcessLookupError if the container has ended."""
+    return _fork_into(request, lambda channel: joining.become(request, channel))
 
-    Raises ProcessLookupError if the container has ended.
-    """
-    ours, theirs = Channel.pair()
 
-    def enter() -> None:
+def fork_into_ahead(request: joining.Request, pages: pagemap.Ranges) -> Child:
+    """Fork a child that will be given the process of `request` later. Raises ProcessLookupError as `fork_into`."""
+    return _fork_into(request, lambda channel: joining.wait(request, channel, pages))
+
+
+def send_process(child: Child, request: joining.Request) -> bool:
+    """Give a child that was forked ahead its process. Returns False if it has ended meanwhile."""
+    try:
+        child.channel.send(
+            Message.EXEC,
+            request.stdio,
+            process=request.process.decode(),
+            no_new_keyring=request.no_new_keyring,
+            console_size=request.console_size,
+        )
+    except (BrokenPipeError, UnicodeDecodeError, OciError):  # ended, no text, too long: let it be forked as usual
+        return False
+    return True
+
+
+def _fork_into(request: joining.Request, become: Callable[[Channel], NoReturn]) -> Child:
+    """Fork into a container's PID namespace, and on version 2 into its cgroup."""
+    flags, cgroup_fd = 0, -1
+    if request.in_cgroup:
+        cgroup_fd = os.open(request.cgroup.directory_for_clone(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = Clone.INTO_CGROUP
+    # Joining a PID namespace is for a process's next children: this one does it for a moment.
+    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         if request.namespaces & Clone.NEWPID:
             setns(request.init_pidfd, Clone.NEWPID)
-
-    def clone_into_cgroup() -> int:
-        cgroup_fd = os.open(request.cgroup.directory_for_clone(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return clone3(Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
-        finally:
-            os.close(cgroup_fd)
-
-    try:
-        pid = _fork_from(enter, clone_into_cgroup if request.in_cgroup else os.fork)
-    except BaseException:
-        ours.close()
-        theirs.close()
-        raise
-    if pid == 0:
-        ours.close()
-        joining.become(request, theirs)
-    theirs.close()
-    return Child(pid, pidfd_open(pid), ours)
-
-
-def _fork_from(enter: Callable[[], None], fork: Callable[[], int]) -> int:
-    """Fork with another PID namespace for the child; both ways of entering one spare the caller itself."""
-    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    pid = -1
-    try:
-        enter()
-        pid = fork()
+        return _fork(flags, become, max(cgroup_fd, 0))
     finally:
-        if pid != 0:
-            setns(own_fd, Clone.NEWPID)
+        # Never reached in the child, which ends in `become`.
+        setns(own_fd, Clone.NEWPID)
         os.close(own_fd)
-    return pid
+        if cgroup_fd >= 0:
+            os.close(cgroup_fd)

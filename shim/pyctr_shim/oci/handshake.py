@@ -2,6 +2,7 @@
 
     message    direction        when                                              answer
     CREATE     parent → child   to one forked ahead: what to create, with its stdio     -
+    EXEC       parent → child   to one forked ahead: what to execute, with its stdio    -
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       stager → parent  the container's init is another process: its pid   -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 
-_LARGEST: Final = 160 * 1024  # below the default send buffer, so that a packet is never refused
+_LARGEST: Final = 64 * 1024  # well below the default send buffer, so that a packet is never refused
 _LONGEST_TEXT: Final = 8192
 _MOST_FDS: Final = 3
 _FD_SPACE: Final = socket.CMSG_SPACE(4 * _MOST_FDS)
@@ -33,6 +34,7 @@ class Message(StrEnum):
     """What a packet says."""
 
     CREATE = "create"
+    EXEC = "exec"
     RESTAGE = "restage"
     INIT = "init"
     HOOKS = "hooks"

@@ -69,6 +69,7 @@ def _become(hook: Mapping[str, Any], stdin_fd: int, output_fd: int) -> None:
         os.dup2(output_fd, 2, inheritable=True)
         close_range(3)
         os.chdir("/")
+        program.reset_signals()
         env = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
         error = program.execute(hook["path"], hook.get("args") or [hook["path"]], env)
         os.write(2, str(error).encode())

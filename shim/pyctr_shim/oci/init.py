@@ -403,6 +403,7 @@ def _become_user(build: _Build) -> None:
     env = user.environment(process)
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
+    program.reset_signals()  # before the wait: after it, only what must be is left to do
     build.channel.send(
         Message.CREATED,
         pid=build.state.pid,

@@ -29,19 +29,25 @@ def take_stdio(stdio: tuple[int, int, int], channel: Channel, preserved: int, al
         os.dup2(fd, number, inheritable=True)
     for number in range(_STDIO, lowest):
         os.set_inheritable(number, True)
-    first = lowest
-    for kept in sorted(fd for fd in (channel.fileno(), also) if fd >= 0):
-        close_range(first, kept - 1)
-        first = kept + 1
-    close_range(first)
+    _close_from(lowest, channel.fileno(), also)
     return also
 
 
-def close_all_but(channel: Channel) -> None:
-    """Close everything but stdio and the channel."""
+def close_all_but(channel: Channel, also: int = -1) -> int:
+    """Close everything but stdio, the channel and the fd `also` (if not -1), whose new number is returned."""
     channel.move_above(_STDIO)
-    close_range(_STDIO, channel.fileno() - 1)
-    close_range(channel.fileno() + 1)
+    if also >= 0:
+        also = fcntl.fcntl(also, fcntl.F_DUPFD_CLOEXEC, _STDIO)
+    _close_from(_STDIO, channel.fileno(), also)
+    return also
+
+
+def _close_from(lowest: int, *kept: int) -> None:
+    first = lowest
+    for fd in sorted(fd for fd in kept if fd >= 0):
+        close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
 
 
 def use_stdio(fds: Sequence[int]) -> None:
@@ -52,11 +58,13 @@ def use_stdio(fds: Sequence[int]) -> None:
 
 
 def forbid_imports() -> None:
-    """Make every later import fail: a module found then would be the container's, run as the host's root."""
+    """Make every later import fail: a module found then would be the container's, run as the host's root.
+
+    The import cache and sys.path stay, as nothing is left that would read them: freeing their contents would
+    touch, and so copy, a hundred pages.
+    """
     sys.meta_path.clear()
     sys.path_hooks.clear()
-    sys.path_importer_cache.clear()
-    sys.path.clear()
 
 
 def open_proc() -> int:

@@ -2,57 +2,110 @@
 
 After a fork, a page is copied when it is first written to, and reference counts are written to all the time: some
 800 of the interpreter's pages, 3 to 5 microseconds each. A child forked ahead can have that behind it, if it is
-known which ones. So one container is made, up to the moment before its program would be executed, and
-looked at from outside.
+known which ones. So one container is made and joined, each up to the moment of executing its program, and looked
+at from outside. That moment is held by a lease on the program: who opens a leased file waits until the lease is given
+up. Source: fcntl(2).
 """
 
+import fcntl
 import json
 import os
 import shutil
-import tempfile
+import signal
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyctr_shim.oci import runtime
+from pyctr_shim.oci import forks, runtime
 from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.handshake import Message
 from pyctr_sys import pagemap
+from pyctr_sys.pidfd import wait
 from pyctr_wire.oci import default_spec
 
 _PROGRAM: Final = "/program"
+_ARRIVAL_SECONDS: Final = 0.1
 
 
-def touched_pages() -> pagemap.Ranges:
-    """Return the pages that a container's init touches between fork and exec; nothing where that cannot be learned.
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What a container's init and a process that joins it touch between fork and exec."""
+
+    create: pagemap.Ranges
+    exec: pagemap.Ranges
+
+
+def touched_pages() -> Pages:
+    """Learn the pages; both are empty where that cannot be done.
 
     Makes a container with an empty root and a cgroup of its own and removes it. Must run in the very process, or an
     ancestor of it without an exec between them, that forks ahead: addresses only mean something there.
     """
-    directory = Path(tempfile.mkdtemp(prefix="pyctr-practice-"))
+    # Not by tempfile: it imports random, which then fills its state anew in every forked child.
+    directory = Path(f"/tmp/pyctr-practice-{os.getpid()}-{os.urandom(8).hex()}")  # noqa: S108 - made 0700 below
+    directory.mkdir(0o700)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     try:
         return _learn(directory)
     except (OciError, OSError):
-        return array("Q")  # then the first container finds out what is wrong, and says so to whoever wants it
+        return Pages(array("Q"), array("Q"))  # what is wrong, the first container tells whoever wants it
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        signal.sigtimedwait({signal.SIGIO}, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _learn(directory: Path) -> pagemap.Ranges:
+def _learn(directory: Path) -> Pages:
     (directory / "config.json").write_text(json.dumps(_spec()))
     root = directory / "rootfs"
     for name in ("proc", "sys", "dev"):
         (root / name).mkdir(parents=True)
-    (root / _PROGRAM.lstrip("/")).touch(0o755)
-    with open(os.devnull, "r+b") as null:
-        stdio = runtime.Stdio(null.fileno(), null.fileno(), null.fileno())
-        mount = runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
-        container = runtime.create(directory.name, str(directory), stdio, runtime.CreateOptions(rootfs=(mount,)))
+    program = root / _PROGRAM.lstrip("/")
+    program.touch(0o755)
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    stdio = runtime.Stdio(null_fd, null_fd, null_fd)
+    mount = runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
+    container = runtime.create(directory.name, str(directory), stdio, runtime.CreateOptions(rootfs=(mount,)))
+    joined = None
     try:
-        return pagemap.touched(container.pid)
+        assert container.channel is not None
+        with _held(program):
+            container.channel.send(Message.START)
+            created = _pages_at_exec(container.pid)
+            container.fork_ahead()
+            joined, container.ahead = container.ahead, None
+            if joined is None:
+                return Pages(created, array("Q"))
+            document = json.dumps(_spec()["process"]).encode()
+            forks.send_process(joined, container.exec_request(document, stdio, runtime.ExecOptions()))
+            return Pages(created, _pages_at_exec(joined.pid))
     finally:
-        container.kill(9)
-        os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
+        os.close(null_fd)
+        if joined is not None:
+            joined.end()
+        container.kill(signal.SIGKILL)
+        wait(container.pidfd)
         container.delete()
+
+
+@contextmanager
+def _held(program: Path) -> Iterator[None]:
+    """Make whoever executes the program wait; SIGIO, which must be blocked, says that somebody does."""
+    lease_fd = os.open(program, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(lease_fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        os.close(lease_fd)
+
+
+def _pages_at_exec(pid: int) -> pagemap.Ranges:
+    # A second one that waits for the same lease is not told of, but then it has arrived in the time given here.
+    signal.sigtimedwait({signal.SIGIO}, _ARRIVAL_SECONDS)
+    return pagemap.touched(pid)
 
 
 def _spec() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
@@ -45,15 +46,24 @@ def _why_not(path: str) -> int:
     return 0 if os.access(path, os.X_OK, effective_ids=True) else errno.EACCES
 
 
-def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciError:
-    """Replace this process by a program; returns only the error if that fails.
+@cache
+def ignored_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that this process ignores, as CPython does SIGPIPE and SIGXFSZ.
 
-    CPython ignores SIGPIPE and SIGXFSZ, and what is ignored stays so across exec; so does the mask.
+    Looked up once, before the first fork: what is ignored stays so, here and across exec.
     """
-    for ignored in signal.valid_signals():
-        if signal.getsignal(ignored) == signal.SIG_IGN:
-            signal.signal(ignored, signal.SIG_DFL)
+    return tuple(number for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN)
+
+
+def reset_signals() -> None:
+    """Give signals the meaning and the mask that programs expect to start with."""
+    for number in ignored_signals():
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciError:
+    """Replace this process by a program; returns only the error if that fails. Signals have been reset before."""
     try:
         os.execve(path, list(arguments), dict(env))  # noqa: S606 - becoming it is the point
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import os
 import signal
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
@@ -96,6 +97,7 @@ class Container:
     seccomp_flags: int
     hook_kinds: frozenset[str]
     channel: Channel | None
+    ahead: forks.Child | None = None
 
     def start(self) -> None:
         """Let init execute its program. Raises OciError with the program's ENOENT or EACCES.
@@ -126,7 +128,35 @@ class Container:
             raise OciError("cannot exec in a stopped container")
         if self.cgroup.is_paused():
             raise OciError("cannot exec in a paused container")
-        request = joining.Request(
+        request = self.exec_request(process, stdio, options)
+        child = self.ahead
+        self.ahead = None
+        if child is not None and (options.preserve_fds or not forks.send_process(child, request)):
+            child.end()
+            child = None
+        return _exec(request, child)
+
+    def fork_ahead(self, pages: pagemap.Ranges | None = None) -> None:
+        """Fork the child of the next `exec` before that is asked for; nothing happens if it is there or cannot be.
+
+        It waits in the container's PID namespace, where it can be seen, with `pages` (of
+        `practice.touched_pages`) touched. It ends with the next exec or with `delete`; if init ends before, the kernel
+        kills it and init's end is only seen once this process reaps it, by `end_ahead` or with all its children.
+        """
+        if self.ahead is None and self.pidfd >= 0:
+            request = self.exec_request(b"", Stdio(-1, -1, -1), ExecOptions())
+            with suppress(ProcessLookupError):
+                self.ahead = forks.fork_into_ahead(request, array("Q") if pages is None else pages)
+
+    def end_ahead(self) -> None:
+        """End the child forked ahead, if there is one."""
+        if self.ahead is not None:
+            self.ahead.end()
+            self.ahead = None
+
+    def exec_request(self, process: bytes, stdio: Stdio, options: ExecOptions) -> joining.Request:
+        """Return what a child that joins this container needs to know."""
+        return joining.Request(
             id=self.id,
             init_pidfd=self.pidfd,
             namespaces=self.namespaces,
@@ -140,7 +170,6 @@ class Container:
             console_size=options.console_size,
             in_cgroup=bool(self.cgroup.directory_for_clone()),
         )
-        return _exec(request)
 
     def kill(self, number: int) -> None:
         """Signal init. Raises ProcessLookupError if it has been reaped."""
@@ -192,6 +221,7 @@ class Container:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
+        self.end_ahead()
         _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds))
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -297,7 +327,12 @@ def _container(request: init.Request, child: forks.Child, console_fd: int, field
     )
 
 
-_ahead: list[forks.Child] = []
+_ahead: list[forks.Child] = []  # none or one: this process's, as a process is what forks
+
+
+def forked_ahead() -> list[forks.Child]:
+    """Return the child that waits, if there is one; whoever takes it out of the list ends it."""
+    return _ahead
 
 
 def fork_ahead(pages: pagemap.Ranges | None = None) -> None:
@@ -325,9 +360,10 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
     return None
 
 
-def _exec(request: joining.Request) -> Process:
+def _exec(request: joining.Request, child: forks.Child | None) -> Process:
+    """Follow a child to its exec, the one forked ahead or a new one."""
     try:
-        child = forks.fork_into(request)
+        child = child or forks.fork_into(request)
     except ProcessLookupError:
         raise OciError("cannot exec in a stopped container") from None
     console_fd = -1

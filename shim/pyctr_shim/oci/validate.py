@@ -22,7 +22,7 @@ SPEC_BYTES: Final = 16 << 20
 _LARGEST_ID: Final = (1 << 32) - 2  # (uid_t)-1 means "leave it"
 _LARGEST_MAPS: Final = 340  # the kernel's own limit since 4.15
 
-Check = Callable[[Any, str], None]
+Check = Callable[[Any], None]
 
 
 def load_spec(path: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def load_spec(path: str) -> dict[str, Any]:
 def load_process(data: bytes) -> dict[str, Any]:
     """Parse and check the process document of an exec. Raises OciError."""
     process = _parse(data, "process")
-    _PROCESS(process, "process")
+    _run(_PROCESS, process, "process")
     _require(process, "process", ("args", "cwd"))
     return process
 
@@ -51,7 +51,7 @@ def load_process(data: bytes) -> dict[str, Any]:
 def load_resources(data: bytes) -> dict[str, Any]:
     """Parse and check a LinuxResources document. Raises OciError."""
     resources = _parse(data, "resources")
-    _RESOURCES(resources, "linux.resources")
+    _run(_RESOURCES, resources, "linux.resources")
     return resources
 
 
@@ -69,7 +69,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
 
 def check_spec(spec: Mapping[str, Any]) -> None:
     """Raise OciError for the first field that is wrong or not done here."""
-    _SPEC(spec, "")
+    _run(_SPEC, spec, "")
     if not (spec.get("ociVersion") or "").startswith("1."):
         raise OciError(f"ociVersion: {spec.get('ociVersion')!r} is not 1.x")
     _require(spec, "", ("root", "linux", "process"))
@@ -135,13 +135,35 @@ def _require(value: Mapping[str, Any], path: str, names: tuple[str, ...]) -> Non
             raise OciError(f"{path + '.' if path else ''}{name}: is required")
 
 
-# -- the building blocks of the tables below: each checks a value and names where it lies
+# -- the building blocks of the tables below: each checks a value; where it lies is only put together for an error
+
+
+class _Wrong(Exception):
+    """A value that is wrong; its path is completed by those who called."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.path: list[str] = []
+
+    def located(self, root: str) -> OciError:
+        """Return the error to show, with the whole path below `root`."""
+        path = root
+        for step in reversed(self.path):
+            path += step if step.startswith("[") or not path else f".{step}"
+        return OciError(f"{path or 'config.json'}: {self}")
+
+
+def _run(check: Check, value: Any, root: str) -> None:
+    try:
+        check(value)
+    except _Wrong as wrong:
+        raise wrong.located(root) from None
 
 
 def _type(kind: type, words: str) -> Check:
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise OciError(f"{path}: must be {words}")
+            raise _Wrong(f"must be {words}")
 
     return check
 
@@ -151,29 +173,29 @@ _INT = _type(int, "a whole number")
 _ANY_TEXT = _type(str, "a string")
 
 
-def _text(value: Any, path: str) -> None:
-    _ANY_TEXT(value, path)
+def _text(value: Any) -> None:
+    _ANY_TEXT(value)
     if "\0" in value:
-        raise OciError(f"{path}: contains a NUL byte")
+        raise _Wrong("contains a NUL byte")
 
 
-def _absolute(value: Any, path: str) -> None:
-    _text(value, path)
+def _absolute(value: Any) -> None:
+    _text(value)
     if not value.startswith("/"):
-        raise OciError(f"{path}: {value!r} is not an absolute path")
+        raise _Wrong(f"{value!r} is not an absolute path")
 
 
-def _id(value: Any, path: str) -> None:
-    _INT(value, path)
+def _id(value: Any) -> None:
+    _INT(value)
     if not 0 <= value <= _LARGEST_ID:
-        raise OciError(f"{path}: {value} is not a uid or gid")
+        raise _Wrong(f"{value} is not a uid or gid")
 
 
 def _between(least: int, most: int) -> Check:
-    def check(value: Any, path: str) -> None:
-        _INT(value, path)
+    def check(value: Any) -> None:
+        _INT(value)
         if not least <= value <= most:
-            raise OciError(f"{path}: {value} is not between {least} and {most}")
+            raise _Wrong(f"{value} is not between {least} and {most}")
 
     return check
 
@@ -181,51 +203,61 @@ def _between(least: int, most: int) -> Check:
 def _one_of(*choices: str) -> Check:
     allowed = frozenset(choices)
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if not isinstance(value, str) or value not in allowed:
-            raise OciError(f"{path}: {value!r} is not one of {', '.join(choices)}")
+            raise _Wrong(f"{value!r} is not one of {', '.join(choices)}")
 
     return check
 
 
 def _list(item: Check, most: int = 1 << 20) -> Check:
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if not isinstance(value, list):
-            raise OciError(f"{path}: must be a list")
+            raise _Wrong("must be a list")
         if len(value) > most:
-            raise OciError(f"{path}: more than {most} entries")
+            raise _Wrong(f"more than {most} entries")
         for number, entry in enumerate(value):
-            item(entry, f"{path}[{number}]")
+            try:
+                item(entry)
+            except _Wrong as wrong:
+                wrong.path.append(f"[{number}]")
+                raise
 
     return check
 
 
 def _map(item: Check) -> Check:
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if not isinstance(value, dict):
-            raise OciError(f"{path}: must be an object")
+            raise _Wrong("must be an object")
         for key, entry in value.items():
-            item(entry, f"{path}.{key}")
+            try:
+                item(entry)
+            except _Wrong as wrong:
+                wrong.path.append(key)
+                raise
 
     return check
 
 
 def _object(required: tuple[str, ...] = (), /, **fields: Check) -> Check:
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if not isinstance(value, dict):
-            raise OciError(f"{path or 'config.json'}: must be an object")
-        _require_present(value, path, required)
+            raise _Wrong("must be an object")
+        for key in required:
+            if value.get(key) is None:
+                wrong = _Wrong("is required")
+                wrong.path.append(key)
+                raise wrong
         for key, entry in value.items():
             if entry is not None and (field := fields.get(key)) is not None:
-                field(entry, f"{path}.{key}" if path else key)
+                try:
+                    field(entry)
+                except _Wrong as wrong:
+                    wrong.path.append(key)
+                    raise
 
     return check
-
-
-def _require_present(value: Mapping[str, Any], path: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if value.get(name) is None:
-            raise OciError(f"{path}.{name}: is required")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,21 +266,21 @@ class _Refused:
 
     why: str = "is not supported"
 
-    def __call__(self, value: Any, path: str) -> None:
+    def __call__(self, value: Any) -> None:
         if value not in (None, False, 0, "", [], {}):
-            raise OciError(f"{path}: {self.why}")
+            raise _Wrong(self.why)
 
 
-def _mount_option(value: Any, path: str) -> None:
-    _text(value, path)
+def _mount_option(value: Any) -> None:
+    _text(value)
     if value in mount_options.REFUSED:
-        raise OciError(f"{path}: {value!r} is not supported")
+        raise _Wrong(f"{value!r} is not supported")
 
 
-def _rlimit_type(value: Any, path: str) -> None:
-    _text(value, path)
+def _rlimit_type(value: Any) -> None:
+    _text(value)
     if not rlimits.known(value):
-        raise OciError(f"{path}: unknown limit {value!r}")
+        raise _Wrong(f"unknown limit {value!r}")
 
 
 # -- the tables

@@ -1,0 +1,190 @@
+"""A child forked ahead becomes whatever container is asked for next."""
+
+import os
+import signal
+from array import array
+from collections.abc import Iterator
+
+import pytest
+
+from pyctr_shim.oci import practice, runtime
+from pyctr_shim.oci.cgroups import mounted
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys import pagemap
+from support.oci_bundle import Lab, Spec, process, read_all, wait
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(mounted().is_v2, reason="on cgroup version 2 every container has a stager"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _end_what_was_not_used() -> Iterator[None]:
+    yield
+    for child in runtime.forked_ahead():
+        child.end()
+    runtime.forked_ahead().clear()
+
+
+def without(spec: Spec, *kinds: str) -> Spec:
+    spec["linux"]["namespaces"] = [item for item in spec["linux"]["namespaces"] if item["type"] not in kinds]
+    return spec
+
+
+def test_it_is_used_once(lab: Lab) -> None:
+    runtime.fork_ahead()
+    runtime.fork_ahead()
+    (child,) = runtime.forked_ahead()
+
+    container = lab.running()
+
+    assert container.pid == child.pid
+    assert runtime.forked_ahead() == []
+    assert lab.running().pid != child.pid
+
+
+def test_its_namespaces_are_the_containers_own(lab: Lab) -> None:
+    runtime.fork_ahead()
+    spec = lab.spec(
+        "sh", "-c", "for n in net ipc uts; do readlink /proc/self/ns/$n; done; hostname; busybox ip link show lo"
+    )
+    spec["hostname"] = "ahead"
+
+    lines = lab.run(spec).output.splitlines()
+
+    assert not {os.readlink(f"/proc/self/ns/{name}") for name in ("net", "ipc", "uts")} & set(lines[:3])
+    assert lines[3] == "ahead"
+    assert "LOOPBACK,UP" in lines[4]
+
+
+def test_it_goes_back_to_the_hosts_namespaces(lab: Lab) -> None:
+    runtime.fork_ahead()
+    script = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts"
+    spec = without(lab.spec("sh", "-c", script), "network", "ipc", "uts")
+
+    expected = [os.readlink(f"/proc/self/ns/{name}") for name in ("net", "ipc", "uts")]
+
+    assert lab.run(spec).output.split() == expected
+
+
+def test_it_joins_by_path(lab: Lab) -> None:
+    other = lab.running()
+    runtime.fork_ahead()
+    spec = without(lab.spec("readlink", "/proc/self/ns/net"), "network")
+    spec["linux"]["namespaces"].append({"type": "network", "path": f"/proc/{other.pid}/ns/net"})
+
+    assert lab.run(spec).output.strip() == os.readlink(f"/proc/{other.pid}/ns/net")
+
+
+def test_a_spec_that_needs_a_stager_gets_one(lab: Lab) -> None:
+    runtime.fork_ahead()
+
+    assert lab.run(without(lab.spec("echo", "staged"), "pid")).output == "staged\n"
+    assert runtime.forked_ahead() == []
+
+
+def test_a_terminal_and_an_exec(lab: Lab) -> None:
+    runtime.fork_ahead()
+    spec = lab.spec("sh", "-c", "tty")
+    spec["process"]["terminal"] = True
+    container = lab.create(spec)
+    assert container.console_fd is not None
+    container.start()
+    assert read_all(container.console_fd).strip() == "/dev/pts/0"
+    wait(container.pidfd)
+
+    runtime.fork_ahead()
+    assert lab.exec(lab.running(), process("echo", "inside")).output == "inside\n"
+
+
+def test_one_that_has_ended_is_replaced(lab: Lab) -> None:
+    runtime.fork_ahead()
+    (child,) = runtime.forked_ahead()
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+
+    assert lab.run(lab.spec("echo", "anyway")).output == "anyway\n"
+
+
+def test_a_failure_is_told_and_undone(lab: Lab) -> None:
+    runtime.fork_ahead()
+
+    with pytest.raises(OciError, match=r"executable file not found"):
+        lab.create(lab.spec("nope"))
+
+
+def test_it_keeps_no_fd_of_its_parent(lab: Lab) -> None:
+    read_fd, write_fd = os.pipe()
+    runtime.fork_ahead()
+    os.close(write_fd)
+
+    assert read_all(read_fd) == ""
+    os.close(read_fd)
+
+
+def test_practice_learns_pages_and_leaves_nothing(lab: Lab) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    pages = practice.touched_pages()
+
+    for found in (pages.create, pages.exec):
+        assert len(found) > 0
+        assert len(found) % 3 == 0
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not [name for name in os.listdir("/tmp") if name.startswith(f"pyctr-practice-{os.getpid()}-")]
+    runtime.fork_ahead(pages.create)
+    container = lab.running()
+    container.fork_ahead(pages.exec)
+    assert lab.exec(container, process("echo", "practised")).output == "practised\n"
+
+
+def test_a_joining_child_is_used_once(lab: Lab) -> None:
+    container = lab.running()
+    container.fork_ahead()
+    container.fork_ahead()
+    assert container.ahead is not None
+    assert container.pids() == [container.pid]
+    pid = container.ahead.pid
+
+    ended = lab.exec(container, process("sh", "-c", "readlink /proc/self/ns/net; echo $A", env=["PATH=/bin", "A=b"]))
+
+    assert ended.output.split() == [os.readlink(f"/proc/{container.pid}/ns/net"), "b"]
+    assert container.ahead is None
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_joining_child_that_is_not_used_ends_with_the_container(lab: Lab) -> None:
+    container = lab.running()
+    container.fork_ahead()
+    assert container.ahead is not None
+    pid = container.ahead.pid
+
+    container.end_ahead()
+
+    assert not os.path.exists(f"/proc/{pid}")
+    container.fork_ahead()
+    container.kill(signal.SIGKILL)
+    container.end_ahead()
+    assert wait(container.pidfd) == 137
+
+
+def test_a_process_that_is_too_long_to_send_is_executed_all_the_same(lab: Lab) -> None:
+    container = lab.running()
+    container.fork_ahead()
+
+    ended = lab.exec(container, process("sh", "-c", "echo ${#LONG}", env=["PATH=/bin", "LONG=" + "x" * 100_000]))
+
+    assert ended.output == "100000\n"
+
+
+def test_a_joining_child_tells_its_failure(lab: Lab) -> None:
+    container = lab.running()
+    container.fork_ahead()
+
+    with pytest.raises(OciError, match=r"executable file not found"):
+        lab.exec(container, process("nope"))
+
+
+def test_pages_that_do_not_exist_do_no_harm() -> None:
+    pagemap.populate(array("Q", [0x1000, 0x1000, 23, 0, 0, 22]))
