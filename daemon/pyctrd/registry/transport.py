@@ -38,6 +38,8 @@ _LONGEST_PAUSE: Final = 10.0
 _LONGEST_RETRY_AFTER: Final = 120.0
 # Seconds without a byte after which a connection is given up.
 _SILENCE: Final = 60.0
+# The same once a blob has been sent: the registry puts it away before it answers.
+_COMMIT: Final = 600.0
 # Bytes per second that a transfer must keep up on average, after its first minute: less is a way to hold us up.
 _LEAST_RATE: Final = 1024
 # Bytes that may wait, read and not yet taken.
@@ -119,7 +121,7 @@ class Transport:
                     continue
                 if not _is_transient(response.status):
                     return response
-                failure = Unavailable(f"{call.method} {call.url} failed with status {response.status}")
+                failure = Unavailable(f"{call.method} {_shown(call.url)} failed with status {response.status}")
                 pause = _retry_after(response)
                 response.close()
             if attempt >= call.attempts or (pause is not None and pause > _LONGEST_RETRY_AFTER):
@@ -148,13 +150,19 @@ class Transport:
             body = call.body() if callable(call.body) else call.body
             # As it is: a signed URL must not be spelled another way.
             response = await session.request(
-                method, URL(url, encoded=True), headers=pairs, data=body, allow_redirects=False, proxy=_proxy_for(url)
+                method,
+                URL(url, encoded=True),
+                headers=pairs,
+                data=body,
+                allow_redirects=False,
+                proxy=_proxy_for(url),
+                timeout=_timeout(endpoint.dial_timeout, _SILENCE if body is None else _COMMIT),
             )
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or target is None:
                 return response
             response.close()
-            url = _redirected(url, target)
+            url = redirected(url, target)
             if response.status == 303 and method != "HEAD":
                 method, call = "GET", replace(call, body=None)
         raise Unavailable(f"{call.url} was redirected more than {_MAX_REDIRECTS} times")
@@ -209,12 +217,16 @@ class Transport:
                 context = True if tls == Tls() else await self._run(tls_context, tls)
                 self._sessions[key] = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(ssl=context, limit_per_host=16),
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=dial_timeout, sock_read=_SILENCE),
+                    timeout=_timeout(dial_timeout, _SILENCE),
                     auto_decompress=False,
                     read_bufsize=_BUFFER,
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
         return self._sessions[key]
+
+
+def _timeout(dial_timeout: float, silence: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=dial_timeout, sock_read=silence)
 
 
 def origin(url: str) -> str:
@@ -289,14 +301,14 @@ async def server_message(response: aiohttp.ClientResponse, endpoint: Endpoint) -
     return "".join(char if char.isprintable() else " " for char in text)[:500].strip()
 
 
-def _redirected(url: str, target: str) -> str:
+def redirected(url: str, target: str) -> str:
     """Return where a redirect leads; never from https to http."""
     found = urljoin(url, target)
     parts = urlsplit(found)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise Unavailable(f"{url} redirects to {target[:200]!r}, which is no place to go")
+        raise Unavailable(f"{_shown(url)} redirects to {_shown(target)[:200]!r}, which is no place to go")
     if parts.scheme == "http" and url.startswith("https:"):
-        raise FailedPrecondition(f"{url} redirects to plain http at {parts.netloc}: refused")
+        raise FailedPrecondition(f"{_shown(url)} redirects to plain http at {parts.netloc}: refused")
     return found
 
 
@@ -323,5 +335,11 @@ def _back_off(attempt: int) -> float:
 
 def _connection_error(url: str, error: BaseException) -> ApiError:
     if isinstance(error, ClientConnectorCertificateError):
-        return FailedPrecondition(f"{url}: the server's certificate cannot be verified: {error.certificate_error}")
-    return Unavailable(f"{url}: {error or type(error).__name__}")
+        reason = error.certificate_error
+        return FailedPrecondition(f"{_shown(url)}: the server's certificate cannot be verified: {reason}")
+    return Unavailable(f"{_shown(url)}: {error or type(error).__name__}")
+
+
+def _shown(url: str) -> str:
+    """Return the URL for a message: its query may hold what is nobody's business."""
+    return url.partition("?")[0]

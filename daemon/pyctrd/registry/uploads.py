@@ -6,14 +6,14 @@ Source: OCI distribution-spec v1.1, "Push".
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from pyctr_wire.errors import FailedPrecondition, Unavailable
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.registry.client import Repository
 from pyctrd.registry.hosts import Capability, Endpoint
-from pyctrd.registry.transport import Body, Call
+from pyctrd.registry.transport import Body, Call, redirected
 
 # How often a blob is sent from its start before a push fails.
 _MAX_ATTEMPTS: Final = 3
@@ -90,7 +90,7 @@ class Uploads:
             location = response.headers.get("Location", "")
             if not location:
                 raise Unavailable(f"{self.endpoint.url} opened an upload and does not say where")
-            return urljoin(str(response.url), location)
+            return redirected(str(response.url), location)
 
     def _call(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Call:
         return self.repository.call(self.endpoint, method, path, actions="pull,push", headers=headers)

@@ -3,7 +3,7 @@
 import shutil
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from pyctr_wire.errors import FailedPrecondition, Unavailable
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.registry.client import Repository
 from pyctrd.registry.hosts import Endpoint, Tls
+from pyctrd.registry.uploads import uploads_to
 from support.images import MANIFEST, digest, image
 from support.scripted_registry import Answer, ScriptedRegistry, scripted_registry
 
@@ -103,6 +104,21 @@ async def test_a_redirect_from_tls_to_plain_http_is_refused(
         with pytest.raises(FailedPrecondition, match="plain http"):
             async with open_repository(served_by=(endpoint(safe, Tls(skip_verify=True)),)).blob(LAYER, 0):
                 pass
+
+    assert registry.seen == []
+
+
+async def test_an_upload_from_tls_to_plain_http_is_refused(
+    certificate: tuple[Path, Path], registry: ScriptedRegistry, open_repository: Open
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield BLOB
+
+    async with scripted_registry(serving(certificate)) as safe:
+        safe.on("POST", "/v2/some/image/blobs/uploads/", Answer(202, headers={"Location": f"{registry.url}/upload"}))
+
+        with pytest.raises(FailedPrecondition, match="plain http"):
+            await uploads_to(open_repository(served_by=(endpoint(safe, Tls(skip_verify=True)),))).blob(LAYER, body)
 
     assert registry.seen == []
 
