@@ -1,0 +1,452 @@
+"""`pyctr` against a real daemon: every command, as its users type it."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.daemon_process import DaemonProcess, wait_until
+from support.terminal_session import TerminalSession
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+PROGRAMS = ("sh", "bash", "cat", "date", "echo", "id", "ls", "seq", "sleep", "stty", "true")
+TIMEOUT = 120
+_numbers = itertools.count()
+
+
+class Pyctr:
+    """The command, on a daemon of the module's own."""
+
+    def __init__(self, daemon: DaemonProcess) -> None:
+        self.daemon = daemon
+        self.environment = {**os.environ, "PYCTR_ADDRESS": str(daemon.address), "DOCKER_CONFIG": str(daemon.base)}
+        self.environment.pop("PYCTR_NAMESPACE", None)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pyctr", *arguments]
+
+    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*arguments), input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            env=self.environment,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str, stdin: str = "") -> str:
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"{arguments}: {done.returncode}: {done.stderr}{self.daemon.log_text()[-3000:]}"
+        return done.stdout
+
+    def box(self, *arguments: str, stdin: str = "") -> str:
+        """Run a container that is removed, and return what it wrote."""
+        return self("run", "--rm", "--network", "none", *arguments, stdin=stdin)
+
+    @contextmanager
+    def start(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run the command beside the test; it ends with the block at the latest."""
+        with subprocess.Popen(
+            self.command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=self.environment,
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def terminal(self, *arguments: str, size: tuple[int, int] = (24, 80)) -> TerminalSession:
+        return TerminalSession(self.command(*arguments), self.environment, size)
+
+    def is_gone(self, name: str) -> bool:
+        return self("ps", "-aq", "--filter", f"name={name}") == ""
+
+    def state(self, name: str) -> str:
+        return self("inspect", "--format", "{{.State.Status}}", name).strip()
+
+
+@pytest.fixture(scope="module")
+def pyctr() -> Iterator[Pyctr]:
+    with DaemonProcess() as daemon:
+        command = Pyctr(daemon)
+        command("image", "from-host", "demo", *PROGRAMS)
+        yield command
+        for container in command("ps", "-aq", "--no-trunc").split():
+            command("rm", "-f", container)
+        kinds = command("snapshot", "ls", "--format", "{{.Kind}}").split()
+        assert set(kinds) == {"committed"}
+        assert not [path for path in (daemon.root / "logs").rglob("*") if path.is_file()]
+        assert command("lease", "ls", "-q") == ""
+
+
+@pytest.fixture
+def name(pyctr: Pyctr) -> Iterator[str]:
+    """A name for the container of a test; whatever the test leaves under it goes."""
+    name = f"box{next(_numbers)}"
+    yield name
+    for left in (name, f"{name}-new"):
+        pyctr.run("rm", "-f", left)
+
+
+def test_version_and_info(pyctr: Pyctr) -> None:
+    assert str(pyctr.daemon.address) in pyctr("version")
+    assert json.loads(pyctr("info", "--format", "json"))["Snapshotters"] == ["overlayfs", "native"]
+    assert "io.containerd.snapshotter.v1" in pyctr("plugin", "ls")
+    assert pyctr("ops").startswith("ID")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("demo", "true"), 0, ""),
+        (("demo", "sh", "-c", "exit 7"), 7, ""),
+        (("demo", "no-such-program"), 127, "no-such-program"),
+        (("demo", "/etc"), 126, "/etc"),
+        (("--user", "nobody-here", "demo", "true"), 125, "nobody-here"),
+        (("--memory", "1m", "demo", "true"), 125, "6m"),
+        (("localhost:1/nothing/here", "true"), 125, "could not be reached"),
+    ],
+)
+def test_exit_codes_are_dockers(pyctr: Pyctr, name: str, arguments: tuple[str, ...], code: int, message: str) -> None:
+    done = pyctr.run("run", "--rm", "--name", name, "--network", "none", *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert pyctr.is_gone(name)
+
+
+def test_streams(pyctr: Pyctr) -> None:
+    done = pyctr.run("run", "--rm", "-i", "demo", "sh", "-c", "cat; echo problem >&2", stdin="typed\n")
+    assert done.stdout == "typed\n"
+    assert done.stderr.splitlines()[-1] == "problem"
+    assert "has no network" in done.stderr
+    assert pyctr.box("demo", "cat", stdin="not passed on") == ""
+    text = "".join(f"{number}\n" for number in range(100_000))
+    assert pyctr.box("-i", "demo", "cat", stdin=text) == text
+
+
+def test_process_options(pyctr: Pyctr, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("FROM_FILE=1\n# no\nHOME\n")
+    out = pyctr.box(
+        "-e", "A=x y", "--env-file", str(tmp_path / "env"), "-w", "/tmp", "-u", "33:44", "--group-add", "55",
+        "--hostname", "box", "--ulimit", "nofile=77:88", "--entrypoint", "sh",
+        "demo", "-c", 'id; pwd; echo "$A $FROM_FILE $HOSTNAME $HOME"; ulimit -n; ulimit -Hn',
+    ).splitlines()  # fmt: skip
+    assert out == ["uid=33 gid=44 groups=44,55", "/tmp", f"x y 1 box {os.environ['HOME']}", "77", "88"]
+
+
+def status_of(pyctr: Pyctr, *arguments: str) -> dict[str, str]:
+    """Return /proc/self/status of a container's process."""
+    text = pyctr.box(*arguments, "demo", "cat", "/proc/self/status")
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def test_confinement(pyctr: Pyctr) -> None:
+    plain = status_of(pyctr)
+    assert plain["CapEff"] == "00000000a80425fb"
+    assert (plain["Seccomp"], plain["NoNewPrivs"]) == ("2", "0")
+    loose = status_of(pyctr, "--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--security-opt", "seccomp=unconfined",
+                      "--security-opt", "no-new-privileges")  # fmt: skip
+    assert int(loose["CapEff"], 16) == 1 << 12
+    assert (loose["Seccomp"], loose["NoNewPrivs"]) == ("0", "1")
+    privileged = status_of(pyctr, "--privileged")
+    with open("/proc/self/status", encoding="ascii") as ours:
+        assert f"CapBnd:\t{privileged['CapEff']}" in ours.read()
+
+
+def test_mounts(pyctr: Pyctr, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of the host\n")
+    out = pyctr.box(
+        "-v", f"{tmp_path}:/rw", "-v", f"{tmp_path}:/ro:ro", "--tmpfs", "/scratch:size=1m", "--read-only",
+        "--mount", f"type=bind,source={tmp_path}/file,target=/deep/in/file,readonly",
+        "demo", "sh", "-c",
+        "cat /ro/file /deep/in/file; echo new > /rw/new; echo x > /scratch/x && cat /scratch/x;"
+        " for i in /ro/x /deep/in/file /x; do (echo no > $i) 2>/dev/null || echo refused; done",
+    ).splitlines()  # fmt: skip
+    assert out == ["of the host", "of the host", "x", "refused", "refused", "refused"]
+    assert (tmp_path / "new").read_text() == "new\n"
+    made = tmp_path / "made" / "for" / "it"
+    pyctr.box("-v", f"{made}:/x", "demo", "true")
+    assert made.is_dir()
+
+
+def test_limits_sysctls_and_devices(pyctr: Pyctr, name: str) -> None:
+    pyctr("run", "-d", "--network", "none", "--name", name, "--memory", "64m", "--cpus", "0.5",
+          "--pids-limit", "20", "--sysctl", "net.ipv4.ip_forward=1", "--device", "/dev/zero:/dev/nothing",
+          "demo", "sleep", "1000")  # fmt: skip
+    out = pyctr("exec", name, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward; echo $(ls -l /dev/nothing)")
+    assert out.splitlines()[0] == "1"
+    assert "1, 5" in out
+    used = json.loads(pyctr("stats", "--no-stream", "--format", "json", name))
+    assert used["MemUsage"].endswith("64MiB")
+    assert used["PIDs"] == 1
+    pyctr("rm", "-f", name)
+
+
+def test_host_network(pyctr: Pyctr) -> None:
+    done = pyctr.run("run", "--rm", "--network", "host", "demo", "ls", "/sys/class/net")
+    assert sorted(done.stdout.split()) == sorted(os.listdir("/sys/class/net"))
+    assert done.stderr == ""
+
+
+def test_a_containers_life(pyctr: Pyctr, name: str, tmp_path: Path) -> None:
+    cidfile = tmp_path / "cid"
+    script = 'trap "echo bye; exit 3" INT; echo up; while :; do sleep 0.05; done'
+    container = pyctr("run", "-d", "--network", "none", "--name", name, "--cidfile", str(cidfile),
+                      "--stop-signal", "INT", "-l", "colour=blue", "demo", "sh", "-c", script).strip()  # fmt: skip
+    assert cidfile.read_text() == container
+    assert pyctr.run("run", "-d", "--name", name, "demo", "true").returncode == 125
+    wait_until(lambda: pyctr("logs", name) == "up\n", "the container is up")
+    row = json.loads(pyctr("ps", "--format", "json", "--filter", "label=colour=blue"))
+    assert (row["Names"], row["State"], row["Image"]) == (name, "running", "demo:latest")
+    assert pyctr("ps", "-q", "--filter", f"name={name}").strip() == container[:12]
+    assert "sh -c" in pyctr("top", container[:8])
+    pyctr("pause", name)
+    assert pyctr.state(name) == "paused"
+    pyctr("unpause", name)
+    pyctr("rename", name, f"{name}-new")
+    assert pyctr.run("inspect", name).returncode == 1
+    name = f"{name}-new"
+    assert pyctr.run("rm", name).returncode == 1
+    pyctr("stop", "-t", "60", name)
+    assert pyctr("wait", name).strip() == "3"
+    document = json.loads(pyctr("inspect", name))[0]
+    assert (document["State"]["Status"], document["State"]["ExitCode"]) == ("exited", 3)
+    assert document["State"]["Reason"] == "exited"
+    pyctr("start", name)
+    wait_until(lambda: pyctr("logs", name).count("up") == 2, "the container is up again")
+    pyctr("kill", "-s", "KILL", name)
+    assert pyctr("wait", name).strip() == "137"
+    pyctr("restart", name)
+    assert pyctr.state(name) == "running"
+    pyctr("rm", "-f", name)
+    assert pyctr.run("logs", name).returncode == 1
+
+
+def test_created_containers(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo", "sh", "-c", "echo hello; exit 4")
+    assert pyctr.state(name) == "created"
+    assert pyctr.run("exec", name, "true").returncode != 0
+    done = pyctr.run("start", "-a", name)
+    assert (done.stdout, done.returncode) == ("hello\n", 4)
+    pyctr("rm", name)
+
+
+def test_exec(pyctr: Pyctr, name: str) -> None:
+    pyctr("run", "-d", "--network", "none", "--name", name, "-e", "A=1", "demo", "sleep", "1000")
+    out = pyctr("exec", "-e", "B=2", "-w", "/tmp", "-u", "nobody", name, "sh", "-c", 'id -u; pwd; echo "$A $B"')
+    assert out.splitlines() == ["65534", "/tmp", "1 2"]
+    assert pyctr("exec", "-i", name, "cat", stdin="in\n") == "in\n"
+    assert pyctr.run("exec", name, "sh", "-c", "echo e >&2; exit 9").returncode == 9
+    assert pyctr.run("exec", name, "no-such-program").returncode == 127
+    assert pyctr.run("exec", name, "/etc").returncode == 126
+    assert pyctr.run("exec", "no-such-container", "true").returncode == 1
+    pyctr("exec", "-d", name, "sleep", "999")
+    wait_until(lambda: "sleep 999" in pyctr("top", name), "the detached exec runs")
+    pyctr("rm", "-f", name)
+
+
+@pytest.mark.parametrize("ending", ["exits", "exits while the daemon is away"])
+def test_detached_containers_with_rm_go_by_themselves(pyctr: Pyctr, name: str, ending: str) -> None:
+    container = pyctr("run", "-d", "--rm", "--network", "none", "--name", name, "demo", "sleep", "1000").strip()
+    if ending == "exits":
+        pyctr("kill", name)
+    else:
+        pid = int(pyctr("inspect", "--format", "{{.State.Pid}}", name))
+        pyctr.daemon.kill()
+        os.kill(pid, signal.SIGKILL)
+        pyctr.daemon.start()
+    wait_until(lambda: pyctr.is_gone(name), "the container is gone")
+    wait_until(lambda: container not in pyctr("snapshot", "ls"), "its snapshot is gone")
+    wait_until(lambda: not list((pyctr.daemon.root / "logs").glob(f"*/{container}")), "its log is gone")
+
+
+def test_a_session_outlives_its_daemon(pyctr: Pyctr, name: str) -> None:
+    """The daemon is killed: output goes on, the next one passes a signal on, the exit code comes back."""
+    script = 'trap "echo caught; exit 5" TERM; n=0; while :; do echo line $((n+=1)); sleep 0.05; done'
+    with pyctr.start("run", "--rm", "--network", "none", "--name", name, "demo", "sh", "-c", script) as client:
+        assert client.stdout
+        lines = iter(client.stdout.readline, "")
+        assert next(lines) == "line 1\n"
+        pyctr.daemon.kill()
+        for number in range(2, 20):
+            assert next(lines) == f"line {number}\n"
+        client.send_signal(signal.SIGTERM)
+        pyctr.daemon.start()
+        assert "caught\n" in lines
+        assert client.wait(TIMEOUT) == 5
+    assert pyctr.is_gone(name)
+
+
+def test_signals_reach_the_container(pyctr: Pyctr, name: str) -> None:
+    script = 'trap "echo hup" HUP; trap "exit 6" INT; echo up; while :; do sleep 0.05; done'
+    with pyctr.start("run", "--rm", "--network", "none", "--name", name, "demo", "sh", "-c", script) as client:
+        assert client.stdout
+        assert client.stdout.readline() == "up\n"
+        client.send_signal(signal.SIGHUP)
+        assert client.stdout.readline() == "hup\n"
+        client.send_signal(signal.SIGINT)
+        assert client.wait(TIMEOUT) == 6
+
+
+def test_a_terminal(pyctr: Pyctr, name: str) -> None:
+    """A shell on a terminal behaves: size, resize, Ctrl-C, detach, attach, exit."""
+    with pyctr.terminal(
+        "run", "-it", "--network", "none", "--name", name, "demo", "bash", "--norc", size=(30, 100)
+    ) as tty:
+        tty.expect("# ")
+        tty.type("stty size; echo $TERM\n")
+        tty.expect("30 100\r\nxterm\r\n")
+        tty.resize((40, 120))
+        tty.expect("# ")
+        tty.type("while [ \"$(stty size)\" != '40 120' ]; do sleep 0.05; done; echo resi''zed\n")
+        tty.expect("resized")
+        tty.type("sleep 1000; echo not''yet\n")
+        tty.expect("not''yet\r\n")
+        tty.type("\x03")
+        tty.expect("# ")
+        tty.type("echo inter''rupted $?\n")
+        tty.expect("interrupted 130")
+        tty.type("\x10\x11")
+        assert tty.wait() == 0
+    assert pyctr.state(name) == "running"
+    with pyctr.terminal("attach", name) as tty:
+        tty.type("echo ba''ck\n")
+        tty.expect("back")
+        tty.type("exit 5\n")
+        assert tty.wait() == 5
+    pyctr("rm", name)
+
+
+def test_an_exec_on_a_terminal(pyctr: Pyctr, name: str) -> None:
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sleep", "1000")
+    with pyctr.terminal("exec", "-it", "--detach-keys", "ctrl-x", name, "sh", size=(33, 99)) as tty:
+        tty.type("stty size\n")
+        tty.expect("33 99")
+        tty.type("exit 8\n")
+        assert tty.wait() == 8
+    assert pyctr.run("exec", "-it", name, "sh").returncode == 1
+    pyctr("rm", "-f", name)
+
+
+def test_logs(pyctr: Pyctr, name: str) -> None:
+    script = "for i in $(seq 2000); do echo line $i; done; cat; echo last >&2"
+    pyctr("run", "-dit", "--network", "none", "--name", name, "--log-opt", "max-size=10k", "--log-opt", "max-file=100",
+          "demo", "bash", "-c", script)  # fmt: skip
+    assert pyctr.run("logs", "--tail", "x", name).returncode == 2
+    wait_until(lambda: "line 2000" in pyctr("logs", "--tail", "1", name), "all lines are logged")
+    out = pyctr("logs", name).splitlines()
+    assert out == [f"line {number}" for number in range(1, 2001)]
+    assert pyctr("logs", "--tail", "2", name).split() == ["line", "1999", "line", "2000"]
+    assert pyctr("logs", "--since", "1h", "--tail", "1", "-t", name).split()[0].startswith("20")
+    assert pyctr("logs", "--since", "2100-01-01T00:00:00Z", name) == ""
+    with pyctr.start("logs", "-f", "--tail", "1", name) as follower:
+        assert follower.stdout
+        assert follower.stdout.readline() == "line 2000\n"
+        with pyctr.terminal("attach", name) as tty:
+            tty.type("typed\n")
+            tty.expect("typed")
+            tty.expect("typed")  # from within the container: our terminal is raw by now
+            tty.type("\x04")
+            assert tty.wait() == 0
+        assert "last" in follower.stdout.read()
+        assert follower.wait(TIMEOUT) == 0
+    pyctr("rm", name)
+
+
+def test_containers_without_a_log(pyctr: Pyctr, name: str) -> None:
+    assert pyctr.box("--log-driver", "none", "demo", "echo", "seen") == "seen\n"
+    pyctr("run", "-d", "--network", "none", "--name", name, "--log-driver", "cri", "demo", "echo", "kept")
+    pyctr("wait", name)
+    assert pyctr("logs", name) == "kept\n"
+    pyctr("rm", name)
+
+
+def test_images(pyctr: Pyctr, tmp_path: Path) -> None:
+    pyctr("image", "tag", "demo", "other:1")
+    rows = [json.loads(line) for line in pyctr("image", "ls", "--format", "json").splitlines()]
+    assert {(row["Repository"], row["Tag"]) for row in rows} == {("demo", "latest"), ("other", "1")}
+    assert len({row["ID"] for row in rows}) == 1
+    assert pyctr.box(rows[0]["ID"], "echo", "by digest") == "by digest\n"
+    archive = tmp_path / "archive.tar"
+    pyctr("image", "export", "-o", str(archive), "other:1")
+    assert pyctr("image", "rm", "other:1").strip() == "other:1"
+    assert pyctr("-n", "elsewhere", "image", "import", str(archive)).strip() == "docker.io/library/other:1"
+    assert pyctr("-n", "elsewhere", "run", "--rm", "--network", "none", "other:1", "echo", "there") == "there\n"
+    assert json.loads(pyctr("image", "inspect", "demo"))[0]["Variants"][0]["Config"]["Cmd"]
+    assert pyctr("-n", "elsewhere", "image", "rm", "other:1")
+    assert pyctr("-n", "elsewhere", "content", "ls", "-q") == ""
+    pyctr("namespace", "rm", "elsewhere")
+    assert "elsewhere" not in pyctr("namespace", "ls", "-q")
+
+
+def test_another_snapshotter_unpacks_when_it_is_asked(pyctr: Pyctr) -> None:
+    assert pyctr.box("--snapshotter", "native", "demo", "echo", "copied") == "copied\n"
+    keys = pyctr("snapshot", "ls", "--snapshotter", "native", "--format", "{{.Kind}}").split()
+    assert keys == ["committed"]
+
+
+def test_images_that_are_used_stay(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo", "true")
+    done = pyctr.run("image", "rm", "demo")
+    assert done.returncode == 1
+    assert "used by container" in done.stderr
+    pyctr("rm", name)
+
+
+def test_stored_things(pyctr: Pyctr) -> None:
+    assert len(pyctr("content", "ls", "-q").split()) == 3
+    assert "committed" in pyctr("snapshot", "ls")
+    assert "B" in pyctr("snapshot", "usage")
+    lease = pyctr("lease", "create", "--expires", "1h", "--label", "a=b").strip()
+    assert "a=b" in pyctr("lease", "ls")
+    pyctr("lease", "rm", "--sync", lease)
+    pyctr("namespace", "create", "-l", "a=b", "spare")
+    pyctr("namespace", "label", "spare", "a=c")
+    assert "a=c" in pyctr("namespace", "ls")
+    pyctr("namespace", "rm", "spare")
+    assert "reclaimed" in pyctr("gc")
+    assert "Images" in pyctr("df")
+    assert pyctr.run("why", "nothing").returncode == 1
+
+
+def test_a_failure_is_remembered(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo", "no-such-program")
+    assert pyctr.run("start", name).returncode == 1
+    assert "no-such-program" in pyctr("why", name)
+    pyctr("rm", name)
+
+
+def test_events(pyctr: Pyctr, name: str) -> None:
+    with pyctr.start("events", "--filter", "topic~=/tasks/", "--format", "{{.Topic}} {{json .Event}}") as client:
+        assert client.stdout
+        stop = threading.Event()
+
+        def make_some() -> None:
+            while not stop.is_set():
+                pyctr.box("--name", name, "demo", "true")
+
+        maker = threading.Thread(target=make_some)
+        maker.start()
+        try:
+            topics: set[str] = set()
+            while topics < {"/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"}:
+                topic, _, event = client.stdout.readline().partition(" ")
+                assert json.loads(event)["container_id"]
+                topics.add(topic)
+        finally:
+            stop.set()
+            maker.join()
+
+
+def test_credentials_are_stored_for_their_registry(pyctr: Pyctr) -> None:
+    done = pyctr.run("login", "-u", "me", "-p", "secret", "localhost:1")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert "There were none" in pyctr("logout", "localhost:1")
