@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon_process import DaemonProcess, wait_until
+from support.registry_process import running_registry
 from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -443,6 +444,42 @@ def test_events(pyctr: Pyctr, name: str) -> None:
         finally:
             stop.set()
             maker.join()
+
+
+@pytest.mark.peer
+def test_push_and_pull(pyctr: Pyctr, tmp_path: Path) -> None:
+    with running_registry(tmp_path) as registry:
+        target = f"{registry}/team/demo:1"
+        assert pyctr("image", "push", "demo", target).strip() == target
+        assert pyctr("-n", "puller", "image", "pull", target).strip() == target
+        pyctr("-n", "puller", "image", "rm", target)
+        done = pyctr.run("-n", "puller", "run", "--rm", "--network", "none", target, "echo", "pulled")
+        assert done.stdout == "pulled\n"
+        assert "Unable to find image" in done.stderr
+        pyctr("-n", "puller", "image", "rm", target)
+        assert pyctr("-n", "puller", "content", "fetch", target).strip() == target
+        assert pyctr("-n", "puller", "snapshot", "ls", "--format", "{{.Key}}") == ""
+        pyctr("-n", "puller", "image", "rm", target)
+        missing = pyctr.run("image", "pull", f"{registry}/team/none")
+        assert missing.returncode == 1
+        assert "not found" in missing.stderr
+
+
+@pytest.mark.peer
+def test_login(pyctr: Pyctr, tmp_path: Path) -> None:
+    """Credentials go to the registry that they were stored for, and only while they are."""
+    users = tmp_path / "users"
+    users.write_text("me:$2y$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n")
+    with running_registry(tmp_path, users) as registry:
+        target = f"{registry}/demo:1"
+        assert pyctr.run("image", "push", "demo", target).returncode == 1
+        refused = pyctr.run("login", "-u", "me", "--password-stdin", registry, stdin="wrong\n")
+        assert refused.returncode == 1
+        assert "refuses" in refused.stderr
+        pyctr("login", "-u", "me", "--password-stdin", registry, stdin="secret\n")
+        pyctr("image", "push", "demo", target)
+        pyctr("logout", registry)
+        assert pyctr.run("image", "push", "demo", target).returncode == 1
 
 
 def test_credentials_are_stored_for_their_registry(pyctr: Pyctr) -> None:
