@@ -101,12 +101,12 @@ def test_kill_and_delete_race(containers: Containers) -> None:
 def test_two_hundred_exits_at_once(containers: Containers) -> None:
     """Each is told once, with its own status, between its start and its deletion."""
     ids = [f"c{number}" for number in range(200)]
+    gate = containers.gate()
     with EventLog(containers) as events:
         for number, id in enumerate(ids):
-            end = f"until [ -e /go ]; do sleep 0.2; done; exit {number}"
-            containers.run(id, "sh", "-c", end)
+            containers.run(id, "sh", "-c", f"read x < /gate; exit {number}")
         waits = {id: containers.future("Wait", tasks_pb2.WaitRequest(container_id=id)) for id in ids}
-        (containers.rootfs / "go").touch()
+        gate.open()
         assert [waits[id].result().exit_status for id in ids] == list(range(200))
         with ThreadPoolExecutor(8) as pool:
             assert [ended.status for ended in pool.map(containers.delete, ids)] == list(range(200))

@@ -117,19 +117,21 @@ def test_pause(containers: Containers, name: str, nth: int) -> None:
 def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonProcess) -> None:
     """Statuses of containers and execs are exact, and told in order to those who subscribe to the next daemon."""
     ends = {0: "exit 0", 1: "exit 1", 7: "exit 7", 137: "kill -KILL $$", 139: "kill -SEGV $$"}
-    wait_for_go = "until [ -e /go ]; do sleep 0.05; done"
+    execs, inits = containers.gate("execs"), containers.gate("inits")
     for status in ends:
-        id = f"c{status}"
-        containers.run(id, "sh", "-c", f"until [ -e /now ]; do sleep 0.05; done; exec sh -c '{wait_for_go}; exit 3'")
+        containers.run(f"c{status}", "sh", "-c", "read x < /inits; exit 3")
         for exec_status, end in ends.items():
             # Pid 1 of a pid namespace gets no signal from itself, but an exec does.
-            containers.exec(id, f"e{exec_status}", "sh", "-c", f"{wait_for_go}; {end}")
+            containers.exec(f"c{status}", f"e{exec_status}", "sh", "-c", f"read x < /execs; {end}")
     daemon.kill()
-    (containers.rootfs / "go").touch()
-    ended = [containers.bundles / f"c{status}/exits/e{exec_status}.json" for status in ends for exec_status in ends]
-    wait_until(lambda: all(path.exists() for path in ended), "all execs have ended")
-    (containers.rootfs / "now").touch()
-    wait_until(lambda: all((containers.bundles / f"c{status}/exits/init.json").exists() for status in ends), "all end")
+
+    def recorded(name: str) -> bool:
+        return all((containers.bundles / f"c{status}/exits/{name}.json").exists() for status in ends)
+
+    execs.open()
+    wait_until(lambda: all(recorded(f"e{status}") for status in ends), "all execs have ended")
+    inits.open()
+    wait_until(lambda: recorded("init"), "all containers have ended")
 
     daemon.start()
     with EventLog(containers) as events:
@@ -150,9 +152,10 @@ def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonPr
 def test_exit_of_init_while_the_daemon_is_down(
     containers: Containers, daemon: DaemonProcess, end: str, status: int
 ) -> None:
-    containers.run("web", "sh", "-c", f"until [ -e /go ]; do sleep 0.05; done; {end}")
+    gate = containers.gate()
+    containers.run("web", "sh", "-c", f"read x < /gate; {end}")
     daemon.kill()
-    (containers.rootfs / "go").touch()
+    gate.open()
     wait_until((containers.bundles / "web/exits/init.json").exists, "it has ended")
     daemon.start()
     assert containers.wait("web").status == status

@@ -84,12 +84,13 @@ def test_upgrade_under_load(containers: Containers, daemon: DaemonProcess) -> No
 
 def test_events_across_an_upgrade(containers: Containers, daemon: DaemonProcess) -> None:
     """A subscriber is sent away when the new daemon serves; between the two streams nothing is missing."""
-    containers.run("web", "sh", "-c", "until [ -e /go ]; do sleep 0.05; done; exit 5")
+    gate = containers.gate()
+    containers.run("web", "sh", "-c", "read x < /gate; exit 5")
     with EventLog(containers) as before:
         daemon.upgrade()
         wait_until(lambda: not before.alive, "the old stream has ended")
     with EventLog(containers) as after:
-        (containers.rootfs / "go").touch()
+        gate.open()
         after.wait_for(lambda: after.topics("web") == ["exit"], "the exit is told by the new daemon")
     assert containers.delete("web").status == 5
 

@@ -199,6 +199,10 @@ class Containers:
             },
         }
 
+    def gate(self, name: str = "gate") -> "Gate":
+        """Return something in the root file system that processes wait at: `read x < /NAME` ends when it is opened."""
+        return Gate(self.rootfs / name)
+
     # What is there.
 
     @property
@@ -256,6 +260,23 @@ class Containers:
             sys.stderr.write(f"clean-up after the failure failed too: {failure}\n")
         finally:
             self.close()
+
+
+class Gate:
+    """A FIFO with a writer: its readers wait, without using the processor, and all see its end at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the FIFO and hold it."""
+        self._path = path
+        os.mkfifo(path)
+        self._fd = os.open(path, os.O_RDWR)
+
+    def open(self) -> None:
+        """Let everybody go, also those who have not come yet: they find an empty file."""
+        empty = self._path.with_suffix(".open")
+        empty.touch()
+        empty.replace(self._path)
+        os.close(self._fd)
 
 
 class EventLog:
