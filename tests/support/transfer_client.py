@@ -52,11 +52,11 @@ class Stream:
         self._outgoing.put(None)
 
     def __iter__(self) -> Iterator[AnyMessage]:
-        """Yield what the daemon sends until it closes the stream, or we do."""
+        """Yield what the daemon sends until it closes the stream, we do, or it dies: the transfer's status tells."""
         try:
             yield from self.call
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.CANCELLED:
+            if error.code() not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
                 raise
 
 
