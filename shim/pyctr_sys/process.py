@@ -5,6 +5,7 @@ from enum import IntEnum
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -35,6 +36,11 @@ def set_name(name: str) -> None:
     """Set what `ps -o comm` shows; cut at 15 bytes."""
     text = ffi.new("char[]", os.fsencode(name)[:15])
     check(libc.prctl(_PR_SET_NAME, address(text), 0, 0, 0), "prctl(PR_SET_NAME)")
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Be sent a signal when the parent ends; 0 for none. A change of user resets it, exec does not."""
+    check(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 def set_child_subreaper() -> None:

@@ -36,6 +36,7 @@ class Request:
     """What the parent hands to the child by fork."""
 
     id: str
+    init_pid: int
     init_pidfd: int
     namespaces: int
     cgroup: Cgroup
@@ -53,6 +54,7 @@ def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: join the container and execute the program."""
 
     def take() -> Request:
+        lockdown.die_with_parent(channel)
         return replace(request, init_pidfd=lockdown.take_stdio(
             request.stdio, channel, request.preserve_fds, also=request.init_pidfd))  # fmt: skip
 
@@ -63,6 +65,7 @@ def wait(request: Request, channel: Channel, pages: pagemap.Ranges) -> NoReturn:
     """Run in a child that was forked ahead: wait for the process document, then do as `become` does."""
     try:
         init_pidfd = lockdown.close_all_but(channel, also=request.init_pidfd)
+        lockdown.die_with_parent(channel)
         set_name("pyctr-ahead")
         pagemap.populate(pages)
         answer = channel.receive()
@@ -113,7 +116,7 @@ def _join(request: Request, channel: Channel) -> OciError:
     scheduling.set_oom_score(process.get("oomScoreAdj"))
     scheduling.apply(process)
     filter_ = seccomp.read(request.seccomp, request.seccomp_flags)
-    proc_fd = lockdown.open_proc()
+    lsm.set_exec_label(lockdown.open_proc(), process)  # as the host's root: another user may not write it
 
     # From here on the container can see this process, and its files can be found by it.
     lockdown.forbid_imports()
@@ -126,7 +129,6 @@ def _join(request: Request, channel: Channel) -> OciError:
     os.setsid()
     if not request.no_new_keyring:
         _join_keyring(request.id)
-    lsm.set_exec_label(proc_fd, process)
     uid = (process.get("user") or {}).get("uid") or 0
     if process.get("terminal"):
         _open_terminal(process, request.console_size, uid, channel)
@@ -137,6 +139,7 @@ def _join(request: Request, channel: Channel) -> OciError:
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
     program.reset_signals()
+    lockdown.outlive_parent()
     ready.seal()
     return program.execute(path, process["args"], env)
 

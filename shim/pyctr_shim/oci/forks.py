@@ -5,6 +5,7 @@ random) and so touches a hundred pages more, each of which is then copied. All r
 whose child executes something else or ends by os._exit.
 """
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -117,19 +118,29 @@ def send_process(child: Child, request: joining.Request) -> bool:
 
 def _fork_into(request: joining.Request, become: Callable[[Channel], NoReturn]) -> Child:
     """Fork into a container's PID namespace, and on version 2 into its cgroup."""
-    flags, cgroup_fd = 0, -1
-    if request.in_cgroup:
-        cgroup_fd = os.open(request.cgroup.directory_for_clone(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        flags = Clone.INTO_CGROUP
     # Joining a PID namespace is for a process's next children: this one does it for a moment.
     own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if request.namespaces & Clone.NEWPID:
             setns(request.init_pidfd, Clone.NEWPID)
-        return _fork(flags, become, max(cgroup_fd, 0))
+        if not request.in_cgroup:
+            return _fork(0, become)
+        try:
+            return _fork_into_cgroup(request.cgroup.directory_for_clone(), become)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # An init that is a systemd has moved itself further down and left no room for processes here.
+            return _fork_into_cgroup(request.cgroup.directory_of(request.init_pid), become)
     finally:
         # Never reached in the child, which ends in `become`.
         setns(own_fd, Clone.NEWPID)
         os.close(own_fd)
-        if cgroup_fd >= 0:
-            os.close(cgroup_fd)
+
+
+def _fork_into_cgroup(directory: str, become: Callable[[Channel], NoReturn]) -> Child:
+    cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _fork(Clone.INTO_CGROUP, become, cgroup_fd)
+    finally:
+        os.close(cgroup_fd)

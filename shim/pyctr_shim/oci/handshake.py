@@ -17,6 +17,7 @@ The socket is of type SOCK_SEQPACKET: a message is a packet, and the end of eith
 import array
 import fcntl
 import json
+import select
 import socket
 from collections.abc import Sequence
 from enum import StrEnum
@@ -83,6 +84,12 @@ class Channel:
             raise OciError(f"handshake: {message.value} message of {len(packet)} bytes is too long")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._socket.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+
+    def peer_has_ended(self) -> bool:
+        """Whether the other end is closed, without waiting."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), 0)  # hang-ups are reported unasked
+        return bool(poll.poll(0))
 
     def fail(self, text: str, number: int) -> None:
         """Say what went wrong, to whoever still listens."""

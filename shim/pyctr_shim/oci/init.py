@@ -100,6 +100,7 @@ def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: set up the container, wait for the start, execute its program."""
 
     def take() -> Request:
+        lockdown.die_with_parent(channel)
         start_fd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.start_fd)
         return replace(request, start_fd=start_fd)
 
@@ -110,6 +111,7 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
     """Run in a child that was forked ahead: make ready what every container needs, wait for a request, become it."""
     try:
         lockdown.close_all_but(channel)
+        lockdown.die_with_parent(channel)
         set_name("pyctr-ahead")
         made = namespaces.make_ahead()
         pagemap.populate(pages)
@@ -254,6 +256,9 @@ def _set_own_limits(build: _Build) -> None:
     build.notes += rlimits.raise_hard(process.get("rlimits") or ())
     scheduling.apply(process)
     scheduling.set_personality(build.linux.get("personality"))
+    if build.plan.has(Clone.NEWUSER):
+        # Root of a user namespace may not write here any more. It holds for the next exec of whoever is cloned.
+        lsm.set_exec_label(build.proc_fd, process)
 
 
 def _enter_namespaces(build: _Build) -> None:
@@ -306,6 +311,7 @@ def _clone_init(build: _Build) -> None:
         state.write(build.request.state_directory, build.state)
         os.write(go_fd, b"1")
         os._exit(0)
+    lockdown.die_with_parent(build.channel)
     os.close(go_fd)
     if os.read(ready_fd, 1) != b"1":
         os._exit(1)  # the stager has failed and said why
@@ -377,7 +383,8 @@ def _hide(build: _Build) -> None:
     masked_paths.mask(build.root_fd, linux.get("maskedPaths") or ())
     if build.spec["root"].get("readonly"):
         rootfs.make_readonly(build.root_fd)
-    lsm.set_exec_label(build.proc_fd, build.process)
+    if not build.plan.has(Clone.NEWUSER):
+        lsm.set_exec_label(build.proc_fd, build.process)  # after the hooks, which are not to run under it
 
 
 def _pivot(build: _Build) -> None:
@@ -404,6 +411,7 @@ def _become_user(build: _Build) -> None:
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)
     program.reset_signals()  # before the wait: after it, only what must be is left to do
+    lockdown.outlive_parent()  # from here on, the end of the channel says the same; a detached container is to live on
     build.channel.send(
         Message.CREATED,
         pid=build.state.pid,

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel
 from pyctr_sys.openat2 import O_PATH
-from pyctr_sys.process import PROC_SUPER_MAGIC, close_range, file_system_type
+from pyctr_sys.process import PROC_SUPER_MAGIC, close_range, file_system_type, set_parent_death_signal
 
 _STDIO: Final = 3
 
@@ -31,6 +32,21 @@ def take_stdio(stdio: tuple[int, int, int], channel: Channel, preserved: int, al
         os.set_inheritable(number, True)
     _close_from(lowest, channel.fileno(), also)
     return also
+
+
+def die_with_parent(channel: Channel) -> None:
+    """End when the parent does, at whatever step: nothing is made after it that its successor does not find.
+
+    Until `outlive_parent`. Ends the process if the parent is gone already.
+    """
+    set_parent_death_signal(signal.SIGKILL)
+    if channel.peer_has_ended():
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Undo `die_with_parent`, for the program."""
+    set_parent_death_signal(0)
 
 
 def close_all_but(channel: Channel, also: int = -1) -> int:

@@ -67,6 +67,8 @@ def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]
         source = item.get("source") or kind
         tree_fd = -1
         if options.is_bind and not options.flags & MountFlag.REMOUNT:
+            if options.data:
+                raise OciError(f"mounts: {item['destination']}: bind mount option {options.data!r} is not supported")
             tree_fd = _open_source(os.path.join(bundle, source), options)
         planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd))
     return planned

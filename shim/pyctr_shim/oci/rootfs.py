@@ -59,6 +59,8 @@ def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
         flags = options.flags
         try:
             if options.is_bind or item.type == "bind":
+                if options.data:
+                    raise OciError(f"rootfs: bind mount option {options.data!r} is not supported")
                 _bind(item.source, target, flags)
             elif item.type == "overlay" and len(options.data) >= _PAGE - 1:
                 _mount_long_overlay(target, flags, options.data)

@@ -158,6 +158,7 @@ class Container:
         """Return what a child that joins this container needs to know."""
         return joining.Request(
             id=self.id,
+            init_pid=self.pid,
             init_pidfd=self.pidfd,
             namespaces=self.namespaces,
             cgroup=self.cgroup,

@@ -206,6 +206,22 @@ def test_version_2_exec_pause_kill(lab: Lab, unified: Hierarchies) -> None:
     os.close(read_fd)
 
 
+def test_version_2_exec_where_init_has_moved_down(lab: Lab, unified: Hierarchies) -> None:
+    """As systemd does: its cgroup then has controllers for its children and takes no processes."""
+    cgroup, read_fd = made_on_v2(lab, unified, "sleep", "1000")
+    os.close(read_fd)
+    (container,) = lab.containers
+    directory = Path(unified.unified + cgroup.path)
+    controllers = (directory / "cgroup.controllers").read_text().split()
+    if not controllers:
+        pytest.skip("no controller can be enabled here")
+    (directory / "inner").mkdir()
+    (directory / "inner/cgroup.procs").write_text(str(container.pid))
+    (directory / "cgroup.subtree_control").write_text(f"+{controllers[0]}")
+
+    assert f"0::{cgroup.path}/inner\n" in lab.exec(container, process("cat", "/proc/self/cgroup")).output
+
+
 def test_version_2_filters_devices(lab: Lab, unified: Hierarchies) -> None:
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}]
     script = "cat /dev/null; head -c 1 /dev/zero | wc -c; echo x >/kmsg; head -c 1 /mem"

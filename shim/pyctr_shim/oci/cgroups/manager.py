@@ -52,6 +52,9 @@ class Cgroup(Protocol):
     def directory_for_clone(self) -> str:
         """Return the directory for CLONE_INTO_CGROUP, or "" where `join` is how to get in."""
 
+    def directory_of(self, pid: int) -> str:
+        """Return the directory, for CLONE_INTO_CGROUP, of a process in it that may be further down."""
+
     def pids(self) -> list[int]:
         """Return the processes in it and below it."""
 

@@ -66,6 +66,10 @@ class CgroupV1:
         """Return "": version 1 is joined."""
         return ""
 
+    def directory_of(self, pid: int) -> str:
+        """Return "": version 1 is joined."""
+        return ""
+
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
         if resources.get("unified"):
@@ -152,10 +156,11 @@ class CgroupV1:
             files.write(name, state)
 
     def kill(self) -> None:
-        """Send SIGKILL to everything in it, frozen first so that nothing is forked past us."""
-        frozen = bool(self._directory("freezer"))
+        """Send SIGKILL to everything in it, frozen first so that nothing is forked past us; nothing if it is gone."""
+        directory = self._directory("freezer")
+        frozen = bool(directory) and os.path.exists(directory)
         if frozen:
-            files.write(f"{self._directory('freezer')}/freezer.state", "FROZEN")
+            files.write(f"{directory}/freezer.state", "FROZEN")
         try:
             for pid in self.pids():
                 try:
@@ -164,7 +169,7 @@ class CgroupV1:
                     continue
         finally:
             if frozen:
-                files.write(f"{self._directory('freezer')}/freezer.state", "THAWED")
+                files.write(f"{directory}/freezer.state", "THAWED")
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v1.Metrics."""

@@ -55,6 +55,13 @@ class CgroupV2:
         """Return its directory."""
         return self._directory
 
+    def directory_of(self, pid: int) -> str:
+        """Return the directory of a process in it that may be further down."""
+        for line in files.read(f"/proc/{pid}/cgroup").splitlines():
+            if line.startswith("0::"):
+                return self._mount_point + line.removeprefix("0::")
+        return self._directory
+
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
         if rules := resources.get("devices"):
