@@ -18,7 +18,6 @@ from contextlib import suppress
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from pyctr_wire.oci.default_spec import default_process, default_spec
 
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from pyctr_wire.containerd.services.content.v1 import content_pb2, content_pb2_grpc
@@ -26,6 +25,7 @@ from pyctr_wire.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from pyctr_wire.containerd.types import descriptor_pb2, mount_pb2
+from pyctr_wire.oci.default_spec import default_process, default_spec
 
 SNAPSHOTTER = "overlayfs"
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pyctr_wire import ttrpc
 from pyctr_wire.errors import ApiError, InvalidArgument, NotFound, ResourceExhausted, UnknownError
 
