@@ -47,9 +47,9 @@ class _Stopped(Exception):
 class Change:
     """An upgrade under way: who takes over, who asked for it, and where calls wait meanwhile."""
 
+    successor: Successor
     outcome: "asyncio.Future[Serving]"
-    successor: Successor = field(init=False)
-    requests: "set[asyncio.Task[Any] | None]" = field(default_factory=set)
+    requests: "set[asyncio.Task[Any] | None]"
     calls: PassThrough = field(default_factory=PassThrough)
 
 
@@ -78,6 +78,7 @@ class Supervisor:
         self._lock_fds: list[int] = []
         self._resources = ExitStack()
         self._stop = asyncio.Event()
+        self._upgrading = False
         self._change: Change | None = None
 
     async def run(self) -> None:
@@ -105,17 +106,18 @@ class Supervisor:
 
         Raises FailedPrecondition, and serves on, if it cannot be started or if work under way does not end.
         """
-        if self._change is not None:
+        if self._upgrading:
             raise FailedPrecondition("upgrade: one is under way")
-        self._change = change = Change(asyncio.get_running_loop().create_future())
+        self._upgrading = True
         try:
-            change.successor = await Successor.spawn(self._command)
-        except (FailedPrecondition, asyncio.CancelledError):
-            self._change = None
-            raise
-        change.requests.add(asyncio.current_task())
-        self._stop.set()
-        return await asyncio.shield(change.outcome)
+            # A signal may stop us meanwhile: then this call is cancelled, and the program ended.
+            successor = await Successor.spawn(self._command)
+            outcome = asyncio.get_running_loop().create_future()
+            self._change = Change(successor, outcome, {asyncio.current_task()})
+            self._stop.set()
+            return await asyncio.shield(outcome)
+        finally:
+            self._upgrading = False
 
     async def _claim(self) -> None:
         """Make the directories, and refuse to share them or the socket with another daemon."""
