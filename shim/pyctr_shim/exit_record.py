@@ -58,6 +58,14 @@ def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id:
     write_file(f"{folder}/{end.exec_id or _INIT}.json", json.dumps(record).encode())
 
 
+def forget_record(bundle: str, exec_id: str) -> None:
+    """Remove the record of an exec that has been deleted: its id is free again, also to the next daemon."""
+    record = read_record(Path(bundle), exec_id)
+    # An exec may be called "init" too.
+    if record is not None and record["exec_id"] == exec_id:
+        os.unlink(f"{bundle}/exits/{exec_id}.json")
+
+
 def read_record(bundle: Path, exec_id: str = "") -> dict[str, Any] | None:
     """Return the record of a process, None if there is none or it cannot be read."""
     try:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import Message
 
 from pyctr_shim import journal
-from pyctr_shim.exit_record import Exit, write_record
+from pyctr_shim.exit_record import Exit, forget_record, write_record
 from pyctr_shim.identity import Identity
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.oci import runtime
@@ -346,6 +346,7 @@ class Tasks:
         await self._drain(process)
         process.exited.set(process.end)
         task.execs.pop(process.exec_id, None)
+        forget_record(task.bundle, process.exec_id)
         return process.end
 
     async def _drain(self, process: Process) -> None:

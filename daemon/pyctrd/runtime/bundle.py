@@ -144,8 +144,10 @@ class Bundle:
             _write(self.path / "execs" / f"{exec_id}.json", data)
 
     def forget_exec(self, exec_id: str) -> None:
-        """Take the note back."""
+        """Take the note back, and the record of its end, if its shim has not done that."""
         (self.path / "execs" / f"{exec_id}.json").unlink(missing_ok=True)
+        if self.exit_of(exec_id) is not None:
+            (self.path / "exits" / f"{exec_id}.json").unlink(missing_ok=True)
 
     def execs(self) -> dict[str, StdioNames]:
         """Return the execs that have been noted, by id."""

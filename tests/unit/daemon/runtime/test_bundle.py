@@ -83,6 +83,19 @@ def test_execs_are_noted(tmp_path: Path) -> None:
     assert bundle.execs() == {"a.b": StdioNames(stdout="/x", terminal=True)}
 
 
+def test_a_forgotten_exec_has_no_record_either(tmp_path: Path) -> None:
+    """But init keeps its own, which has the name that the record of an exec called "init" has."""
+    bundle = Bundles(tmp_path).create(MANIFEST, b"{}")
+    ended = Exit(7, datetime(2026, 1, 2, tzinfo=UTC))
+    for exec_id in ("", "sh"):
+        bundle.write_exec(exec_id or "init", StdioNames())
+        bundle.write_exit(exec_id, 10, ended)
+    bundle.forget_exec("sh")
+    bundle.forget_exec("init")
+    assert bundle.execs() == {}
+    assert bundle.exits() == {"": ExitRecord(10, ended)}
+
+
 def test_spool_is_read_in_order(tmp_path: Path) -> None:
     bundle = Bundles(tmp_path).create(MANIFEST, b"{}")
     (bundle.path / "spool").mkdir()
