@@ -90,7 +90,7 @@ class Daemon:
 
     def launch(self, args: list[str]) -> tuple[str, dict[str, float]]:
         """Start a container: its id, and the seconds that each step took."""
-        name = f"bench-{next(self._numbers)}"
+        name = f"{self.name}-{os.getpid()}-{next(self._numbers)}"
         took = {}
         begin = time.perf_counter()
         mounts = self._snapshots.Prepare(

@@ -8,9 +8,10 @@ request costs no hop and no fork.
               "log_level", "instance"} and one descriptor: a stream socket that the shim serves first
     answer   {"instance", "pid"} or {"instance", "error"}
 
-Each spare is forked twice, so that it is nobody's child. The collector is off for good and what is imported is
-frozen: one collection in a shim would copy 4 MB of shared pages. At the end of fd 3 the zygote and its spares end;
-shims do not.
+Each spare is forked twice, so that it is nobody's child. It has forked in its turn: that child, which is to be init
+of the container, has copied the memory pages that making a container touches, which is most of what a fork costs.
+The collector is off for good and what is imported is frozen: one collection in a shim would copy 4 MB of shared
+pages. At the end of fd 3 the zygote and its spares end; shims do not.
 """
 
 import array
@@ -26,6 +27,7 @@ from typing import Any, Final
 from pyctr_shim import journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
 from pyctr_shim.loop import Loop
+from pyctr_shim.oci import practice, runtime
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process
 from pyctr_shim.warmup import warm_up
 
@@ -47,17 +49,17 @@ def serve(request_fd: int) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    keep_spares(requests, inheritance)
+    keep_spares(requests, inheritance, practice.touched_pages())
 
 
-def keep_spares(requests: socket.socket, inheritance: Inheritance) -> None:
+def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages) -> None:
     """Fork a new spare whenever one was taken or has died, until the daemon closes its end."""
     poll = select.poll()
     poll.register(requests.fileno(), 0)  # only its end, which poll(2) reports unasked
     spares: dict[int, None] = {}
     while True:
         while len(spares) < _SPARES:
-            fd = fork_spare(requests, inheritance)
+            fd = fork_spare(requests, inheritance, pages)
             spares[fd] = None
             poll.register(fd, select.POLLIN)
         for fd, _events in poll.poll():
@@ -70,7 +72,7 @@ def keep_spares(requests: socket.socket, inheritance: Inheritance) -> None:
             os.close(fd)
 
 
-def fork_spare(requests: socket.socket, inheritance: Inheritance) -> int:
+def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages) -> int:
     """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies."""
     told_fd, tell_fd = os.pipe()
     pid = os.fork()
@@ -78,7 +80,7 @@ def fork_spare(requests: socket.socket, inheritance: Inheritance) -> int:
         try:
             if os.fork() == 0:
                 os.close(told_fd)
-                be_spare(requests, inheritance, tell_fd)
+                be_spare(requests, inheritance, pages, tell_fd)
             os._exit(0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -88,9 +90,10 @@ def fork_spare(requests: socket.socket, inheritance: Inheritance) -> int:
     return told_fd
 
 
-def be_spare(requests: socket.socket, inheritance: Inheritance, tell_fd: int) -> None:
+def be_spare(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages, tell_fd: int) -> None:
     """Wait for a request, become that shim, and end with it."""
     prepare_process()
+    runtime.fork_ahead(pages.create)
     loop = Loop()
     packet, connection = receive(requests)
     if not packet:
