@@ -1,39 +1,29 @@
-"""The command's entry point: runs it and turns errors into a line and an exit code."""
+"""The command's entry point."""
 
+import gc
 import os
-import signal
 import sys
+from typing import NoReturn
 
-import click
-
-from pyctr import exit_codes
-from pyctr.cli import root
-from pyctr_wire.errors import ApiError
+_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
 
-def main() -> None:
-    """Run `pyctr` with the process's arguments and exit."""
+def main() -> NoReturn:
+    """Run `pyctr` and end the process at once: to take the interpreter apart would cost a tenth of its life."""
+    # A collection of what the imports make costs as much as a call to the daemon, and finds nothing.
+    gc.disable()
+    from pyctr.entry import run
+
     try:
-        code = root.main(standalone_mode=False, prog_name="pyctr")
-    except click.exceptions.Exit as end:
-        code = end.exit_code
-    except click.UsageError as error:
-        error.show()
-        ran = error.ctx is not None and error.ctx.command.name in ("run", "create", "exec")
-        code = exit_codes.OURS if ran else error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except click.Abort:
-        print("pyctr: interrupted", file=sys.stderr)
-        code = exit_codes.SIGNALLED + signal.SIGINT
-    except ApiError as error:
-        print(f"pyctr: {error}", file=sys.stderr)
-        code = exit_codes.FAILURE
+        code = run()
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = exit_codes.SIGNALLED + signal.SIGPIPE
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _BROKEN_PIPE
+    except OSError as error:
+        print(f"pyctr: {error}", file=sys.stderr)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

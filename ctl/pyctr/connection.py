@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyctr.http2 import Call, Channel, ConnectionLost, NotSent
@@ -96,8 +96,9 @@ class Connection:
         timeout: float | None = DEFAULT_TIMEOUT,
         lease: str = "",
         patience: float = 0.0,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Answer:
-        """Make a unary call.
+        """Make a unary call; `meanwhile` is called once it is on its way, while the daemon works.
 
         `timeout` and `patience` are seconds. Within `patience`, a call that lost its daemon is made
         again once one answers: for calls that may be repeated. Raises the ApiError that the daemon
@@ -108,6 +109,7 @@ class Connection:
             try:
                 channel, call = self.open(service, method, timeout, lease)
                 channel.send(call, request.SerializeToString(), last=True)
+                meanwhile()
                 channel.wait(call)
                 if call.messages and not call.done:
                     self._drain(channel, call)

@@ -1,9 +1,11 @@
-"""The words of `run` and `create`, turned into what the daemon is asked for. No I/O but named files."""
+"""The words of `run` and `create`, turned into what the daemon is asked for. No I/O but named files.
+
+No pathlib here: to import it takes as long as everything else that this module does.
+"""
 
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -47,7 +49,7 @@ def parse_pairs(option: str, entries: Iterable[str]) -> dict[str, str]:
 def _read_lines(option: str, name: str) -> list[str]:
     """Return the lines of a small text file that the user named."""
     try:
-        with Path(name).open(encoding="utf-8-sig") as file:
+        with open(name, encoding="utf-8-sig") as file:
             text = file.read(_MAX_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{option} {name}: {error}") from None
@@ -89,7 +91,7 @@ def parse_volume(text: str) -> Mount:
             propagation = option
         else:
             raise click.BadParameter(f"-v {text}: option {option!r} is not known")
-    return bind(str(Path(source).expanduser().absolute()), _absolute(text, target), access, propagation)
+    return bind(os.path.abspath(os.path.expanduser(source)), _absolute(text, target), access, propagation)
 
 
 def _absolute(text: str, target: str) -> str:
@@ -148,7 +150,7 @@ def parse_mount(text: str) -> Mount:
     if propagation not in _PROPAGATIONS:
         raise click.BadParameter(f"--mount {text}: bind-propagation {propagation!r} is not known")
     source = fields.get("source", "")
-    if not Path(source).is_absolute() or not Path(source).exists():
+    if not os.path.isabs(source) or not os.path.exists(source):
         raise click.BadParameter(f"--mount {text}: the source {source!r} is not an existing absolute path")
     return bind(source, target, access, propagation)
 
@@ -209,6 +211,6 @@ def make_missing_sources(options: RunOptions, volumes: Iterable[str]) -> None:
     for mount in options.mounts:
         if mount.source in sources and not os.path.lexists(mount.source):
             try:
-                Path(mount.source).mkdir(parents=True)
+                os.makedirs(mount.source)
             except OSError as error:
                 raise click.BadParameter(f"-v {mount.source}: {error.strerror}") from None

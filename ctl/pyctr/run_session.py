@@ -55,9 +55,3 @@ def follow(
     if outcome.message:
         raise CommandError(f"{outcome.message} (the container goes on: pyctr attach {container_id})", exit_codes.OURS)
     return tasks.wait(connection, container_id, exec_id, timeout=_LOST_GRACE)
-
-
-def check_terminal(*, tty: bool, interactive: bool) -> None:
-    """Refuse `-t` where stdin is not a terminal but would be passed on. Raises CommandError."""
-    if tty and interactive and not sys.stdin.isatty():
-        raise CommandError("the input device is not a TTY: leave out -t, or -i")

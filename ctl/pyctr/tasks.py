@@ -1,37 +1,20 @@
 """The calls on tasks that several commands share."""
 
-import contextlib
-import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf import empty_pb2
 
-from pyctr.connection import CONTAINERS, ENGINE, SNAPSHOTS, TASKS, Connection
-from pyctr.errors import CommandError
-from pyctr_wire import labels
-from pyctr_wire.containerd.services.containers.v1 import containers_pb2
-from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
+from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.mount_pb2 import Mount
-from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
+from pyctr_wire.containerd.types.task.task_pb2 import Process
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
 
 # A stream that is only there for whoever attaches.
 ATTACHED: Final = "attach:"
 RECONNECT: Final = 30.0  # seconds that a running session waits for a daemon that is being replaced
-
-
-def spec_of(container: containers_pb2.Container) -> dict[str, Any]:
-    """Return the container's OCI spec."""
-    spec: dict[str, Any] = json.loads(container.spec.value or b"{}")
-    return spec
-
-
-def has_terminal(container: containers_pb2.Container) -> bool:
-    """Tell whether the container's init has a terminal."""
-    return bool(spec_of(container).get("process", {}).get("terminal"))
 
 
 def create(
@@ -53,29 +36,6 @@ def create(
         terminal=terminal,
     )
     connection.call(TASKS, "Create", request, tasks_pb2.CreateTaskResponse)
-
-
-def create_again(connection: Connection, container: containers_pb2.Container) -> None:
-    """Make a new task for a container whose last one, if any, has ended. Raises CommandError if it runs."""
-    process = get(connection, container.id)
-    if process is not None:
-        if process.status != Status.STOPPED:
-            raise CommandError(f"container {container.id} is running already")
-        delete(connection, container.id)
-    mounts = connection.call(
-        SNAPSHOTS,
-        "Mounts",
-        snapshots_pb2.MountsRequest(snapshotter=container.snapshotter, key=container.snapshot_key),
-        snapshots_pb2.MountsResponse,
-    ).mounts
-    create(
-        connection,
-        container.id,
-        mounts,
-        container.labels.get(labels.LOG_URI, ""),
-        terminal=has_terminal(container),
-        interactive=container.labels.get(labels.INTERACTIVE) == "true",
-    )
 
 
 def start(connection: Connection, container_id: str, exec_id: str = "") -> int:
@@ -121,17 +81,6 @@ def delete(connection: Connection, container_id: str) -> int | None:
         return connection.call(TASKS, "Delete", request, tasks_pb2.DeleteResponse, patience=RECONNECT).exit_status
     except NotFound:
         return None
-
-
-def remove_container(connection: Connection, container_id: str, snapshotter: str, snapshot_key: str) -> None:
-    """Remove a container whose task is gone: the record, then its snapshot. What is gone is fine."""
-    with contextlib.suppress(NotFound):
-        record = containers_pb2.DeleteContainerRequest(id=container_id)
-        connection.call(CONTAINERS, "Delete", record, empty_pb2.Empty, patience=RECONNECT)
-    if snapshot_key:
-        with contextlib.suppress(NotFound):
-            snapshot = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=snapshot_key)
-            connection.call(SNAPSHOTS, "Remove", snapshot, empty_pb2.Empty, patience=RECONNECT)
 
 
 def attach_path(connection: Connection, container_id: str, exec_id: str = "") -> str:

@@ -10,6 +10,8 @@ from typing import Final
 
 import click
 
+from pyctr.errors import CommandError
+
 DEFAULT_DETACH_KEYS: Final = "ctrl-p,ctrl-q"
 _NAMED_KEYS: Final = {"@": 0, "[": 27, "\\": 28, "]": 29, "^": 30, "_": 31}
 
@@ -76,3 +78,9 @@ def raw(fd: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def check(*, tty: bool, interactive: bool) -> None:
+    """Refuse `-t` where stdin is not a terminal but would be passed on. Raises CommandError."""
+    if tty and interactive and not sys.stdin.isatty():
+        raise CommandError("the input device is not a TTY: leave out -t, or -i")

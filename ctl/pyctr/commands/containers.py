@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from pyctr import lookup, output, references, tasks
+from pyctr import lookup, output, records, references, tasks
 from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -90,7 +90,7 @@ def _started_at(pid: int) -> datetime | None:
 
 
 def _row(container: containers_pb2.Container, process: Process | None, *, whole: bool) -> dict[str, Any]:
-    args = tasks.spec_of(container).get("process", {}).get("args", [])
+    args = records.spec_of(container).get("process", {}).get("args", [])
     command = shlex.join(args)
     if not whole and len(command) > _COMMAND_WIDTH:
         command = command[: _COMMAND_WIDTH - 1] + "…"
@@ -176,7 +176,7 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
         "LogDriver": container.labels.get(labels.LOG_DRIVER, ""),
         "LogPath": container.labels.get(labels.LOG_PATH, ""),
         "Labels": dict(sorted(container.labels.items())),
-        "Spec": tasks.spec_of(container),
+        "Spec": records.spec_of(container),
     }
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 
 import click
 from google.protobuf import any_pb2, empty_pb2
@@ -49,7 +48,7 @@ def exec_(
     """Run COMMAND in the running CONTAINER."""
     keys = terminal.parse_detach_keys(detach_keys)
     if not detach:
-        run_session.check_terminal(tty=tty, interactive=interactive)
+        terminal.check(tty=tty, interactive=interactive)
     columns, rows = terminal.size() if tty else (0, 0)
     request = engine_pb2.ExecSpecRequest(
         id=container,
@@ -80,7 +79,7 @@ def _run(
     tty: bool,
 ) -> int:
     """Register, start and follow the exec; return the exit code."""
-    exec_id = secrets.token_hex(16)
+    exec_id = os.urandom(16).hex()
     container_id = spec.container_id
     output = "" if detach else tasks.ATTACHED
     request = tasks_pb2.ExecProcessRequest(

@@ -5,7 +5,7 @@ import contextlib
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import lookup, stopping, tasks
+from pyctr import lookup, records, stopping, tasks
 from pyctr.connection import ENGINE, TASKS
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -104,7 +104,7 @@ def rm(session: Session, *, containers: tuple[str, ...], force: bool) -> int:
             with contextlib.suppress(NotFound):  # it ended by itself meanwhile
                 stopping.end(connection, container.id)
         tasks.delete(connection, container.id)
-        tasks.remove_container(connection, container.id, container.snapshotter, container.snapshot_key)
+        records.remove(connection, container.id, container.snapshotter, container.snapshot_key)
 
     return each(containers, one)
 

@@ -3,12 +3,11 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from pyctr import exit_codes, run_options, run_session, tasks, terminal
+from pyctr import exit_codes, run_options, terminal
 from pyctr.connection import ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -68,8 +67,8 @@ _SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False} 
 
 def make(session: Session, image: str, command: tuple[str, ...], given: dict[str, Any]) -> engine_pb2.RunSpecResponse:
     """Make the container, pulling its image if need be; print what the daemon warns of."""
-    cidfile = Path(given["cidfile"]) if given["cidfile"] else None
-    if cidfile is not None and cidfile.exists():
+    cidfile = given["cidfile"]
+    if cidfile and os.path.lexists(cidfile):
         raise CommandError(f"--cidfile {cidfile}: the file is there already; remove it first", exit_codes.OURS)
     options = run_options.to_options(command, given, os.environ)
     run_options.make_missing_sources(options, given["volume"])
@@ -95,21 +94,27 @@ def make(session: Session, image: str, command: tuple[str, ...], given: dict[str
         print(
             "pyctr: the container has no network; say --network host, or --network none to not be told", file=sys.stderr
         )
-    if cidfile is not None:
-        cidfile.write_text(made.id)
+    if cidfile:
+        with open(cidfile, "x", encoding="ascii") as file:
+            file.write(made.id)
     return made
 
 
 def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:
     """Make the container; an image that is not here is pulled."""
     try:
-        return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
+        return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse, meanwhile=_load)
     except NotFound:
         from pyctr.transfer import pull
 
         print(f"Unable to find image '{request.image}' locally", file=sys.stderr)
         pull(connection, request.image, platform=request.platform, snapshotter=request.snapshotter)
     return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
+
+
+def _load() -> None:
+    """Import what the next steps need while the daemon makes the container."""
+    from pyctr import run_session, tasks  # noqa: F401
 
 
 @click.command(context_settings=_SETTINGS)
@@ -125,8 +130,10 @@ def run(
     """Make a container from IMAGE and run COMMAND in it."""
     keys = terminal.parse_detach_keys(detach_keys)
     if not detach:
-        run_session.check_terminal(tty=given["tty"], interactive=given["interactive"])
+        terminal.check(tty=given["tty"], interactive=given["interactive"])
     made = make(session, image, command, given)
+    from pyctr import run_session, tasks
+
     connection = session.connection
     attached = None
     try:
@@ -144,21 +151,25 @@ def run(
     if attached is None:
         click.echo(made.id)
         return 0
+    from pyctr import records  # the container runs by now
+
     status = run_session.follow(connection, attached, made.id, "", stdin=given["interactive"], detach_keys=keys)
     if status is None:
         return 0
     if given["rm"]:
         tasks.delete(connection, made.id)
-        tasks.remove_container(connection, made.id, made.snapshotter, made.id)
+        records.remove(connection, made.id, made.snapshotter, made.id)
     return status
 
 
 def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove: bool) -> None:
     """Clear away the task of a container that did not start, the container too with --rm."""
+    from pyctr import records, tasks
+
     try:
         tasks.delete(connection, made.id)
         if remove:
-            tasks.remove_container(connection, made.id, made.snapshotter, made.id)
+            records.remove(connection, made.id, made.snapshotter, made.id)
     except ApiError as error:
         print(f"pyctr: clearing away {made.id}: {error}", file=sys.stderr)
 

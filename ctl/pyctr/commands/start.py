@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from pyctr import lookup, run_session, stopping, tasks, terminal
+from pyctr import lookup, records, run_session, stopping, tasks, terminal
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -30,7 +30,7 @@ def start(session: Session, *, containers: tuple[str, ...], attached: bool, inte
 
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
-        tasks.create_again(session.connection, container)
+        records.create_task(session.connection, container)
         _start(session, container.id)
 
     return each(containers, one)
@@ -46,7 +46,7 @@ def _start(session: Session, container_id: str) -> None:
 
 def _start_attached(session: Session, container: containers_pb2.Container, keys: bytes, *, interactive: bool) -> int:
     connection = session.connection
-    tasks.create_again(connection, container)
+    records.create_task(connection, container)
     stream = run_session.attach(connection, container.id, stdin=interactive)
     _start(session, container.id)
     status = run_session.follow(connection, stream, container.id, "", stdin=interactive, detach_keys=keys)
@@ -64,7 +64,7 @@ def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> i
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
         stopping.stop(session.connection, container, grace)
-        tasks.create_again(session.connection, container)
+        records.create_task(session.connection, container)
         _start(session, container.id)
 
     return each(containers, one)

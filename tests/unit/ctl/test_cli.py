@@ -27,8 +27,8 @@ def test_every_command_is_where_the_table_says() -> None:
 
 def test_help_imports_no_command() -> None:
     code = (
-        "import sys; from pyctr.__main__ import main; sys.argv = ['pyctr', '--help']\n"
-        "try: main()\nexcept SystemExit: pass\n"
+        "import sys; from pyctr.entry import run; sys.argv = ['pyctr', '--help']\n"
+        "assert run() == 0\n"
         "heavy = {'grpc', 'rich', 'google.protobuf', 'asyncio'} & set(sys.modules)\n"
         "loaded = [name for name in sys.modules if name.startswith('pyctr.commands.')]\n"
         "sys.exit(f'{heavy} {loaded}' if heavy or loaded else 0)"

@@ -1,0 +1,34 @@
+"""Runs the command and turns errors into a line and an exit code."""
+
+import signal
+import sys
+
+import click
+
+from pyctr import exit_codes
+from pyctr.cli import root
+from pyctr_wire.errors import ApiError
+
+
+def run() -> int:
+    """Run `pyctr` with the process's arguments and return its exit code."""
+    try:
+        code = root.main(standalone_mode=False, prog_name="pyctr")
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        error.show()
+        ran = error.ctx is not None and error.ctx.command.name in ("run", "create", "exec")
+        return exit_codes.OURS if ran else error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SystemExit:  # click's way to say that whoever read our output has seen enough
+        return exit_codes.SIGNALLED + signal.SIGPIPE
+    except click.Abort:
+        print("pyctr: interrupted", file=sys.stderr)
+        return exit_codes.SIGNALLED + signal.SIGINT
+    except ApiError as error:
+        print(f"pyctr: {error}", file=sys.stderr)
+        return exit_codes.FAILURE
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,56 @@
+"""Containers as records: what they run, a new task for them, their removal."""
+
+import contextlib
+import json
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from pyctr import tasks
+from pyctr.connection import CONTAINERS, SNAPSHOTS, Connection
+from pyctr.errors import CommandError
+from pyctr_wire import labels
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
+from pyctr_wire.containerd.types.task.task_pb2 import Status
+from pyctr_wire.errors import NotFound
+
+
+def spec_of(container: containers_pb2.Container) -> dict[str, Any]:
+    """Return the container's OCI spec."""
+    spec: dict[str, Any] = json.loads(container.spec.value or b"{}")
+    return spec
+
+
+def create_task(connection: Connection, container: containers_pb2.Container) -> None:
+    """Make a new task for a container whose last one, if any, has ended. Raises CommandError if it runs."""
+    process = tasks.get(connection, container.id)
+    if process is not None:
+        if process.status != Status.STOPPED:
+            raise CommandError(f"container {container.id} is running already")
+        tasks.delete(connection, container.id)
+    mounts = connection.call(
+        SNAPSHOTS,
+        "Mounts",
+        snapshots_pb2.MountsRequest(snapshotter=container.snapshotter, key=container.snapshot_key),
+        snapshots_pb2.MountsResponse,
+    ).mounts
+    tasks.create(
+        connection,
+        container.id,
+        mounts,
+        container.labels.get(labels.LOG_URI, ""),
+        terminal=bool(spec_of(container).get("process", {}).get("terminal")),
+        interactive=container.labels.get(labels.INTERACTIVE) == "true",
+    )
+
+
+def remove(connection: Connection, container_id: str, snapshotter: str, snapshot_key: str) -> None:
+    """Remove a container whose task is gone: the record, then its snapshot. What is gone is fine."""
+    with contextlib.suppress(NotFound):
+        record = containers_pb2.DeleteContainerRequest(id=container_id)
+        connection.call(CONTAINERS, "Delete", record, empty_pb2.Empty, patience=tasks.RECONNECT)
+    if snapshot_key:
+        with contextlib.suppress(NotFound):
+            snapshot = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=snapshot_key)
+            connection.call(SNAPSHOTS, "Remove", snapshot, empty_pb2.Empty, patience=tasks.RECONNECT)
