@@ -15,9 +15,15 @@ from support.daemon_process import DaemonProcess, wait_until
 pytestmark = pytest.mark.root
 
 
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[DaemonProcess]:
+    with DaemonProcess() as process:
+        yield process
+
+
 @pytest.fixture
-def containers() -> Iterator[Containers]:
-    with DaemonProcess() as daemon, Containers(daemon) as client:
+def containers(daemon: DaemonProcess) -> Iterator[Containers]:
+    with Containers(daemon) as client:
         yield client
 
 

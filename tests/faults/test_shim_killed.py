@@ -17,7 +17,7 @@ from support.tracing import KillAt, needs_strace
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
     with DaemonProcess() as process:
         yield process

@@ -66,7 +66,8 @@ class Containers:
         self.rootfs = daemon.base / "rootfs"
         for name in ("bin", "dev", "proc", "sys", "tmp"):
             (self.rootfs / name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(BUSYBOX, self.rootfs / "bin/busybox")
+        if not (self.rootfs / "bin/busybox").exists():
+            shutil.copy(BUSYBOX, self.rootfs / "bin/busybox")
         self._channel: grpc.Channel | None = None
         self._server = self.daemon.process
 
@@ -268,6 +269,7 @@ class Gate:
     def __init__(self, path: Path) -> None:
         """Make the FIFO and hold it."""
         self._path = path
+        path.unlink(missing_ok=True)
         os.mkfifo(path)
         self._fd = os.open(path, os.O_RDWR)
 
