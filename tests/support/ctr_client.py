@@ -1,0 +1,75 @@
+"""A real ctr on a private daemon: Debian's 1.6 or a newer one, with the daemon killed in between if a test wants."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from .daemon_process import DEADLINE, DaemonProcess
+from .terminal_session import TerminalSession
+
+DEBIANS: Final = shutil.which("ctr")
+
+
+def newer_ctr() -> str | None:
+    """Return the path of a ctr of containerd 2, or None."""
+    for path in (f"{os.environ.get('PYCTR_TEST_BIN', '')}/ctr", shutil.which("ctr")):
+        if path and Path(path).exists():
+            version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout
+            if re.search(r" v?2\.", version):
+                return path
+    return None
+
+
+class Ctr:
+    """One program in one namespace."""
+
+    def __init__(self, daemon: DaemonProcess, program: str, namespace: str, *, killing: bool = False) -> None:
+        """Run `program`; if `killing`, `next_daemon` kills the daemon and starts another one."""
+        self.daemon = daemon
+        self.namespace = namespace
+        self._program = program
+        self._killing = killing
+
+    def next_daemon(self) -> None:
+        """Go on with another daemon, if a test is about that."""
+        if self._killing:
+            self.daemon.restart()
+
+    def run(self, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> "subprocess.CompletedProcess[str]":
+        """Run a command, whatever comes of it."""
+        return subprocess.run(
+            self._command(arguments), stdin=stdin, capture_output=True, text=True, timeout=2 * DEADLINE, check=False
+        )
+
+    def __call__(self, *arguments: str) -> str:
+        """Run a command that succeeds, and return its output."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}\n{self.daemon.log_text()[-4000:]}"
+        return done.stdout
+
+    def rows(self, *arguments: str) -> list[list[str]]:
+        """Return the words of the table that a command prints, line by line, without its heading."""
+        return [line.split() for line in self(*arguments).splitlines()[1:] if line.strip()]
+
+    def terminal(self, *arguments: str) -> TerminalSession:
+        """Run a command on a terminal of 31 rows and 97 columns."""
+        return TerminalSession(self._command(arguments), dict(os.environ), (31, 97))
+
+    @contextmanager
+    def background(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run a command with pipes while the context lasts, and kill it if it has not ended by then."""
+        command = self._command(arguments)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [self._program, "--address", str(self.daemon.address), "--namespace", self.namespace, *arguments]
