@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,21 +269,33 @@ def test_detached_containers_with_rm_go_by_themselves(pyctr: Pyctr, name: str, e
     wait_until(lambda: not list((pyctr.daemon.root / "logs").glob(f"*/{container}")), "its log is gone")
 
 
-def test_a_session_outlives_its_daemon(pyctr: Pyctr, name: str) -> None:
-    """The daemon is killed: output goes on, the next one passes a signal on, the exit code comes back."""
+@pytest.mark.parametrize("end", ["killed", "replaced"])
+def test_a_session_outlives_its_daemon(pyctr: Pyctr, name: str, end: str) -> None:
+    """Output goes on whatever happens to the daemon, the next one passes a signal on, the exit code comes back."""
     script = 'trap "echo caught; exit 5" TERM; n=0; while :; do echo line $((n+=1)); sleep 0.05; done'
     with pyctr.start("run", "--rm", "--network", "none", "--name", name, "demo", "sh", "-c", script) as client:
         assert client.stdout
         lines = iter(client.stdout.readline, "")
         assert next(lines) == "line 1\n"
-        pyctr.daemon.kill()
+        if end == "killed":
+            pyctr.daemon.kill()
+        else:
+            pyctr.daemon.upgrade()
         for number in range(2, 20):
             assert next(lines) == f"line {number}\n"
         client.send_signal(signal.SIGTERM)
-        pyctr.daemon.start()
+        if end == "killed":
+            pyctr.daemon.start()
         assert "caught\n" in lines
         assert client.wait(TIMEOUT) == 5
     assert pyctr.is_gone(name)
+
+
+@pytest.mark.skipif(shutil.which("catatonit") is None, reason="catatonit is not installed (Debian package catatonit)")
+def test_an_init(pyctr: Pyctr) -> None:
+    done = pyctr.run("run", "--rm", "--init", "--network", "none", "demo", "sh", "-c", "cat /proc/1/cmdline; exit 7")
+    assert done.stdout.startswith("/dev/init")
+    assert done.returncode == 7
 
 
 def test_signals_reach_the_container(pyctr: Pyctr, name: str) -> None:

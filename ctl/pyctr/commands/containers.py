@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,13 +80,13 @@ def _status(container: containers_pb2.Container, process: Process | None) -> str
 
 
 def _started_at(pid: int) -> datetime | None:
-    """Return when a process of this machine was started, None if it is gone."""
+    """Return when a process of this machine was started, None if it is gone. Source: proc(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-    except (OSError, StopIteration):
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
         return None
-    return datetime.fromtimestamp(int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK"), UTC)
+    return datetime.now(UTC) - timedelta(seconds=uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def _row(container: containers_pb2.Container, process: Process | None, *, whole: bool) -> dict[str, Any]:
