@@ -245,14 +245,23 @@ class Engine:
         return pb.UpgradeResponse(pid=serving.pid, version=serving.version)
 
     async def _find(self, namespace: str, reference: str) -> Entry:
-        """Return the container with this id, or else this name. Raises NotFound."""
+        """Return the container with this id, or else this name, or else the only one whose id begins so.
+
+        Raises NotFound, InvalidArgument for a beginning that several have.
+        """
         try:
             return await self._index.get(namespace, reference)
         except NotFound:
-            named = await self._named(namespace, reference)
-            if not named:
-                raise
-            return named[0]
+            entries = await self._index.list(namespace, ())
+        for entry in entries:
+            if entry.labels.get(labels.NAME) == reference:
+                return entry
+        starting = [entry for entry in entries if reference and entry.id.startswith(reference)]
+        if len(starting) > 1:
+            raise InvalidArgument(f"{reference} is the beginning of {len(starting)} ids: give more of it")
+        if not starting:
+            raise NotFound(f"container {reference}")
+        return starting[0]
 
     async def _named(self, namespace: str, name: str) -> Sequence[Entry]:
         entries = await self._index.list(namespace, ())

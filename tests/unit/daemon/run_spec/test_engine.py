@@ -170,6 +170,21 @@ async def test_rename(daemon: Daemon) -> None:
         await daemon.engine.Rename(pb.RenameRequest(id="first", name="x"), CONTEXT)
 
 
+async def test_containers_are_found_by_id_name_or_beginning(daemon: Daemon) -> None:
+    for one in (named("abc1", "web"), named("abd2", "abc1"), named("web3")):
+        daemon.add(one)
+
+    async def found(reference: str) -> str:
+        return (await daemon.engine._find(NS, reference)).id
+
+    assert [await found(text) for text in ("abc1", "web", "abd", "web3")] == ["abc1", "abc1", "abd2", "web3"]
+    with pytest.raises(InvalidArgument, match="2 ids"):
+        await found("ab")
+    for text in ("", "x", "abc12"):
+        with pytest.raises(NotFound):
+            await found(text)
+
+
 async def test_logs(daemon: Daemon) -> None:
     daemon.add(named("one", "web", **{labels.LOG_DRIVER: "cri", labels.LOG_PATH: "/log"}))
     daemon.add(named("foreign"))
