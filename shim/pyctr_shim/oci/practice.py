@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import signal
+import struct
+from _thread import get_native_id
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,9 @@ from pyctr_wire.oci import default_spec
 
 _PROGRAM: Final = "/program"
 _ARRIVAL_SECONDS: Final = 0.1
+_F_SETOWN_EX: Final = 15
+_F_OWNER_TID: Final = 0
+_OWNER: Final = struct.Struct("ii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ def _held(program: Path) -> Iterator[None]:
     """Make whoever executes the program wait; SIGIO, which must be blocked, says that somebody does."""
     lease_fd = os.open(program, os.O_RDWR | os.O_CLOEXEC)
     try:
+        # To this very thread, which has the signal blocked: another one of the process would die of it.
+        fcntl.fcntl(lease_fd, _F_SETOWN_EX, _OWNER.pack(_F_OWNER_TID, get_native_id()))
         fcntl.fcntl(lease_fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         yield
     finally:
