@@ -114,8 +114,16 @@ class Parts:
         self.leases = Leases(self.database)
         self.content = ContentStore(self.config.root / "content", self.database)
         self.snapshots = SnapshotManager(self.config.root / "snapshots", self.database)
+        if self.database.has_gaps:
+            self._rebuild_records()
         collector = Collector(self.database, self.content, self.snapshots)
         self.scheduler = Scheduler(self.database, lambda: self.bulk.run(collector.collect))
+
+    def _rebuild_records(self) -> None:
+        """Know containers that only their bundles tell of. Before the collector, which takes the gaps for filled."""
+        from pyctrd.runtime.rebuilt_records import rebuild_records
+
+        rebuild_records(Bundles(self.config.state), self.containers, self.snapshots)
 
     def _build_runtime(self, zygote: Zygote) -> None:
         config, group = self.config, self.group

@@ -18,6 +18,7 @@ from pyctrd import log
 from pyctrd.composition import Parts
 from pyctrd.config import Config, ConfigError
 from pyctrd.metadata.lock import StateLock
+from pyctrd.metadata.schema import NewerSchemaError
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server import public_socket
 from pyctrd.server.notify import notify
@@ -84,14 +85,16 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until a signal says stop, or another daemon has taken over.
 
-        Raises Refused if another daemon owns what we need, Unsuccessful if one that was to take over has failed.
+        Raises Refused if another daemon owns what we need or has left it in a form that only a newer one knows,
+        Unsuccessful if one that was to take over has failed.
         """
         with self._locks:
             await self._claim()
             with self._resources:
+                group = asyncio.TaskGroup()
+                self._parts = self._build(group)
                 try:
-                    async with asyncio.TaskGroup() as group:
-                        self._parts = Parts(self._config, self._zygote, group, self._resources, self.upgrade)
+                    async with group:
                         await self._recover(group)
                         await self._serve()
                         # What the group still runs are loops, and work that the next daemon finds and does.
@@ -134,6 +137,13 @@ class Supervisor:
             if self._predecessor is None:
                 public_socket.refuse_if_served(Path(config.address))
         except (ApiError, OSError) as error:
+            raise Refused(str(error)) from error
+
+    def _build(self, group: asyncio.TaskGroup) -> Parts:
+        """Build the parts; nothing runs in `group` before it is entered."""
+        try:
+            return Parts(self._config, self._zygote, group, self._resources, self.upgrade)
+        except NewerSchemaError as error:
             raise Refused(str(error)) from error
 
     async def _recover(self, group: asyncio.TaskGroup) -> None:
