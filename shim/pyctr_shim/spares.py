@@ -33,6 +33,7 @@ from pyctr_shim.warmup import warm_up
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2
+_REFILL_AFTER: Final = 0.03  # seconds; by then a container that has just been asked for is running
 _PAUSE_AFTER_DEATH: Final = 0.5
 _MAY_KEEP: Final = 4
 
@@ -53,16 +54,23 @@ def serve(request_fd: int) -> None:
 
 
 def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages) -> None:
-    """Fork a new spare whenever one was taken or has died, until the daemon closes its end."""
+    """Fork a new spare whenever one was taken or has died, until the daemon closes its end.
+
+    While there is another, that waits a moment: forking, and the pages that the spare copies, would compete with the
+    container that is being made.
+    """
     poll = select.poll()
     poll.register(requests.fileno(), 0)  # only its end, which poll(2) reports unasked
     spares: dict[int, None] = {}
     while True:
-        while len(spares) < _SPARES:
-            fd = fork_spare(requests, inheritance, pages)
-            spares[fd] = None
-            poll.register(fd, select.POLLIN)
-        for fd, _events in poll.poll():
+        changes = poll.poll(_REFILL_AFTER * 1000) if 0 < len(spares) < _SPARES else []
+        if not changes:
+            while len(spares) < _SPARES:
+                fd = fork_spare(requests, inheritance, pages)
+                spares[fd] = None
+                poll.register(fd, select.POLLIN)
+            changes = poll.poll()
+        for fd, _events in changes:
             if fd == requests.fileno():
                 return
             poll.unregister(fd)
