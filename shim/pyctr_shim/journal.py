@@ -64,6 +64,7 @@ class Journal:
 
 _journal = Journal()
 open_log = _journal.open
+close_log = _journal.close
 
 
 def log(event: str, **fields: object) -> None:

@@ -22,20 +22,28 @@ import select
 import socket
 import sys
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyctr_shim import journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import practice, runtime
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process
-from pyctr_shim.warmup import warm_up
+from pyctr_shim.warmup import touched_pages, warm_up
+from pyctr_sys import pagemap
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2
 _REFILL_AFTER: Final = 0.03  # seconds; by then a container that has just been asked for is running
 _PAUSE_AFTER_DEATH: Final = 0.5
 _MAY_KEEP: Final = 4
+
+
+class Pages(NamedTuple):
+    """The memory pages that a shim, and the init of its container, touch after the fork."""
+
+    shim: pagemap.Ranges
+    init: pagemap.Ranges
 
 
 def serve(request_fd: int) -> None:
@@ -50,10 +58,10 @@ def serve(request_fd: int) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    keep_spares(requests, inheritance, practice.touched_pages())
+    keep_spares(requests, inheritance, Pages(touched_pages(inheritance), practice.touched_pages().create))
 
 
-def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages) -> None:
+def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: Pages) -> None:
     """Fork a new spare whenever one was taken or has died, until the daemon closes its end.
 
     While there is another, that waits a moment: forking, and the pages that the spare copies, would compete with the
@@ -80,7 +88,7 @@ def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: practi
             os.close(fd)
 
 
-def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages) -> int:
+def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages) -> int:
     """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies."""
     told_fd, tell_fd = os.pipe()
     pid = os.fork()
@@ -98,10 +106,11 @@ def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: practic
     return told_fd
 
 
-def be_spare(requests: socket.socket, inheritance: Inheritance, pages: practice.Pages, tell_fd: int) -> None:
+def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int) -> None:
     """Wait for a request, become that shim, and end with it."""
     prepare_process()
-    runtime.fork_ahead(pages.create)
+    runtime.fork_ahead(pages.init)
+    pagemap.populate(pages.shim)
     loop = Loop()
     packet, connection = receive(requests)
     if not packet:
