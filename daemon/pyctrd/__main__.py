@@ -121,6 +121,8 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     from pyctrd.upgrade import HANDOVER_FD, Predecessor
 
     enter_own_cgroup()
+    # For every shim, also those that start cold.
+    os.environ["PYCTR_SECCOMP_CACHE"] = str(config.root / "seccomp")
     # Before the zygote, which must not inherit its socket.
     predecessor = Predecessor(HANDOVER_FD) if options.take_over else None
     zygote = Zygote()

@@ -134,7 +134,7 @@ class Zygote:
             self._socket.close()
             self._socket = None
         for future in list(self._replies.values()):
-            if not future.done():
+            if not future.done() and not future.get_loop().is_closed():
                 future.set_exception(Unavailable("the zygote ended"))
                 future.exception()  # whoever started the shim may not care
         if self._pid:

@@ -30,7 +30,7 @@ from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
 
-SECCOMP_CACHE: Final = "/var/lib/pyctr/seccomp"
+SECCOMP_CACHE: Final = os.environ.get("PYCTR_SECCOMP_CACHE", "/var/lib/pyctr/seccomp")
 
 
 @dataclass(frozen=True, slots=True)
