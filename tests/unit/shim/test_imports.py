@@ -1,0 +1,19 @@
+"""What a shim must not load: each module costs every container memory, or brings threads."""
+
+import subprocess
+import sys
+
+import pytest
+
+_FORBIDDEN = ("grpc", "asyncio", "sqlite3", "pyctrd", "pyctr", "pyctr_wire.cri", "aiohttp", "structlog", "pyroute2")
+
+
+@pytest.mark.parametrize(
+    "module", ["pyctr_shim.zygote", "pyctr_shim.spares", "pyctr_shim.__main__", "pyctr_shim.oci.__main__"]
+)
+def test_the_shim_stays_small(module: str) -> None:
+    """Neither its zygote nor its cold start loads what belongs to the daemon or the command line."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert module in loaded
+    assert not [name for name in _FORBIDDEN if name in loaded]
