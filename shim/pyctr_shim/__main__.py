@@ -1,4 +1,4 @@
-"""The commands `pyctr-shim` and `containerd-shim-pyctr-v1`: start, delete, -v, -info, zygote.
+"""The commands `pyctr-shim` and `containerd-shim-pyctr-v1`: start, delete, -v, -info.
 
 Arguments are Go's: one dash or two, `-flag value` or `-flag=value`. Imports come late, because `-v` and `delete`
 are run often and in a hurry.
@@ -6,7 +6,10 @@ are run often and in a hurry.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
+
+from pyctr_shim import VERSION
 
 _USAGE: Final = """\
 usage: containerd-shim-pyctr-v1 -namespace NS -address SOCKET -publish-binary PATH -id ID [-debug] start
@@ -57,41 +60,42 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _run(flags: dict[str, str], words: list[str]) -> int:
     if flags.keys() & {"h", "help"}:
         sys.stdout.write(_USAGE)
-        return 0
-    if flags.keys() & {"v", "version"}:
-        sys.stdout.write(f"{sys.argv[0]}:\n  Version:  {_version()}\n")
-        return 0
-    if words == ["start"]:
-        from pyctr_shim import sealed
+    elif flags.keys() & {"v", "version"}:
+        sys.stdout.write(f"{sys.argv[0]}:\n  Version:  v{VERSION}\n")
+    elif "info" in flags:
+        from pyctr_shim import bootstrap
 
-        sealed.run_from_sealed_copy()
-    from pyctr_shim import bootstrap
-
-    if "info" in flags:
-        sys.stdout.buffer.write(bootstrap.info())
-        return 0
-    parsed = bootstrap.Flags(
-        namespace=flags.get("namespace", ""),
-        address=flags.get("address", ""),
-        publish_binary=flags.get("publish-binary", ""),
-        id=flags.get("id", ""),
-        bundle=flags.get("bundle", ""),
-        debug="debug" in flags,
-    )
-    if words == ["start"]:
-        sys.stdout.buffer.write(bootstrap.start(parsed, bootstrap.read_stdin()))
+        _answer(bootstrap.info())
+    elif words == ["start"]:
+        _answer(_start(flags))
     elif words == ["delete"]:
-        sys.stdout.buffer.write(bootstrap.delete(parsed))
+        from pyctr_shim import burial
+
+        _answer(burial.delete(Path(flags.get("bundle") or Path.cwd()), flags.get("id", "")))
     else:
         raise UsageError(f"unknown command {' '.join(words)!r}")
-    sys.stdout.buffer.flush()
     return 0
 
 
-def _version() -> str:
-    from importlib.metadata import version
+def _start(flags: dict[str, str]) -> bytes:
+    from pyctr_shim import sealed
 
-    return f"v{version('pyctr')}"
+    sealed.run_from_sealed_copy()
+    from pyctr_shim import bootstrap
+
+    parsed = bootstrap.Flags(
+        namespace=flags.get("namespace", ""),
+        address=flags.get("address", ""),
+        id=flags.get("id", ""),
+        debug="debug" in flags,
+    )
+    return bootstrap.start(parsed, bootstrap.read_stdin())
+
+
+def _answer(data: bytes) -> None:
+    """Write the answer: all that may appear on standard output."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Cold start: what containerd (and our daemon, where no zygote is at hand) runs as `containerd-shim-pyctr-v1`.
 
     start    parameters in by flags, environment and standard input; the address of a serving shim out
-    delete   bury what a dead shim left in a bundle, and print a DeleteResponse
     -info    print a RuntimeInfo
 
 Standard output is the answer and nothing else may be written to it.
@@ -12,29 +11,23 @@ import hashlib
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+import pyctr_shim
 from pyctr_shim import placement
-from pyctr_shim.exit_record import read_record
 from pyctr_shim.identity import Identity, make_inheritance
 from pyctr_shim.loop import Loop
-from pyctr_shim.oci import runtime
-from pyctr_shim.oci.errors import OciError
 from pyctr_shim.server import listen_at
 from pyctr_shim.shim import Shim, prepare_process
 from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
-from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.containerd.types import introspection_pb2
 
 _SOCKET_DIR: Final = "/run/containerd/s"
 _GROUP_LABELS: Final = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
-_SHIM_LOST: Final = 255
 _RUNTIME_NAME: Final = "io.containerd.pyctr.v1"
-_BURIAL_LIMIT: Final = 4.0  # containerd gives `delete` five seconds
 
 
 class Flags(NamedTuple):
@@ -42,9 +35,7 @@ class Flags(NamedTuple):
 
     namespace: str
     address: str
-    publish_binary: str
     id: str
-    bundle: str
     debug: bool
 
 
@@ -173,53 +164,10 @@ def answer(parameters: Parameters, bundle: Path, path: str) -> bytes:
     return address.encode()
 
 
-def delete(flags: Flags) -> bytes:
-    """End what a dead shim left in the bundle and return a marshalled DeleteResponse.
-
-    The status is that of the exit record, if the shim still wrote one, and 255 otherwise: nobody knows.
-    May be repeated. Raises OciError if processes or cgroups outlast SIGKILL.
-    """
-    bundle = Path(flags.bundle) if flags.bundle else Path.cwd()
-    if flags.id and bundle.name != flags.id and (bundle.parent / flags.id).is_dir():
-        bundle = bundle.parent / flags.id
-    pid = bury(bundle)
-    response = shim_pb2.DeleteResponse(pid=pid, exit_status=_SHIM_LOST)
-    response.exited_at.FromNanoseconds(time.time_ns())
-    record = read_record(bundle)
-    if record is not None:
-        response.exit_status = int(record["exit_status"])
-        response.pid = int(record["pid"])
-        response.exited_at.FromNanoseconds(int(record["exited_at_ns"]))
-    for path in _sockets(bundle):
-        Path(path).unlink(missing_ok=True)
-    return response.SerializeToString()
-
-
-def bury(bundle: Path) -> int:
-    """Kill every process of the container, remove its cgroups and state; return the first process's pid, or 0."""
-    try:
-        container = runtime.load(str(bundle))
-    except FileNotFoundError:
-        return 0
-    deadline = time.monotonic() + _BURIAL_LIMIT
-    while True:
-        container.kill_all(9)
-        try:
-            container.delete()
-        except OciError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return container.pid
-
-
 def info() -> bytes:
     """Return a marshalled RuntimeInfo."""
-    from importlib.metadata import version
-
     result = introspection_pb2.RuntimeInfo(name=_RUNTIME_NAME)
-    result.version.version = version("pyctr")
+    result.version.version = pyctr_shim.VERSION
     return result.SerializeToString()
 
 
@@ -228,12 +176,3 @@ def read_stdin() -> bytes:
     if sys.stdin is None or sys.stdin.isatty():
         return b""
     return sys.stdin.buffer.read()
-
-
-def _sockets(bundle: Path) -> list[str]:
-    """Return the dead shim's sockets, as its description names them."""
-    try:
-        description = json.loads((bundle / "shim.json").read_bytes())
-    except (OSError, ValueError):
-        return []
-    return [str(description[key]) for key in ("address", "attach") if key in description]
