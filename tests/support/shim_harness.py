@@ -160,19 +160,25 @@ class EventsEndpoint:
                 if listener in ready:
                     peers[listener.accept()[0]] = ttrpc.FrameDecoder()
                 for peer in [sock for sock in ready if sock in peers]:
-                    data = peer.recv(65536)
-                    if not data:
+                    if not self._answer(peer, peers[peer]):
                         del peers[peer]
                         peer.close()
-                        continue
-                    for frame in peers[peer].feed(data):
-                        peer.sendall(
-                            ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, self._take(frame.data))
-                        )
         finally:
             for peer in peers:
                 peer.close()
             listener.close()
+
+    def _answer(self, peer: socket.socket, decoder: ttrpc.FrameDecoder) -> bool:
+        """Take what a shim has sent; returns whether it is still there."""
+        try:
+            data = peer.recv(65536)
+            for frame in decoder.feed(data):
+                assert isinstance(frame, ttrpc.Frame)
+                answer = ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, self._take(frame.data))
+                peer.sendall(answer)
+        except OSError:
+            return False
+        return bool(data)
 
     def _take(self, data: bytes) -> bytes:
         request = ttrpc.decode_request(data)

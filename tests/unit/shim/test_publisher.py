@@ -1,0 +1,139 @@
+"""Events: in order, kept until acknowledged, on disk when nobody answers, bounded when nobody ever does."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyctr_shim import publisher
+from pyctr_shim.identity import Identity
+from pyctr_shim.loop import Loop
+from pyctr_shim.publisher import Publisher
+from pyctr_wire import ttrpc
+from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.errors import InvalidArgument, Unavailable
+from support.shim_harness import DEADLINE, EventsEndpoint, eventually
+
+
+class Scene:
+    """A publisher, its loop and the daemon's endpoint."""
+
+    def __init__(self, root: Path) -> None:
+        self.bundle = root / "bundle"
+        self.bundle.mkdir()
+        self.loop = Loop()
+        self.endpoint = EventsEndpoint(str(root / "e"))
+        identity = Identity("ns", "c", str(self.bundle), "", "", self.endpoint.path, "", "instance", "info")
+        self.publisher = Publisher(self.loop, identity)
+
+    def publish(self, *numbers: int) -> None:
+        for number in numbers:
+            self.publisher.publish("/tasks/start", events.TaskStart(container_id="c", pid=number))
+
+    def serve_until(self, condition: Callable[[], bool], what: str) -> None:
+        def step() -> bool:
+            self.loop.call_later(0.01, lambda: None)
+            self.loop.run_once()
+            return condition()
+
+        eventually(step, what)
+
+    def spooled(self) -> list[str]:
+        return sorted(os.listdir(self.bundle / "spool")) if (self.bundle / "spool").is_dir() else []
+
+    def told(self) -> list[int]:
+        return [told.event.pid for told in self.endpoint.told]
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="pub") as root:  # short: sockets are limited to 108 bytes
+        scene = Scene(Path(root))
+        yield scene
+        scene.publisher.close()
+        scene.endpoint.close()
+        scene.loop.close()
+
+
+def test_events_arrive_in_order_with_their_numbers_and_leave_no_file(scene: Scene) -> None:
+    scene.endpoint.start()
+    scene.publish(*range(1, 51))
+    scene.serve_until(lambda: len(scene.endpoint.told) == 50, "all events")
+
+    assert scene.told() == list(range(1, 51))
+    assert [told.sequence for told in scene.endpoint.told] == list(range(1, 51))
+    assert {(told.instance, told.namespace, told.topic) for told in scene.endpoint.told} == {
+        ("instance", "ns", "/tasks/start")
+    }
+    assert scene.spooled() == []
+
+
+def test_what_nobody_takes_is_on_disk_until_somebody_does(scene: Scene) -> None:
+    scene.publish(1, 2)
+    scene.serve_until(lambda: len(scene.spooled()) == 2, "both are spooled")
+    scene.publish(3)
+    assert scene.spooled() == [f"{number:020d}" for number in (1, 2, 3)]
+    scene.endpoint.start()
+    scene.publisher.retry_now()
+    scene.serve_until(lambda: scene.told() == [1, 2, 3] and not scene.spooled(), "told and forgotten")
+
+
+def test_a_daemon_that_comes_back_is_found_without_being_announced(scene: Scene) -> None:
+    scene.endpoint.start()
+    scene.publish(1)
+    scene.serve_until(lambda: scene.told() == [1], "the first")
+    scene.endpoint.stop()
+    scene.publish(2)
+    scene.serve_until(lambda: len(scene.spooled()) == 1, "spooled")
+    scene.endpoint.start()
+    scene.serve_until(lambda: scene.told() == [1, 2], "the second")
+
+
+def test_an_event_without_an_answer_is_sent_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_SPOOL_AFTER", 0.05)
+    monkeypatch.setattr(publisher, "_ANSWER_TIMEOUT", 0.1)
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    silent.bind(scene.endpoint.path)
+    silent.listen()
+    silent.settimeout(DEADLINE)
+    scene.publish(1)
+    scene.serve_until(lambda: bool(scene.spooled()), "spooled though it was sent")
+    silent.close()
+    scene.endpoint.start()
+    scene.serve_until(lambda: scene.told() == [1], "told")
+
+
+def test_a_refused_event_holds_up_nobody_and_a_busy_daemon_is_asked_again(scene: Scene) -> None:
+    scene.endpoint.start()
+    scene.endpoint.error = ttrpc.encode_error(Unavailable("busy"))
+    scene.publish(1)
+    scene.serve_until(lambda: len(scene.endpoint.told) >= 2, "tried again")
+    scene.endpoint.error = ttrpc.encode_error(InvalidArgument("never"))
+    scene.serve_until(lambda: not scene.spooled(), "given up")
+    scene.endpoint.error = None
+    scene.publish(2)
+    scene.serve_until(lambda: scene.told()[-1] == 2, "the next one")
+
+
+def test_the_queue_is_bounded_and_the_oldest_go(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_LIMIT", 10)
+    scene.publish(*range(1, 101))
+    scene.serve_until(lambda: len(scene.spooled()) == 10, "spooled")
+    scene.endpoint.start()
+    scene.publisher.retry_now()
+    scene.serve_until(lambda: len(scene.endpoint.told) == 10, "told")
+    assert scene.told() == [1, *range(92, 101)]
+
+
+def test_the_connection_is_closed_when_there_is_nothing_to_say(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_IDLE", 0.01)
+    before = len(os.listdir("/proc/self/fd"))
+    scene.endpoint.start()
+    scene.publish(1)
+    scene.serve_until(lambda: scene.told() == [1], "told")
+    scene.serve_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1, "closed on both sides")
+    scene.publish(2)
+    scene.serve_until(lambda: scene.told() == [1, 2], "told over a new one")
