@@ -1,6 +1,5 @@
 """The zygote: shims are nobody's children, outlive it and their daemon, and none is made of a bad request."""
 
-import errno
 import fcntl
 import json
 import os
@@ -93,10 +92,8 @@ def test_an_interpreter_cannot_be_written_through_a_shim() -> None:
     with host() as here:
         container = here.run("sealed", "sleep", "1000")
         # Opening it for writing may fail because it runs (ETXTBSY); where it does not, the seal is what counts.
-        with pytest.raises(OSError) as caught:
-            fd = os.open(f"/proc/{container.shim_pid}/exe", os.O_RDWR)
-            os.write(fd, b"x")
-        assert caught.value.errno in (errno.ETXTBSY, errno.EPERM)
+        with pytest.raises(OSError, match="Text file busy|not permitted"):
+            Path(f"/proc/{container.shim_pid}/exe").write_bytes(b"x")
         fd = os.open(f"/proc/{container.shim_pid}/exe", os.O_RDONLY)
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         os.close(fd)
