@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from pyctr_wire.errors import Internal
+from pyctr_wire.errors import DataLoss, Internal, InvalidArgument
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
@@ -49,8 +49,9 @@ class Differ:
         """Unpack the blob `layer` into `mounts` and return the descriptor of the uncompressed archive.
 
         Its digest is the layer's diff id: callers compare it with what the image says. Raises NotFound
-        if the blob is not in `ns`, InvalidArgument for what the archive says, ResourceExhausted for one that
-        is too large or a full disk, UnknownError for a media type that nobody can read and other errors.
+        if the blob is not in `ns`, InvalidArgument for what the archive says, DataLoss if it says so because the
+        blob has been damaged on disk (it is dropped then, to be fetched again), ResourceExhausted for one that is
+        too large or a full disk, UnknownError for a media type that nobody can read and other errors.
         """
         compression = media_types.compression_of(layer.media_type)
         blob = await self._offload.run(_Blob, self._content, ns, layer.digest)
@@ -61,7 +62,12 @@ class Differ:
         marker = _Marker(plain)
         async with self._workers.worker() as worker:
             worker.send(request, blob.fd)
-            digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
+            try:
+                digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
+            except InvalidArgument as error:
+                if await self._offload.run(self._content.verify, layer.digest):
+                    raise
+                raise DataLoss(f"content {layer.digest} is damaged, pull it again: {error}") from error
         return Descriptor(media_types.LAYER, digest, size)
 
     async def diff(

@@ -69,16 +69,30 @@ class Fetcher:
         image_spec.check_size(descriptor.size, descriptor.digest)
         if not image_spec.is_document(descriptor.media_type):
             await self.blob(descriptor, parent)
-            return await self._session.document(descriptor)
-        if await self._session.has(descriptor.digest):
+            config = await self._stored(descriptor)
+            if config is None:
+                await self.blob(descriptor, parent)
+                config = await self._session.document(descriptor)
+            return config
+        data = await self._stored(descriptor) if await self._session.has(descriptor.digest) else None
+        if data is not None:
             self._report("already exists", descriptor, parent, descriptor.size)
-            data = await self._session.document(descriptor)
         else:
             data = await self._repository.manifest(core_descriptor(descriptor))
             await self._session.write(ref_of(descriptor), data, descriptor.digest)
             self._report("complete", descriptor, parent, len(data))
         await self._note_source(descriptor.digest)
         return data
+
+    async def _stored(self, descriptor: image_spec.Descriptor) -> bytes | None:
+        """Return a document that is in the store; one that has been damaged there is dropped, and None returned."""
+        try:
+            return await self._session.document(descriptor)
+        except DataLoss:
+            stores = self._session.stores
+            if await stores.bulk.run(stores.content.verify, descriptor.digest):
+                raise
+            return None
 
     async def blob(self, descriptor: image_spec.Descriptor, parent: str) -> None:
         """See that a blob is in the store; asked for twice at the same time, it is fetched once.

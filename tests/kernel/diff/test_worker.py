@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from pyctr_sys import capabilities
-from pyctr_wire.errors import Internal, InvalidArgument, NotFound, ResourceExhausted, UnknownError
+from pyctr_wire.errors import DataLoss, Internal, InvalidArgument, NotFound, ResourceExhausted, UnknownError
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.mounts import Mount
 from pyctrd.diff.differ import Differ
@@ -243,6 +243,21 @@ async def test_damaged_blobs(unpacking: Unpacking, target: Path, suffix: str, bl
     """Named, and taken for what they are."""
     with pytest.raises(InvalidArgument, match="failed to unpack layer sha256:"):
         await unpacking.apply(blob, bind(target), TAR + suffix)
+
+
+@pytest.mark.parametrize("suffix", ["+gzip", "+zstd"])
+async def test_a_blob_damaged_on_disk(unpacking: Unpacking, target: Path, suffix: str) -> None:
+    """F20: told apart from an archive that never was good, and dropped, so that it is fetched again."""
+    blob = {"+gzip": gzip.compress, "+zstd": zstandard.compress}[suffix](archive([entry("f", os.urandom(1000))]))
+    digest = unpacking.stores.content.write_blob(NS, "ref", blob)
+    path = unpacking.stores.blob_file(digest)
+    path.chmod(0o600)
+    path.write_bytes(blob[:10] + bytes([blob[10] ^ 255]) + blob[11:])
+    layer = Descriptor(TAR + suffix, digest, len(blob))
+    with pytest.raises(DataLoss, match=f"content {digest} is damaged, pull it again"):
+        await unpacking.differ.apply(NS, layer, bind(target))
+    with pytest.raises(NotFound):
+        await unpacking.differ.apply(NS, layer, bind(target))
 
 
 async def test_what_was_asked_for_must_be_there(unpacking: Unpacking, target: Path) -> None:

@@ -199,6 +199,21 @@ async def test_a_stored_layer_that_was_damaged_is_fetched_again(
     assert len(names(real.snapshots.named("overlayfs"))) == 3
 
 
+@pytest.mark.parametrize("document", [IMAGE.manifest, IMAGE.config], ids=["manifest", "configuration"])
+async def test_a_stored_document_that_was_damaged_is_fetched_again(
+    opened: Session, repository: FakeRepository, real: RealStores, document: bytes
+) -> None:
+    repository.add(IMAGE)
+    real.content.write_blob(NS, "any", document)
+    file = real.blob_file(digest(document))
+    file.chmod(0o600)
+    file.write_bytes(document.replace(b"sha256", b"sha2$6", 1))
+
+    await pull_into(opened, repository)
+
+    assert file.read_bytes() == document
+
+
 async def test_a_failure_leaves_no_image_and_the_next_pull_goes_on(
     stores: Stores, repository: FakeRepository, real: RealStores
 ) -> None:
