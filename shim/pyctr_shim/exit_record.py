@@ -55,7 +55,7 @@ def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id:
         },
         "boot_id": boot_id,
     }
-    write_file(f"{folder}/{end.exec_id or _INIT}.json", json.dumps(record).encode())
+    write_file(f"{folder}/{end.exec_id or _INIT}.json", json.dumps(record).encode(), os.fsync)
 
 
 def forget_record(bundle: str, exec_id: str) -> None:

@@ -6,6 +6,7 @@ page that it lies on, and pathlib alone touches forty of them.
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pyctr_sys.signalfd import signalfd
@@ -46,14 +47,19 @@ def make_inheritance() -> Inheritance:
     return Inheritance(boot_id, signalfd(_SIGNALS))
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Put a file in place whole or not at all, mode 0600; on the disk, where it lies on one. Raises OSError."""
+def write_file(path: str, data: bytes, settle: Callable[[int], None] | None = None) -> None:
+    """Put a file in place whole or not at all, mode 0600. Raises OSError.
+
+    `settle` gets its descriptor before the rename: os.fsync, which costs nothing on a tmpfs, for what must outlive
+    a power cut.
+    """
     directory, _, name = path.rpartition("/")
     temporary = f"{directory}/.{name}"
     fd = os.open(temporary, _NEW_FILE, 0o600)
     try:
         os.write(fd, data)
-        os.fsync(fd)  # costs nothing on a tmpfs
+        if settle is not None:
+            settle(fd)
     finally:
         os.close(fd)
     os.rename(temporary, path)

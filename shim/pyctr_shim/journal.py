@@ -9,6 +9,7 @@ import json
 import os
 import time
 import traceback
+from contextlib import suppress
 from typing import Final
 
 _FILE_LIMIT: Final = 256 << 10
@@ -21,26 +22,25 @@ class Journal:
 
     def __init__(self) -> None:
         """Start closed."""
+        self._bundle: str | None = None
         self._fd: int | None = None
         self._left: int | None = None
 
     def open(self, bundle: str) -> None:
-        """Log into the bundle from now on; a bundle that cannot be written to means no log."""
+        """Log into the bundle from now on; the file is made with the first line."""
         self.close()
-        try:
-            # Read and write: the FIFO then never lacks a reader, and a full one is EAGAIN.
-            self._fd = os.open(f"{bundle}/log", _FIFO_FLAGS)
-        except OSError:
-            self._open_file(f"{bundle}/shim.log")
+        self._bundle = bundle
 
     def close(self) -> None:
         """Drop what comes from now on."""
         if self._fd is not None:
             os.close(self._fd)
-        self._fd = self._left = None
+        self._bundle = self._fd = self._left = None
 
     def write(self, event: str, fields: dict[str, object]) -> None:
         """Write one line, or drop it."""
+        if self._fd is None and self._bundle is not None:
+            self._open_first(self._bundle)
         if self._fd is None:
             return
         record = {"time": time.time(), "pid": os.getpid(), "event": event, **fields}
@@ -54,12 +54,16 @@ class Journal:
         except OSError:
             return
 
-    def _open_file(self, path: str) -> None:
+    def _open_first(self, bundle: str) -> None:
+        """Open the FIFO, or the file, or give up: a bundle that cannot be written to means no log."""
+        self._bundle = None
         try:
-            self._fd = os.open(path, _FILE_FLAGS, 0o600)
+            # Read and write: the FIFO then never lacks a reader, and a full one is EAGAIN.
+            self._fd = os.open(f"{bundle}/log", _FIFO_FLAGS)
         except OSError:
-            return
-        self._left = _FILE_LIMIT
+            with suppress(OSError):
+                self._fd = os.open(f"{bundle}/shim.log", _FILE_FLAGS, 0o600)
+                self._left = _FILE_LIMIT
 
 
 _journal = Journal()
