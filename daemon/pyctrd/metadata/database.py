@@ -98,9 +98,13 @@ class Database:
         self.has_gaps = self._copies.restore_if_damaged()
         """The file was lost or damaged: rows may be missing or old, and disk tells more than they do."""
         self._writer = self._connect()
-        self._writer.execute("PRAGMA journal_mode = WAL")
-        self._writer.execute("PRAGMA synchronous = FULL")
-        migrate(self._writer)
+        try:
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            migrate(self._writer)
+        except BaseException:
+            self._writer.close()
+            raise
         self.changes = self._writer.total_changes
         """Rows changed and committed so far: while it stays the same, so does every answer."""
         self.garbage = 0
