@@ -92,7 +92,7 @@ def test_an_interpreter_cannot_be_written_through_a_shim() -> None:
     with host() as here:
         container = here.run("sealed", "sleep", "1000")
         # Opening it for writing may fail because it runs (ETXTBSY); where it does not, the seal is what counts.
-        with pytest.raises(OSError, match="Text file busy|not permitted"):
+        with pytest.raises(OSError, match=r"Text file busy|not permitted"):
             Path(f"/proc/{container.shim_pid}/exe").write_bytes(b"x")
         fd = os.open(f"/proc/{container.shim_pid}/exe", os.O_RDONLY)
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
