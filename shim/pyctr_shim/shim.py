@@ -15,12 +15,13 @@ from typing import Final
 from pyctr_shim import journal
 from pyctr_shim.identity import Identity, Inheritance, write_file
 from pyctr_shim.loop import READ, Loop
+from pyctr_shim.oci import runtime
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.reaper import Reaper
 from pyctr_shim.server import Server, listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.task_service import TaskService
-from pyctr_shim.tasks import Tasks
+from pyctr_shim.tasks import MakeContainer, Tasks
 from pyctr_sys.process import set_child_subreaper
 
 VERSION: Final = 1
@@ -40,7 +41,9 @@ class BundleTaken(Exception):
 class Shim:
     """One shim, in the process that it is to live in."""
 
-    def __init__(self, loop: Loop, identity: Identity, inheritance: Inheritance) -> None:
+    def __init__(
+        self, loop: Loop, identity: Identity, inheritance: Inheritance, make: MakeContainer = runtime.create
+    ) -> None:
         """Lock the bundle and put the parts together; raises BundleTaken, or OSError if the bundle is not there."""
         self._identity = identity
         self._boot_id = inheritance.boot_id
@@ -49,7 +52,7 @@ class Shim:
         self._loop = loop
         self._publisher = Publisher(loop, identity)
         reaper = Reaper(loop, inheritance.signal_fd, self._reopen_logs)
-        self._tasks = Tasks(loop, reaper, self._publisher, identity, inheritance.boot_id)
+        self._tasks = Tasks(loop, reaper, self._publisher, identity, inheritance.boot_id, make)
         service = TaskService(self._tasks, self._publisher, os.getpid(), self._shut_down)
         self._server = Server(loop, service, self._quiet)
         self._attach_listener: socket.socket | None = None

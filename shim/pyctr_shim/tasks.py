@@ -35,6 +35,9 @@ _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
 _LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
+MakeContainer = Callable[[str, str, runtime.Stdio, runtime.CreateOptions], runtime.Container]
+"""The runtime's `create`: id, bundle, stdio (borrowed) and options; raises OciError."""
+
 
 class NewTask(NamedTuple):
     """What Create asks for; `created` is the event to publish, complete but for the pid."""
@@ -79,13 +82,22 @@ class Task:
 class Tasks:
     """The containers of one shim: one, or those of a group that share it."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, identity: Identity, boot_id: str) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        publisher: Publisher,
+        identity: Identity,
+        boot_id: str,
+        make: MakeContainer,
+    ) -> None:
         """Start without containers."""
         self._loop = loop
         self._reaper = reaper
         self._publisher = publisher
         self._identity = identity
         self._boot_id = boot_id
+        self._make_container = make
         self._tasks: dict[str, Task] = {}
         self._being_created: set[str] = set()
 
@@ -170,7 +182,7 @@ class Tasks:
     def _make(self, new: NewTask, init: Process) -> runtime.Container:
         stdio = runtime.Stdio(*init.streams.child_fds)
         try:
-            return runtime.create(new.id, new.bundle, stdio, new.options)
+            return self._make_container(new.id, new.bundle, stdio, new.options)
         except OciError as error:
             init.streams.close()
             raise UnknownError(f"OCI runtime create failed: {error}") from error

@@ -1,7 +1,10 @@
-"""The hot path, run for practice in the zygote: what Python and protobuf make on first use is then shared by all shims.
+"""A shim's life, run for practice in the zygote, with a container that is only a child of ours.
 
-Nothing of it reaches the outside: a bundle in a temporary directory without a config.json, so that the container
-cannot be made; a daemon's events endpoint that is ourselves.
+    warm_up         in the zygote itself: what Python and protobuf make on first use is then shared by all shims, and
+                    CPython has fitted the code to its operands
+    touched_pages   in a child that is looked at from outside: the pages that a spare copies before it is asked for
+
+Nothing of it reaches the outside: a temporary directory is the bundle, and the daemon is ourselves.
 """
 
 import gc
@@ -10,22 +13,67 @@ import shutil
 import signal
 import socket
 from array import array
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final, cast
 
-from pyctr_shim import journal
+from google.protobuf.message import Message
+
+from pyctr_shim import compact, journal
 from pyctr_shim.identity import Identity, Inheritance
-from pyctr_shim.loop import Loop
+from pyctr_shim.loop import Future, Loop
+from pyctr_shim.oci import runtime
 from pyctr_shim.server import Server, listen_at
-from pyctr_shim.shim import Shim
+from pyctr_shim.shim import Shim, prepare_process
 from pyctr_sys import pagemap
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 
-_ROUNDS: Final = 8  # CPython rewrites a function for its operands in the first eight or so runs
-_LIFE_LIMIT: Final = 5.0  # seconds
-_ID: Final = "warm-up"
+_ROUNDS: Final = 8  # CPython fits a function to its operands in the first eight or so calls
+_ID: Final = "practice"
+_PATIENCE: Final = 2.0  # seconds: practice that goes wrong must not keep the real thing waiting
+_SERVICE: Final = "containerd.task.v3.Task"
+
+
+class _Cgroup:
+    """Tells of no out-of-memory kill."""
+
+    def oom_kills(self) -> int:
+        """None so far."""
+        return 0
+
+    def oom_watch(self) -> tuple[int, int]:
+        """Two descriptors that never become ready."""
+        return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.open(os.devnull, os.O_RDONLY)
+
+
+class _Container:
+    """What the runtime would have made: a process that lives as long as we do, unless it is killed."""
+
+    own_pid_namespace = True
+    console_fd = None
+
+    def __init__(self) -> None:
+        """Fork it."""
+        self.cgroup = _Cgroup()
+        life_fd, self._life_fd = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._life_fd)
+            while os.read(life_fd, 1):
+                continue
+            os._exit(0)
+        os.close(life_fd)
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def start(self) -> None:
+        """Let it run on."""
+        os.write(self._life_fd, b"x")
+
+    def delete(self) -> None:
+        """Close what we have of it."""
+        os.close(self._life_fd)
+        os.close(self.pidfd)
 
 
 class _Daemon:
@@ -36,12 +84,47 @@ class _Daemon:
         return b""
 
 
+class _Client:
+    """A daemon's connection to the shim, on a loop."""
+
+    def __init__(self, loop: Loop, connection: socket.socket) -> None:
+        """Use `connection` (borrowed)."""
+        self._loop = loop
+        self._connection = connection
+        self._decoder = ttrpc.FrameDecoder()
+        self._stream = -1
+
+    async def call(self, method: str, request: Message) -> None:
+        """Send a request and wait for its answer, whatever it is."""
+        self._stream += 2
+        data = ttrpc.encode_request(ttrpc.Request(_SERVICE, method, request.SerializeToString(), 0, {}))
+        self._connection.send(ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, data))
+        while await self._loop.readable(self._connection.fileno(), _PATIENCE):
+            data = self._connection.recv(65536)
+            if not data or any(frame.stream_id == self._stream for frame in self._decoder.feed(data)):
+                return
+
+    async def start(self, bundle: str) -> None:
+        """Bring a container up, as far as it goes before it is left alone."""
+        await self.call("Connect", pb.ConnectRequest(id=_ID))
+        await self.call("Create", pb.CreateTaskRequest(id=_ID, bundle=bundle))
+        await self.call("Start", pb.StartRequest(id=_ID))
+        await self.call("State", pb.StateRequest(id=_ID))
+
+    async def end(self) -> None:
+        """Take it down, and the shim."""
+        await self.call("Kill", pb.KillRequest(id=_ID, signal=signal.SIGKILL))
+        await self.call("Wait", pb.WaitRequest(id=_ID))
+        await self.call("Delete", pb.DeleteRequest(id=_ID))
+        await self.call("Shutdown", pb.ShutdownRequest(id=_ID))
+
+
 def warm_up(inheritance: Inheritance) -> None:
-    """Run requests, events and records through a shim that has no container; leaves nothing behind."""
+    """Live as a shim a few times; leaves nothing behind."""
     before = _descriptors()
-    with _directory() as directory:
-        for number in range(_ROUNDS):
-            _live(f"{directory}/{number}", inheritance)
+    compact.pack_code(lambda: _live(inheritance))
+    for _ in range(_ROUNDS):
+        _live(inheritance)
     journal.close_log()
     gc.collect()  # sockets close themselves; what a shim keeps until its end is only a number
     for fd in _descriptors() - before:
@@ -50,29 +133,99 @@ def warm_up(inheritance: Inheritance) -> None:
 
 
 def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
-    """Learn which pages the life of a shim touches, so that a spare can copy them before it is asked for.
+    """Learn which pages a shim touches until its container runs, so that a spare can copy them beforehand.
 
     Must run in the process that forks the spares; see `practice.touched_pages`.
     """
-    told_fd, tell_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    with _directory() as directory:
+        identity = _identity(directory)
+        loop = Loop()
+        daemon = _daemon(loop, identity)
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                prepare_process()
+                _shim(Loop(), identity, inheritance, theirs).run()
+            finally:
+                os._exit(1)
+        theirs.close()
         try:
-            with _directory() as directory:
-                _live(f"{directory}/0", inheritance)
-            os.write(tell_fd, b"x")
-            signal.pause()
+            _run(loop, _Client(loop, ours).start(directory))
+            return pagemap.touched(pid)
+        except OSError:
+            return array("Q")
         finally:
-            os._exit(1)
-    os.close(tell_fd)
-    try:
-        return pagemap.touched(pid) if os.read(told_fd, 1) else array("Q")
-    except OSError:
-        return array("Q")
-    finally:
-        os.close(told_fd)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            daemon.close()
+            ours.close()
+
+
+def _live(inheritance: Inheritance) -> None:
+    """One life from beginning to end, with both sides on one loop."""
+    with _directory() as directory:
+        identity = _identity(directory)
+        loop = Loop()
+        daemon = _daemon(loop, identity)
+        ours, theirs = socket.socketpair()
+        shim = _shim(loop, identity, inheritance._replace(signal_fd=os.dup(inheritance.signal_fd)), theirs)
+        client = _Client(loop, ours)
+
+        async def talk() -> None:
+            await client.start(directory)
+            await client.end()
+
+        call = loop.spawn(talk())
+        loop.call_later(_PATIENCE, loop.stop)
+        shim.run()
+        call.cancel()
+        daemon.close()
+        ours.close()
+
+
+def _daemon(loop: Loop, identity: Identity) -> Server:
+    """Take the shim's events."""
+    daemon = Server(loop, _Daemon(), lambda: None)
+    daemon.listen(listen_at(identity.ttrpc_address))
+    return daemon
+
+
+def _shim(loop: Loop, identity: Identity, inheritance: Inheritance, connection: socket.socket) -> Shim:
+    def make(*_arguments: object) -> runtime.Container:
+        return cast("runtime.Container", _Container())
+
+    shim = Shim(loop, identity, inheritance, make)
+    shim.listen()
+    shim.adopt(connection)
+    return shim
+
+
+def _run(loop: Loop, talk: Coroutine[Future[Any], None, None]) -> None:
+    """Serve until the talk has ended, for a limited time."""
+
+    async def talk_and_stop() -> None:
+        await talk
+        loop.stop()
+
+    loop.spawn(talk_and_stop())
+    loop.call_later(_PATIENCE, loop.stop)
+    loop.run()
+
+
+def _identity(directory: str) -> Identity:
+    return Identity(
+        namespace="ns",
+        id=_ID,
+        bundle=directory,
+        socket=f"{directory}/s",
+        attach=f"{directory}/a",
+        ttrpc_address=f"{directory}/e",
+        grpc_address="",
+        instance="x",
+        log_level="info",
+    )
 
 
 @contextmanager
@@ -87,33 +240,3 @@ def _directory() -> Iterator[str]:
 
 def _descriptors() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/fd")}
-
-
-def _live(bundle: str, inheritance: Inheritance) -> None:
-    """The life of one shim; it ends after a while even if something in it goes wrong."""
-    os.mkdir(bundle)
-    inheritance = inheritance._replace(signal_fd=os.dup(inheritance.signal_fd))
-    loop = Loop()
-    loop.call_later(_LIFE_LIMIT, loop.stop)
-    identity = Identity("ns", _ID, bundle, f"{bundle}/s", f"{bundle}/a", f"{bundle}/e", "", "x", "info")
-    daemon = Server(loop, _Daemon(), lambda: None)
-    daemon.listen(listen_at(identity.ttrpc_address))
-    shim = Shim(loop, identity, inheritance)
-    shim.listen()
-    ours, theirs = socket.socketpair()
-    shim.adopt(theirs)
-    requests = (
-        ("Connect", pb.ConnectRequest(id=_ID)),
-        ("Create", pb.CreateTaskRequest(id=_ID, bundle=bundle)),
-        ("State", pb.StateRequest(id=_ID)),
-        ("Wait", pb.WaitRequest(id=_ID)),
-        ("Shutdown", pb.ShutdownRequest(id=_ID)),
-    )
-    for number, (method, request) in enumerate(requests):
-        data = ttrpc.encode_request(
-            ttrpc.Request("containerd.task.v3.Task", method, request.SerializeToString(), 0, {})
-        )
-        ours.send(ttrpc.encode_frame(2 * number + 1, ttrpc.FrameType.REQUEST, data))
-    shim.run()
-    daemon.close()
-    ours.close()
