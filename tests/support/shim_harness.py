@@ -311,7 +311,7 @@ class Host:
 @contextlib.contextmanager
 def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zygote")) -> Iterator[Host]:
     """Run a zygote below a new temporary directory; every shim that it made is ended afterwards."""
-    root = Path(tempfile.mkdtemp(prefix="pys", dir=os.environ.get("SHM","/run")))
+    root = Path(tempfile.mkdtemp(prefix="pys", dir="/run"))
     endpoint = EventsEndpoint(str(root / "e"))
     endpoint.start()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

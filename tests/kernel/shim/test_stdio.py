@@ -209,7 +209,7 @@ def test_a_log_that_somebody_else_rotates_loses_no_line(shims: Host) -> None:
 
     def texts() -> list[str]:
         lines = [line for path in log.parent.iterdir() for line in path.read_text().splitlines()]
-        return [line.split(" ", 3)[3] for line in lines]
+        return [line.split(" ", 3)[3] for line in lines if line.count(" ") >= 3]  # one may be half written
 
     eventually(lambda: len(texts()) >= 30000, "all lines are there")
     assert sorted(texts()) == sorted(f"line {number}" for number in range(1, 30001))

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_delete_buries_what_a_killed_shim_left(tmp_path: Path) -> None:
         container = here.run("buried", "sh", "-c", "/bin/busybox sleep 1000 & exec /bin/busybox sleep 1001")
         pidfd = os.pidfd_open(container.pid)
         os.kill(container.shim_pid, signal.SIGKILL)
-        command = ["containerd-shim-pyctr-v1", "-namespace", "ns", "-address", "/x", "-id", "buried", "delete"]
+        command = [sys.executable, "-m", "pyctr_shim", "-namespace", "ns", "-address", "/x", "-id", "buried", "delete"]
         for _ in range(2):
             done = subprocess.run(command, cwd=container.bundle, capture_output=True, check=True, timeout=60)
         response = pb.DeleteResponse.FromString(done.stdout)
@@ -124,7 +125,7 @@ def test_delete_tells_what_the_shim_still_recorded() -> None:
         container = here.run("recorded", "sh", "-c", "exit 7")
         container.wait()
         os.kill(container.shim_pid, signal.SIGKILL)
-        command = ["containerd-shim-pyctr-v1", "-id", "recorded", "-bundle", str(container.bundle), "delete"]
+        command = [sys.executable, "-m", "pyctr_shim", "-id", "recorded", "-bundle", str(container.bundle), "delete"]
         done = subprocess.run(command, cwd="/", capture_output=True, check=True, timeout=60)
         response = pb.DeleteResponse.FromString(done.stdout)
         assert (response.pid, response.exit_status) == (container.pid, 7)
