@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import tarfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from support.daemon_process import DaemonProcess, wait_until
 from support.footprint import Footprint, cgroup_value, cgroups_below, remove_cgroup
 from support.images import BuiltImage, busybox_with_applets, write_layout
 from support.registry_process import running_registry
+from support.terminal_session import TerminalSession
 
 pytestmark = [
     pytest.mark.root,
@@ -219,20 +221,43 @@ def test_run_in_a_user_namespace(ctr: Ctr, snapshotter: str) -> None:
 
     assert [line.split() for line in output[:2]] == [["0", "100000", "1000"], ["0", "200000", "1000"]]
     assert output[2:] == ["0:0", "0:0"]
-    for key, *_ in ctr.rows("snapshots", "--snapshotter", snapshotter, "ls"):
-        if key.endswith("-100000-200000"):  # ctr keeps the remapped copy of the image
-            ctr("snapshots", "--snapshotter", snapshotter, "rm", key)
+
+
+def until_size(size: str) -> str:
+    """Return a command that says "resized" once its terminal has a size; ctr sets the first one after the start."""
+    return f"until [ \"$(stty size 2>/dev/null)\" = '{size}' ]; do sleep 0.1; done; echo re''sized\n"
+
+
+@contextmanager
+def resizing(terminal: TerminalSession) -> Iterator[None]:
+    """Make the terminal 11 rows high and 53 columns wide, again and again: ctr misses what comes before it looks."""
+    seen = threading.Event()
+
+    def resize() -> None:
+        while not seen.is_set():
+            terminal.resize((12, 53))
+            terminal.resize((11, 53))
+            seen.wait(0.3)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    try:
+        yield
+    finally:
+        seen.set()
+        thread.join()
 
 
 def test_run_on_a_terminal(ctr: Ctr) -> None:
     with ctr.terminal("run", "--rm", "-t", NAME, "c", "sh") as terminal:
         terminal.expect("# ")
-        terminal.type("tty; stty size; echo $((6 * 7))\n")
-        assert "/dev/pts/0" in (shown := terminal.expect("42"))
-        assert "31 97" in shown
-        terminal.resize((11, 53))
-        terminal.type("until [ \"$(stty size)\" = '11 53' ]; do sleep 0.1; done; echo re''sized\n")
+        terminal.type("tty; echo $((6 * 7))\n")
+        assert "/dev/pts/0" in terminal.expect("42")
+        terminal.type(until_size("31 97"))
         terminal.expect("resized")
+        terminal.type(until_size("11 53"))
+        with resizing(terminal):
+            terminal.expect("resized")
         terminal.type("sh -c 'echo sle''eping; exec sleep 1000'\n")
         terminal.expect("sleeping")
         terminal.type("\x03")

@@ -111,6 +111,7 @@ def test_a_new_reader_goes_on_where_the_last_one_stopped(
 def test_input_whose_writer_comes_and_goes(containers: Containers, daemon: DaemonProcess, fifo: Path) -> None:
     """Input ends when a client says so, not when one goes away."""
     log = containers.rootfs / "seen"
+    log.touch()
     run(containers, "web", "cat >/seen; exit 4", stdin=str(fifo))
     for number in range(3):
         with fifo.open("wb") as writer:
