@@ -122,6 +122,23 @@ def test_shims_and_zygote_endure(containers: Containers, daemon: DaemonProcess) 
     assert containers.wait("web").status == 99
 
 
+def test_zygote_endures_from_its_first_moment(containers: Containers, daemon: DaemonProcess) -> None:
+    """Signals that come before it has taken them over wait for it."""
+    daemon.stop()
+    daemon.start(wait=False)
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+    wait_until(lambda: children.read_text() != "", "the zygote has been started")
+    zygote = zygote_of(daemon)
+    for number in shuffled((*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)):
+        os.kill(zygote, number)
+    daemon.wait_ready()
+
+    containers.run("web", "sleep", "1000")
+
+    works(containers, "web")
+    assert zygote_of(daemon) == zygote
+
+
 def test_a_shim_opens_its_log_anew(containers: Containers) -> None:
     """SIGUSR1, as logrotate would send it: every line is in one file or the other."""
     log, moved = containers.rootfs / "log", containers.rootfs / "moved"
