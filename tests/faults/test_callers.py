@@ -40,8 +40,10 @@ def test_client_leaves_create(containers: Containers, patience_ms: float) -> Non
     request = tasks_pb2.CreateTaskRequest(container_id="web")
     for _ in range(3):
         containers.future("Create", request, timeout=patience_ms / 1000).exception()
-        pid = containers.tasks("Create", request).pid
-        assert pid > 0
+        again = containers.future("Create", request)
+        error = again.exception()
+        # The answer may have been on its way when the caller gave up.
+        assert again.result().pid > 0 if error is None else error.code() == grpc.StatusCode.ALREADY_EXISTS
         assert containers.status("web") == types.CREATED
         containers.delete("web")
 

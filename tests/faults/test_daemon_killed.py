@@ -73,9 +73,11 @@ def test_start(containers: Containers, name: str, nth: int, exec_id: str) -> Non
         containers.start("web")
         containers.add_exec("web", exec_id, "sleep", "1000")
     assert not killed_at(containers, name, nth, lambda: containers.start("web", exec_id))
-    reached_the_shim = name == "sendmsg"
-    assert containers.status("web", exec_id) == (types.RUNNING if reached_the_shim else types.CREATED)
-    if not reached_the_shim:
+    running = containers.status("web", exec_id) == types.RUNNING
+    # Wake-ups of the loop are writes too: a kill at a write may come before or after the request to the shim.
+    assert running or name == "write"
+    if not running:
+        assert containers.status("web", exec_id) == types.CREATED
         containers.start("web", exec_id)
     containers.kill("web", exec_id=exec_id)
     assert containers.wait("web", exec_id).status == 137
@@ -86,8 +88,8 @@ def test_kill(containers: Containers, name: str, nth: int) -> None:
     containers.run("web", "sleep", "1000")
     assert not killed_at(containers, name, nth, lambda: containers.kill("web"))
     if name == "write":
-        assert containers.status("web") == types.RUNNING
-        containers.kill("web")
+        with suppress(grpc.RpcError):  # ended already, where the request was out before the kill
+            containers.kill("web")
     assert containers.wait("web").status == 137
 
 
@@ -111,7 +113,8 @@ def test_pause(containers: Containers, name: str, nth: int) -> None:
     containers.run("web", "sleep", "1000")
     request = tasks_pb2.PauseTaskRequest(container_id="web")
     assert not killed_at(containers, name, nth, lambda: containers.tasks("Pause", request))
-    assert containers.status("web") == (types.PAUSED if name == "sendmsg" else types.RUNNING)
+    allowed = {types.PAUSED} if name == "sendmsg" else {types.PAUSED, types.RUNNING}
+    assert containers.status("web") in allowed
 
 
 def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonProcess) -> None:
@@ -137,8 +140,9 @@ def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonPr
     with EventLog(containers) as events:
         for status in ends:
             id = f"c{status}"
-            events.wait_for(lambda id=id: len(events.of(id)) == len(ends) + 1, "six exits are told")
-            told = [(event.id, event.status) for event in events.of(id)]
+            # What came just before the kill may be told again: at least once is the promise.
+            events.wait_for(lambda id=id: events.topics(id).count("exit") == len(ends) + 1, "six exits are told")
+            told = [(event.id, event.status) for event in events.of(id) if event.topic == "/tasks/exit"]
             assert sorted(told[:-1]) == sorted((f"e{exec_status}", exec_status) for exec_status in ends)
             assert told[-1] == (id, 3)
             assert containers.status(id) == types.STOPPED

@@ -116,7 +116,7 @@ class Lifecycle:
             task.shim = await self._shims.launch(bundle)
             operation.stage = "create the container"
             reply = await self._create_in_shim(task, request)
-            if job.abandoned:
+            if job.give_up_if_abandoned():
                 raise Cancelled(f"create of task {task.id}")
         except ApiError as error:
             operation.stage = f"undo, because of: {error}"

@@ -37,11 +37,17 @@ class Job(Generic[Result]):
     future: "asyncio.Future[Result]"
     callers: int = 0
     claimed: bool = False
+    given_up: bool = False
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits for the result any more."""
         return self.callers == 0
+
+    def give_up_if_abandoned(self) -> bool:
+        """Return whether nobody waits; from then on nobody joins either, so what was done can be undone."""
+        self.given_up = self.abandoned
+        return self.given_up
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +92,7 @@ class Owners:
         queue = self._queues.get(key)
         if queue is None:
             return None
-        return next((job for job in queue.jobs if job.name == name and job.token == token), None)
+        return next((job for job in queue.jobs if job.name == name and job.token == token and not job.given_up), None)
 
     def _add(self, key: Key, job: Job[Result]) -> Job[Result]:
         queue = self._queues.get(key)

@@ -119,3 +119,25 @@ async def test_failure_reaches_every_caller_and_ends_nothing_else() -> None:
         abandoned = asyncio.ensure_future(queues.run(KEY, "delete", fail))
         await asyncio.sleep(0)
         abandoned.cancel()
+
+
+async def test_nobody_joins_what_is_being_undone() -> None:
+    undoing, undone = asyncio.Event(), asyncio.Event()
+
+    async def work(job: Job[str]) -> str:
+        await asyncio.sleep(0)
+        if job.give_up_if_abandoned():
+            undoing.set()
+            await undone.wait()
+            raise NotFound("nobody's")
+        return "made"
+
+    async with owners() as queues:
+        first = asyncio.ensure_future(queues.run(KEY, "create", work))
+        await asyncio.sleep(0)
+        first.cancel()
+        await undoing.wait()
+        second = asyncio.ensure_future(queues.run(KEY, "create", work))
+        await asyncio.sleep(0)
+        undone.set()
+        assert await second == "made"
