@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
 from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
@@ -160,6 +161,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.set_exception_handler(_unhandled)
         await self._parts.listener.start()
         self._parts.exchange.open()
         if self._predecessor is not None:
@@ -249,6 +251,12 @@ class Supervisor:
                 async with asyncio.timeout(_LOOK_PAUSE):
                     await self._stop.wait()
                     return
+
+
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody waited for, but for what grpc says of clients that left while it was answering them."""
+    if not isinstance(context.get("exception"), cygrpc.ExecuteBatchError):
+        loop.default_exception_handler(context)
 
 
 def _version() -> str:
