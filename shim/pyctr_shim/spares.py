@@ -58,7 +58,7 @@ def serve(request_fd: int) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    keep_spares(requests, inheritance, Pages(touched_pages(inheritance), practice.touched_pages().create))
+    keep_spares(requests, inheritance, Pages(touched_pages(inheritance), practice.touched_pages()))
 
 
 def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: Pages) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
-from pyctr_shim import compact, journal
+from pyctr_shim import journal
 from pyctr_shim.identity import Identity, Inheritance
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.oci import runtime
@@ -122,7 +122,6 @@ class _Client:
 def warm_up(inheritance: Inheritance) -> None:
     """Live as a shim a few times; leaves nothing behind."""
     before = _descriptors()
-    compact.pack_code(lambda: _live(inheritance))
     for _ in range(_ROUNDS):
         _live(inheritance)
     journal.close_log()

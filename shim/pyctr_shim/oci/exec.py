@@ -5,7 +5,7 @@ cgroup, then all other namespaces in one setns, and becomes what the process doc
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
@@ -24,7 +24,6 @@ from pyctr_shim.oci import (
 from pyctr_shim.oci.cgroups import Cgroup
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
-from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, setns
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name
 
@@ -51,48 +50,11 @@ class Request:
 
 
 def become(request: Request, channel: Channel) -> NoReturn:
-    """Run in the forked child: join the container and execute the program."""
-
-    def take() -> Request:
-        lockdown.die_with_parent(channel)
-        return replace(request, init_pidfd=lockdown.take_stdio(
-            request.stdio, channel, request.preserve_fds, also=request.init_pidfd))  # fmt: skip
-
-    _go(channel, take)
-
-
-def wait(request: Request, channel: Channel, pages: pagemap.Ranges) -> NoReturn:
-    """Run in a child that was forked ahead: wait for the process document, then do as `become` does."""
+    """Run in the forked child: join the container and execute the program; whatever fails is told to the parent."""
     try:
-        init_pidfd = lockdown.close_all_but(channel, also=request.init_pidfd)
         lockdown.die_with_parent(channel)
-        set_name("pyctr-ahead")
-        pagemap.populate(pages)
-        answer = channel.receive()
-    except OSError:
-        answer = None
-    if answer is None:
-        os._exit(1)  # never needed
-    _, fields, fds = answer
-
-    def take() -> Request:
-        lockdown.use_stdio(fds)
-        size = fields["console_size"]
-        return replace(
-            request,
-            init_pidfd=init_pidfd,
-            process=fields["process"].encode(),
-            no_new_keyring=fields["no_new_keyring"],
-            console_size=(size[0], size[1]) if size else None,
-        )
-
-    _go(channel, take)
-
-
-def _go(channel: Channel, take: Callable[[], Request]) -> NoReturn:
-    """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
-    try:
-        error = _join(take(), channel)
+        init_pidfd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.init_pidfd)
+        error = _join(replace(request, init_pidfd=init_pidfd), channel)
         channel.fail(str(error), error.errno)
     except OciError as error:
         channel.fail(str(error), error.errno)

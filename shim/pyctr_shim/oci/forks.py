@@ -16,7 +16,6 @@ from typing import NoReturn
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci import init, program
 from pyctr_shim.oci.cgroups import Hierarchies
-from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
@@ -92,32 +91,14 @@ def send_request(child: Child, request: init.Request) -> bool:
 
 
 def fork_into(request: joining.Request) -> Child:
-    """Fork a child that joins a container. Raises ProcessLookupError if the container has ended."""
-    return _fork_into(request, lambda channel: joining.become(request, channel))
+    """Fork a child that joins a container: into its PID namespace, and on version 2 into its cgroup.
 
+    Raises ProcessLookupError if the container has ended.
+    """
 
-def fork_into_ahead(request: joining.Request, pages: pagemap.Ranges) -> Child:
-    """Fork a child that will be given the process of `request` later. Raises ProcessLookupError as `fork_into`."""
-    return _fork_into(request, lambda channel: joining.wait(request, channel, pages))
+    def become(channel: Channel) -> NoReturn:
+        joining.become(request, channel)
 
-
-def send_process(child: Child, request: joining.Request) -> bool:
-    """Give a child that was forked ahead its process. Returns False if it has ended meanwhile."""
-    try:
-        child.channel.send(
-            Message.EXEC,
-            request.stdio,
-            process=request.process.decode(),
-            no_new_keyring=request.no_new_keyring,
-            console_size=request.console_size,
-        )
-    except (BrokenPipeError, UnicodeDecodeError, OciError):  # ended, no text, too long: let it be forked as usual
-        return False
-    return True
-
-
-def _fork_into(request: joining.Request, become: Callable[[Channel], NoReturn]) -> Child:
-    """Fork into a container's PID namespace, and on version 2 into its cgroup."""
     # Joining a PID namespace is for a process's next children: this one does it for a moment.
     own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -2,7 +2,6 @@
 
     message    direction        when                                              answer
     CREATE     parent → child   to one forked ahead: what to create, with its stdio     -
-    EXEC       parent → child   to one forked ahead: what to execute, with its stdio    -
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       stager → parent  the container's init is another process: its pid   -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
@@ -35,7 +34,6 @@ class Message(StrEnum):
     """What a packet says."""
 
     CREATE = "create"
-    EXEC = "exec"
     RESTAGE = "restage"
     INIT = "init"
     HOOKS = "hooks"

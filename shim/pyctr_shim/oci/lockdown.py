@@ -49,13 +49,10 @@ def outlive_parent() -> None:
     set_parent_death_signal(0)
 
 
-def close_all_but(channel: Channel, also: int = -1) -> int:
-    """Close everything but stdio, the channel and the fd `also` (if not -1), whose new number is returned."""
+def close_all_but(channel: Channel) -> None:
+    """Close everything but stdio and the channel."""
     channel.move_above(_STDIO)
-    if also >= 0:
-        also = fcntl.fcntl(also, fcntl.F_DUPFD_CLOEXEC, _STDIO)
-    _close_from(_STDIO, channel.fileno(), also)
-    return also
+    _close_from(_STDIO, channel.fileno())
 
 
 def _close_from(lowest: int, *kept: int) -> None:

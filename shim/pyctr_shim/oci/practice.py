@@ -2,9 +2,9 @@
 
 After a fork, a page is copied when it is first written to, and reference counts are written to all the time: some
 800 of the interpreter's pages, 3 to 5 microseconds each. A child forked ahead can have that behind it, if it is
-known which ones. So one container is made and joined, each up to the moment of executing its program, and looked
-at from outside. That moment is held by a lease on the program: who opens a leased file waits until the lease is given
-up. Source: fcntl(2).
+known which ones. So one container is made, up to the moment of executing its program, and looked at from outside.
+That moment is held by a lease on the program: who opens a leased file waits until the lease is given up.
+Source: fcntl(2).
 """
 
 import fcntl
@@ -17,11 +17,10 @@ from _thread import get_native_id
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyctr_shim.oci import forks, runtime
+from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Message
 from pyctr_sys import pagemap
@@ -35,16 +34,8 @@ _F_OWNER_TID: Final = 0
 _OWNER: Final = struct.Struct("ii")
 
 
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """What a container's init and a process that joins it touch between fork and exec."""
-
-    create: pagemap.Ranges
-    exec: pagemap.Ranges
-
-
-def touched_pages() -> Pages:
-    """Learn the pages; both are empty where that cannot be done.
+def touched_pages() -> pagemap.Ranges:
+    """Learn the pages that a container's init touches between fork and exec; none where that cannot be done.
 
     Makes a container with an empty root and a cgroup of its own and removes it. Must run in the very process, or an
     ancestor of it without an exec between them, that forks ahead: addresses only mean something there.
@@ -56,14 +47,14 @@ def touched_pages() -> Pages:
     try:
         return _learn(directory)
     except (OciError, OSError):
-        return Pages(array("Q"), array("Q"))  # what is wrong, the first container tells whoever wants it
+        return array("Q")  # what is wrong, the first container tells whoever wants it
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         signal.sigtimedwait({signal.SIGIO}, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _learn(directory: Path) -> Pages:
+def _learn(directory: Path) -> pagemap.Ranges:
     (directory / "config.json").write_text(json.dumps(_spec()))
     root = directory / "rootfs"
     for name in ("proc", "sys", "dev"):
@@ -74,23 +65,15 @@ def _learn(directory: Path) -> Pages:
     stdio = runtime.Stdio(null_fd, null_fd, null_fd)
     mount = runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
     container = runtime.create(directory.name, str(directory), stdio, runtime.CreateOptions(rootfs=(mount,)))
-    joined = None
     try:
         assert container.channel is not None
         with _held(program):
             container.channel.send(Message.START)
-            created = _pages_at_exec(container.pid)
-            container.fork_ahead()
-            joined, container.ahead = container.ahead, None
-            if joined is None:
-                return Pages(created, array("Q"))
-            document = json.dumps(_spec()["process"]).encode()
-            forks.send_process(joined, container.exec_request(document, stdio, runtime.ExecOptions()))
-            return Pages(created, _pages_at_exec(joined.pid))
+            # In time or not: what it has touched by then is what we learn.
+            signal.sigtimedwait({signal.SIGIO}, _ARRIVAL_SECONDS)
+            return pagemap.touched(container.pid)
     finally:
         os.close(null_fd)
-        if joined is not None:
-            joined.end()
         container.kill(signal.SIGKILL)
         wait(container.pidfd)
         container.delete()
@@ -107,12 +90,6 @@ def _held(program: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lease_fd)
-
-
-def _pages_at_exec(pid: int) -> pagemap.Ranges:
-    # A second one that waits for the same lease is not told of, but then it has arrived in the time given here.
-    signal.sigtimedwait({signal.SIGIO}, _ARRIVAL_SECONDS)
-    return pagemap.touched(pid)
 
 
 def _spec() -> dict[str, Any]:

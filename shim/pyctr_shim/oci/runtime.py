@@ -13,7 +13,6 @@ import os
 import signal
 from array import array
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
@@ -97,7 +96,6 @@ class Container:
     seccomp_flags: int
     hook_kinds: frozenset[str]
     channel: Channel | None
-    ahead: forks.Child | None = None
 
     def start(self) -> None:
         """Let init execute its program. Raises OciError with the program's ENOENT or EACCES.
@@ -129,30 +127,7 @@ class Container:
         if self.cgroup.is_paused():
             raise OciError("cannot exec in a paused container")
         request = self.exec_request(process, stdio, options)
-        child = self.ahead
-        self.ahead = None
-        if child is not None and (options.preserve_fds or not forks.send_process(child, request)):
-            child.end()
-            child = None
-        return _exec(request, child)
-
-    def fork_ahead(self, pages: pagemap.Ranges | None = None) -> None:
-        """Fork the child of the next `exec` before that is asked for; nothing happens if it is there or cannot be.
-
-        It waits in the container's PID namespace, where it can be seen, with `pages` (of
-        `practice.touched_pages`) touched. It ends with the next exec or with `delete`; if init ends before, the kernel
-        kills it and init's end is only seen once this process reaps it, by `end_ahead` or with all its children.
-        """
-        if self.ahead is None and self.pidfd >= 0:
-            request = self.exec_request(b"", Stdio(-1, -1, -1), ExecOptions())
-            with suppress(ProcessLookupError):
-                self.ahead = forks.fork_into_ahead(request, array("Q") if pages is None else pages)
-
-    def end_ahead(self) -> None:
-        """End the child forked ahead, if there is one."""
-        if self.ahead is not None:
-            self.ahead.end()
-            self.ahead = None
+        return _exec(request)
 
     def exec_request(self, process: bytes, stdio: Stdio, options: ExecOptions) -> joining.Request:
         """Return what a child that joins this container needs to know."""
@@ -222,7 +197,6 @@ class Container:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
-        self.end_ahead()
         _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds))
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -361,10 +335,10 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
     return None
 
 
-def _exec(request: joining.Request, child: forks.Child | None) -> Process:
-    """Follow a child to its exec, the one forked ahead or a new one."""
+def _exec(request: joining.Request) -> Process:
+    """Fork a child and follow it to its exec."""
     try:
-        child = child or forks.fork_into(request)
+        child = forks.fork_into(request)
     except ProcessLookupError:
         raise OciError("cannot exec in a stopped container") from None
     console_fd = -1

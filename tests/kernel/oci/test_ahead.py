@@ -128,62 +128,13 @@ def test_practice_learns_pages_and_leaves_nothing(lab: Lab) -> None:
 
     pages = practice.touched_pages()
 
-    for found in (pages.create, pages.exec):
-        assert len(found) > 0
-        assert len(found) % 3 == 0
+    assert len(pages) > 0
+    assert len(pages) % 3 == 0
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not [name for name in os.listdir("/tmp") if name.startswith(f"pyctr-practice-{os.getpid()}-")]
-    runtime.fork_ahead(pages.create)
+    runtime.fork_ahead(pages)
     container = lab.running()
-    container.fork_ahead(pages.exec)
     assert lab.exec(container, process("echo", "practised")).output == "practised\n"
-
-
-def test_a_joining_child_is_used_once(lab: Lab) -> None:
-    container = lab.running()
-    container.fork_ahead()
-    container.fork_ahead()
-    assert container.ahead is not None
-    assert container.pids() == [container.pid]
-    pid = container.ahead.pid
-
-    ended = lab.exec(container, process("sh", "-c", "readlink /proc/self/ns/net; echo $A", env=["PATH=/bin", "A=b"]))
-
-    assert ended.output.split() == [os.readlink(f"/proc/{container.pid}/ns/net"), "b"]
-    assert container.ahead is None
-    assert not os.path.exists(f"/proc/{pid}")
-
-
-def test_a_joining_child_that_is_not_used_ends_with_the_container(lab: Lab) -> None:
-    container = lab.running()
-    container.fork_ahead()
-    assert container.ahead is not None
-    pid = container.ahead.pid
-
-    container.end_ahead()
-
-    assert not os.path.exists(f"/proc/{pid}")
-    container.fork_ahead()
-    container.kill(signal.SIGKILL)
-    container.end_ahead()
-    assert wait(container.pidfd) == 137
-
-
-def test_a_process_that_is_too_long_to_send_is_executed_all_the_same(lab: Lab) -> None:
-    container = lab.running()
-    container.fork_ahead()
-
-    ended = lab.exec(container, process("sh", "-c", "echo ${#LONG}", env=["PATH=/bin", "LONG=" + "x" * 100_000]))
-
-    assert ended.output == "100000\n"
-
-
-def test_a_joining_child_tells_its_failure(lab: Lab) -> None:
-    container = lab.running()
-    container.fork_ahead()
-
-    with pytest.raises(OciError, match=r"executable file not found"):
-        lab.exec(container, process("nope"))
 
 
 def test_pages_that_do_not_exist_do_no_harm() -> None:
