@@ -1,7 +1,7 @@
 """Exit records: what a process's end was, on disk before anybody is told.
 
-    <bundle>/exits/init.json        the container's first process
-    <bundle>/exits/<exec id>.json   the others
+    <bundle>/exits/init.json             the container's first process
+    <bundle>/exits/exec-<exec id>.json   the others
 
 A shim that dies after an exit leaves the record; a daemon that was away reads it. Times come from both clocks,
 because the wall clock may be set; the boot id says whether the monotonic one still means anything.
@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from pyctr_shim.identity import write_file
 
-_INIT = "init"
-
 
 class Exit(NamedTuple):
     """How a process ended. `status` is 128 plus the signal if one ended it; `reason` is exited, signalled or oom."""
@@ -31,6 +29,11 @@ class Exit(NamedTuple):
     monotonic_ns: int
     oom_killed: bool
     reason: str
+
+
+def record_name(exec_id: str) -> str:
+    """Return the file name of a process's record; "" is the container's first process."""
+    return f"exec-{exec_id}.json" if exec_id else "init.json"
 
 
 def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
@@ -55,21 +58,19 @@ def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id:
         },
         "boot_id": boot_id,
     }
-    write_file(f"{folder}/{end.exec_id or _INIT}.json", json.dumps(record).encode(), os.fsync)
+    write_file(f"{folder}/{record_name(end.exec_id)}", json.dumps(record).encode(), os.fsync)
 
 
 def forget_record(bundle: str, exec_id: str) -> None:
     """Remove the record of an exec that has been deleted: its id is free again, also to the next daemon."""
-    record = read_record(Path(bundle), exec_id)
-    # An exec may be called "init" too.
-    if record is not None and record["exec_id"] == exec_id:
-        os.unlink(f"{bundle}/exits/{exec_id}.json")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{bundle}/exits/{record_name(exec_id)}")
 
 
 def read_record(bundle: Path, exec_id: str = "") -> dict[str, Any] | None:
     """Return the record of a process, None if there is none or it cannot be read."""
     try:
-        record = json.loads((bundle / "exits" / f"{exec_id or _INIT}.json").read_bytes())
+        record = json.loads((bundle / "exits" / record_name(exec_id)).read_bytes())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

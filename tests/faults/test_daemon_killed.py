@@ -132,7 +132,7 @@ def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonPr
         return all((containers.bundles / f"c{status}/exits/{name}.json").exists() for status in ends)
 
     execs.open()
-    wait_until(lambda: all(recorded(f"e{status}") for status in ends), "all execs have ended")
+    wait_until(lambda: all(recorded(f"exec-e{status}") for status in ends), "all execs have ended")
     inits.open()
     wait_until(lambda: recorded("init"), "all containers have ended")
 

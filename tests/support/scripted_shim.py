@@ -114,7 +114,8 @@ class ScriptedShim:
         folder = self.bundle / "exits"
         folder.mkdir(exist_ok=True)
         record = {"exec_id": exec_id, "pid": pid, "exit_status": status, "exited_at_ns": time.time_ns()}
-        (folder / f"{exec_id or 'init'}.json").write_text(json.dumps(record))
+        name = f"exec-{exec_id}.json" if exec_id else "init.json"
+        (folder / name).write_text(json.dumps(record))
 
     def publish(self, topic: str, event: Message) -> None:
         self.sequence += 1

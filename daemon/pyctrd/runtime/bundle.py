@@ -5,7 +5,7 @@
       task.json     what the daemon must know again after a restart   (Manifest)
       lock          flock held by the shim for its whole life         written by the shim
       shim.json     its pid and addresses
-      exits/        a record per ended process: init.json, <exec id>.json
+      exits/        a record per ended process: init.json, exec-<exec id>.json
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record
       execs/        a record per registered exec: <exec id>.json      (StdioNames)   written by the daemon
@@ -105,7 +105,6 @@ class Bundle:
         """Return the recorded exits by exec id, "" for init."""
         found: dict[str, ExitRecord] = {}
         for name in _names(self.path / "exits"):
-            # Told by what it says, not by its name: an exec may be called "init" too.
             record = _read_json(self.path / "exits" / name) if name.endswith(".json") else None
             if record is not None:
                 found[str(record["exec_id"])] = ExitRecord(int(record["pid"]), _exit(record))
@@ -113,10 +112,8 @@ class Bundle:
 
     def exit_of(self, exec_id: str) -> ExitRecord | None:
         """Return the recorded exit of one process, "" for init; None if there is none."""
-        record = _read_json(f"{self.path}/exits/{exec_id or 'init'}.json")
-        if record is None or record["exec_id"] != exec_id:
-            return None
-        return ExitRecord(int(record["pid"]), _exit(record))
+        record = _read_json(f"{self.path}/exits/{_record_name(exec_id)}")
+        return ExitRecord(int(record["pid"]), _exit(record)) if record is not None else None
 
     def write_exit(self, exec_id: str, pid: int, ended: Exit) -> None:
         """Record the end of a process whose shim could not."""
@@ -132,7 +129,7 @@ class Bundle:
             "oom_killed": ended.oom_killed,
             "reason": ended.reason,
         }
-        _write(folder / f"{exec_id or 'init'}.json", json.dumps(record).encode())
+        _write(folder / _record_name(exec_id), json.dumps(record).encode())
 
     def write_exec(self, exec_id: str, names: StdioNames) -> None:
         """Note that the shim has this exec, so that its end can be told even if the shim is lost."""
@@ -146,8 +143,7 @@ class Bundle:
     def forget_exec(self, exec_id: str) -> None:
         """Take the note back, and the record of its end, if its shim has not done that."""
         (self.path / "execs" / f"{exec_id}.json").unlink(missing_ok=True)
-        if self.exit_of(exec_id) is not None:
-            (self.path / "exits" / f"{exec_id}.json").unlink(missing_ok=True)
+        (self.path / "exits" / _record_name(exec_id)).unlink(missing_ok=True)
 
     def execs(self) -> dict[str, StdioNames]:
         """Return the execs that have been noted, by id."""
@@ -308,6 +304,10 @@ def _read_json(path: Path | str) -> dict[str, Any] | None:
     finally:
         os.close(fd)
     return record if isinstance(record, dict) else None
+
+
+def _record_name(exec_id: str) -> str:
+    return f"exec-{exec_id}.json" if exec_id else "init.json"
 
 
 def _exit(record: dict[str, Any]) -> Exit:

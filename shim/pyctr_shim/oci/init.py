@@ -11,6 +11,7 @@ and ends.
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -44,6 +45,7 @@ from pyctr_shim.oci.state import State, Status
 from pyctr_sys import pagemap
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3
+from pyctr_sys.openat2 import make_directories
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
 
 _IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
@@ -378,6 +380,7 @@ def _run_hooks(build: _Build) -> None:
 
 def _hide(build: _Build) -> None:
     linux = build.linux
+    _make_working_directory(build)
     sysctl.apply(build.proc_fd, linux.get("sysctl") or {})
     masked_paths.make_readonly(build.root_fd, linux.get("readonlyPaths") or ())
     masked_paths.mask(build.root_fd, linux.get("maskedPaths") or ())
@@ -385,6 +388,12 @@ def _hide(build: _Build) -> None:
         rootfs.make_readonly(build.root_fd)
     if not build.plan.has(Clone.NEWUSER):
         lsm.set_exec_label(build.proc_fd, build.process)  # after the hooks, which are not to run under it
+
+
+def _make_working_directory(build: _Build) -> None:
+    """Make it where it is missing, as runc does; what cannot be made is reported by who enters it."""
+    with suppress(OSError):
+        os.close(make_directories(build.root_fd, build.process["cwd"]))
 
 
 def _pivot(build: _Build) -> None:

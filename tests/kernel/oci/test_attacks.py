@@ -180,6 +180,21 @@ def test_cve_2024_21626_no_directory_through_an_fd(lab: Lab, number: int, in_exe
         os.close(leaked_fd)
 
 
+@pytest.mark.parametrize("link", ["absolute", "climbing"])
+def test_cve_2025_9566_a_working_directory_is_made_inside(lab: Lab, link: str) -> None:
+    outside = lab.base / "outside"
+    outside.mkdir()
+    spec = lab.spec("pwd")
+    spec["process"]["cwd"] = "/link/made"
+    bundle = lab.bundle(spec)
+    (bundle / "rootfs/link").symlink_to(outside if link == "absolute" else f"../../../../../..{outside}")
+
+    with pytest.raises(OciError, match=r"process.cwd"):
+        lab.create(spec, bundle=bundle)
+
+    assert not list(outside.iterdir())
+
+
 def test_cve_2024_21626_only_three_fds(lab: Lab) -> None:
     output = lab.run(shell(lab, "cd /proc/self/fd; for fd in *; do [ -e $fd ] && echo $fd; done")).output
 

@@ -35,6 +35,15 @@ def test_ids_groups_umask_and_directory(lab: Lab) -> None:
     assert lab.run(spec).output.splitlines() == ["uid=1000(user) gid=1001 groups=5,7", "0027", "/tmp", "/home/user"]
 
 
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_working_directory_that_is_missing_is_made(lab: Lab, readonly: bool) -> None:
+    spec = lab.spec("sh", "-c", "pwd; stat -c '%u %a' . ..")
+    spec["process"]["cwd"] = "/srv/new/app"
+    spec["root"]["readonly"] = readonly
+
+    assert lab.run(spec).output.splitlines() == ["/srv/new/app", "0 755", "0 755"]
+
+
 @pytest.mark.parametrize("in_exec", [False, True], ids=["run", "exec"])
 def test_without_a_word_a_process_has_no_capabilities(lab: Lab, in_exec: bool) -> None:
     """CVE-2022-29162: also none that it could inherit."""

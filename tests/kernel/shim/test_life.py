@@ -129,7 +129,7 @@ def test_an_exec_has_an_exit_status_of_its_own(shims: Host, status: int) -> None
     assert container.state("e").status == 1
     container.start("e")
     assert container.wait("e") == status
-    assert json.loads((container.bundle / "exits/e.json").read_text())["exit_status"] == status
+    assert json.loads((container.bundle / "exits/exec-e.json").read_text())["exit_status"] == status
     assert container.delete("e").exit_status == status
     with pytest.raises(NotFound, match="process does not exist e"):
         container.wait("e")

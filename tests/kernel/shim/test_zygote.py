@@ -146,7 +146,7 @@ def test_what_happens_while_no_daemon_listens_is_told_afterwards_in_order() -> N
             os.write(fd, b"go\n")
             os.close(fd)
         records = container.bundle / "exits"
-        eventually(lambda: records.is_dir() and len(list(records.glob("e*.json"))) == 5, "records of all ends")
+        eventually(lambda: records.is_dir() and len(list(records.glob("exec-*.json"))) == 5, "records of all ends")
         container.client = here.connect(container.request)
         container.kill()
         container.wait()

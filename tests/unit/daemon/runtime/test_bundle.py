@@ -84,12 +84,14 @@ def test_execs_are_noted(tmp_path: Path) -> None:
 
 
 def test_a_forgotten_exec_has_no_record_either(tmp_path: Path) -> None:
-    """But init keeps its own, which has the name that the record of an exec called "init" has."""
+    """But init keeps its own, also if an exec is called "init"."""
     bundle = Bundles(tmp_path).create(MANIFEST, b"{}")
     ended = Exit(7, datetime(2026, 1, 2, tzinfo=UTC))
-    for exec_id in ("", "sh"):
-        bundle.write_exec(exec_id or "init", StdioNames())
+    for exec_id in ("", "sh", "init"):
+        bundle.write_exec(exec_id or "noted", StdioNames())
         bundle.write_exit(exec_id, 10, ended)
+    assert bundle.exit_of("init") == bundle.exit_of("") == ExitRecord(10, ended)
+    bundle.forget_exec("noted")
     bundle.forget_exec("sh")
     bundle.forget_exec("init")
     assert bundle.execs() == {}
