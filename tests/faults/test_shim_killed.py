@@ -41,33 +41,35 @@ def lives(pid: int) -> bool:
 @pytest.mark.parametrize("down", [False, True], ids=["daemon up", "daemon down"])
 def test_running_container_of_a_killed_shim(containers: Containers, daemon: DaemonProcess, down: bool) -> None:
     """It is ended, and its statuses are unknown: 255, never 0 or 137; an exec that had ended keeps its own."""
-    pid = containers.run("web", "sleep", "1000")
+    # Of its own: what the other case's daemon told is told once more to those who subscribe soon after its start.
+    id = "down" if down else "up"
+    pid = containers.run(id, "sleep", "1000")
     containers.run("other", "sleep", "1000")
-    containers.exec("web", "ended", "sh", "-c", "exit 3")
-    containers.wait("web", "ended")
-    inner = containers.exec("web", "running", "sleep", "1000")
-    shim = containers.shim_pid("web")
+    containers.exec(id, "ended", "sh", "-c", "exit 3")
+    containers.wait(id, "ended")
+    inner = containers.exec(id, "running", "sleep", "1000")
+    shim = containers.shim_pid(id)
     with EventLog(containers) as events:
         if down:
             daemon.kill()
         os.kill(shim, signal.SIGKILL)
         if down:
             daemon.start()
-        assert containers.wait("web").status == 255
-        assert containers.wait("web", "running").status == 255
-        assert containers.wait("web", "ended").status == 3
-        assert containers.status("web") == types.STOPPED
+        assert containers.wait(id).status == 255
+        assert containers.wait(id, "running").status == 255
+        assert containers.wait(id, "ended").status == 3
+        assert containers.status(id) == types.STOPPED
         wait_until(lambda: not lives(pid) and not lives(inner), "its processes end")
         with pytest.raises(grpc.RpcError) as refused:
-            containers.kill("web")
+            containers.kill(id)
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-        assert containers.delete("web").status == 255
+        assert containers.delete(id).status == 255
         if not down:
-            events.wait_for(lambda: events.topics("web")[-1:] == ["delete"], "the deletion is told")
-            told = [(event.id, event.status) for event in events.of("web") if event.topic == "/tasks/exit"]
-            assert told == [("running", 255), ("web", 255)]
+            events.wait_for(lambda: events.topics(id)[-1:] == ["delete"], "the deletion is told")
+            told = [(event.id, event.status) for event in events.of(id) if event.topic == "/tasks/exit"]
+            assert told == [("running", 255), (id, 255)]
     assert containers.status("other") == types.RUNNING
-    containers.create("web")
+    containers.create(id)
 
 
 @needs_strace
