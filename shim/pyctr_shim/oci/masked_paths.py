@@ -29,7 +29,10 @@ def mask(root_fd: int, paths: Iterable[str]) -> None:
         try:
             if is_directory(target_fd):
                 if empty_fd < 0:
+                    # Attached here and copied from here: before Linux 6.15 what is not attached has no copies.
                     empty_fd = new_file_system("tmpfs", {**_TMPFS, "ro": None}, Attr.RDONLY)
+                    move_mount(empty_fd, target_fd)
+                    continue
                 cover_fd = open_tree(empty_fd, "", OPEN_TREE_CLONE)
             else:
                 if null_fd < 0:
