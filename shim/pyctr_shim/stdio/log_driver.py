@@ -193,9 +193,9 @@ class LogFile:
         """Put bytes behind what waits; drop the oldest whole entries beyond the ring's size."""
         self._ring.append(data)
         self._ring_size += len(data)
-        while self._ring_size > _RING and len(self._ring) > 1:
-            # An entry that is half written stays: the file would have a torn line for ever.
-            victim = 1 if self._torn and len(self._ring) > 2 else 0
+        # The rest of a line that is half written stays in front: the file would have a torn line for ever.
+        victim = 1 if self._torn else 0
+        while self._ring_size > _RING and len(self._ring) > 1 + victim:
             dropped = self._ring[victim]
             del self._ring[victim]
             self._ring_size -= len(dropped)
@@ -208,19 +208,29 @@ class LogFile:
             while self._ring:
                 if not self._torn:
                     self._write_marker()
+                if not self._torn:
                     self._rotate_if_full()
                 data = self._ring[0]
                 wanted = self._fitting(data)
                 written = os.write(self._open_fd(), data[:wanted])
                 self._size += written
                 self._ring_size -= written
-                self._torn = written < wanted
+                self._ring.popleft()
                 if written < len(data):
-                    self._ring[0] = data[written:]
+                    self._put_back(data[written:], torn=written < wanted and not data[:written].endswith(b"\n"))
                 else:
-                    self._ring.popleft()
+                    self._torn = False
         except OSError as error:
             self._failed(error)
+
+    def _put_back(self, rest: bytes, *, torn: bool) -> None:
+        """Let the rest of an entry, whose bytes count already, wait in front; of a torn line, by itself."""
+        self._torn = torn
+        end = rest.find(b"\n") + 1 if torn else 0
+        if rest[end:]:
+            self._ring.appendleft(rest[end:])
+        if end:
+            self._ring.appendleft(rest[:end])
 
     def _fitting(self, data: bytes) -> int:
         """Return how much of `data` goes into this file before the next rotation: whole lines, one at least."""
@@ -232,8 +242,13 @@ class LogFile:
     def _write_marker(self) -> None:
         if self._dropped:
             text = f"[pyctr: {self._dropped} log lines dropped: {self._reason}]".encode()
-            self._size += os.write(self._open_fd(), self._format("stderr", [(text, True)]))
+            data = self._format("stderr", [(text, True)])
+            written = os.write(self._open_fd(), data)
+            self._size += written
             self._dropped = 0
+            if written < len(data):
+                self._ring_size += len(data) - written
+                self._put_back(data[written:], torn=True)
 
     def _rotate_if_full(self) -> None:
         """PATH.1 becomes PATH.2 and so on, PATH becomes PATH.1; with one file the old lines go."""

@@ -125,16 +125,17 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 500])  # the last: an entry is larger than what may wait
 def test_a_disk_that_refuses_costs_the_oldest_lines_and_says_how_many(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, batch: int
 ) -> None:
     monkeypatch.setattr(log_driver, "_RING", 10_000)
     monkeypatch.setattr(log_driver, "_RETRY", 0.01)
     path = tmp_path / "log"
     log = LogFile(loop, path, format_cri, max_size=0, max_file=1)
     request.getfixturevalue("small_files")
-    for number in range(1000):
-        log.append("stdout", [(f"line {number}".encode(), True)])
+    for first in range(0, 1000, batch):
+        log.append("stdout", [(f"line {number}".encode(), True) for number in range(first, min(first + batch, 1000))])
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     def recovered() -> bool:
