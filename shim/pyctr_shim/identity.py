@@ -57,7 +57,8 @@ def write_file(path: str, data: bytes, settle: Callable[[int], None] | None = No
     temporary = f"{directory}/.{name}"
     fd = os.open(temporary, _NEW_FILE, 0o600)
     try:
-        os.write(fd, data)
+        while data:  # the last blocks of a disk take a part
+            data = data[os.write(fd, data) :]
         if settle is not None:
             settle(fd)
     finally:

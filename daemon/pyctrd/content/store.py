@@ -78,7 +78,7 @@ class ContentStore:
     def delete(self, ns: str, digest: str, lease: str = "") -> None:
         """Take a blob out of `ns`; its file goes with the next collection. Raises NotFound, InvalidArgument."""
         validate_digest(digest)
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             if not rows.delete_blob(transaction, ns, digest):
                 raise NotFound(f"content {digest}")
             detach(transaction, ns, lease, Resource(digest, "content"))
@@ -114,7 +114,7 @@ class ContentStore:
 
     def abort(self, ns: str, ref: str) -> None:
         """Delete an ingest; an open writer keeps its ref locked. Raises NotFound."""
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             if not rows.delete_ingest(transaction, ns, ref):
                 raise NotFound(f'ingest "{ref}"')
         self._ingests.remove(self._ingests.directory(ns, ref))
@@ -204,7 +204,7 @@ class ContentStore:
         namespace gets it, under a lease of 24 hours.
         """
         digests = set(self._blobs)
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             known = rows.used_digests(transaction)
             for digest in known - digests:
                 rows.delete_blob_everywhere(transaction, digest)
@@ -276,7 +276,7 @@ class ContentStore:
             raise DataLoss(f"content {info.digest}: {size or 0} of {info.size} bytes are on disk; pull it again")
 
     def _drop(self, digest: str) -> None:
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             rows.delete_blob_everywhere(transaction, digest)
         self._blobs.remove_unless(digest, lambda _: False)
 

@@ -169,7 +169,7 @@ class Writer:
         return is_new
 
     def _forget_ingest(self) -> None:
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             rows.delete_ingest(transaction, self._ingest.ns, self._ingest.ref)
         self._ingests.remove(self._ingests.directory(self._ingest.ns, self._ingest.ref))
 

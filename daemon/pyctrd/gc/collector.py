@@ -73,7 +73,7 @@ class Collector:
             garbage = references.find_garbage(reader, self._database.now(), self._content.locked_refs())
         if not garbage:
             return
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             if transaction.changes != before:
                 locked = self._content.locked_refs()
                 garbage = references.find_garbage(transaction, transaction.now, locked)

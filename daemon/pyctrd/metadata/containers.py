@@ -71,7 +71,7 @@ class Containers:
 
     def delete(self, ns: str, container_id: str) -> None:
         """Forget a container; its task, if it has one, is not looked at. Raises NotFound."""
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             key = (ns, container_id)
             if not transaction.execute("DELETE FROM containers WHERE ns = ? AND id = ?", key).rowcount:
                 raise _missing(ns, container_id)

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from pyctr_wire.errors import ApiError, DataLoss, Internal, ResourceExhausted
 from pyctrd.core.events import Event
 from pyctrd.metadata.copies import Copies
+from pyctrd.metadata.reserve import Reserve
 from pyctrd.metadata.schema import migrate
 
 Publish: TypeAlias = Callable[[str, Event], None]
@@ -84,7 +85,7 @@ class _Group:
 
 
 class Database:
-    """The metadata of one daemon; thread-safe. Owns the file at `path` and its neighbours of that name."""
+    """The metadata of one daemon; thread-safe. Owns the file at `path`, its neighbours of that name, and `reserve`."""
 
     def __init__(self, path: Path, publish: Publish, clock: Clock = utc_now) -> None:
         """Open or create the database, from the newest good copy if the file itself is damaged.
@@ -95,6 +96,7 @@ class Database:
         self._publish = publish
         self._clock = clock
         self._copies = Copies(path)
+        self._reserve = Reserve(path.with_name("reserve"))
         self.has_gaps = self._copies.restore_if_damaged()
         """The file was lost or damaged: rows may be missing or old, and disk tells more than they do."""
         self._writer = self._connect()
@@ -167,6 +169,18 @@ class Database:
         I/O of its own, and no second transaction inside. Raises ResourceExhausted if the disk is
         full, DataLoss if the file is damaged, Internal for any other failure to write.
         """
+        self._reserve.keep()
+        with self._member() as transaction:
+            yield transaction
+
+    @contextmanager
+    def freeing(self) -> Iterator[Transaction]:
+        """Yield a transaction as `transaction` does, for what makes room or puts rows right: it may use the reserve."""
+        with self._reserve.lent(), self._member() as transaction:
+            yield transaction
+
+    @contextmanager
+    def _member(self) -> Iterator[Transaction]:
         group = self._take_turn()
         transaction = Transaction(self._writer, self._clock())
         try:

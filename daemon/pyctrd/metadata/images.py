@@ -72,7 +72,7 @@ class Images:
 
     def delete(self, ns: str, name: str, target_digest: str = "", lease: str = "") -> None:
         """Delete an image, if `target_digest` is set only while it points there. Raises NotFound."""
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             row = transaction.execute("SELECT digest FROM images WHERE ns = ? AND name = ?", (ns, name)).fetchone()
             if row is None:
                 raise NotFound(f'image "{name}"')

@@ -54,7 +54,7 @@ class Leases:
 
     def delete(self, ns: str, lease: str) -> None:
         """Let go of a lease and of all it holds. Raises NotFound."""
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             if not transaction.execute("DELETE FROM leases WHERE ns = ? AND id = ?", (ns, lease)).rowcount:
                 raise NotFound(f'lease "{lease}"')
             transaction.execute("DELETE FROM lease_resources WHERE ns = ? AND lease = ?", (ns, lease))
@@ -70,7 +70,7 @@ class Leases:
     def delete_resource(self, ns: str, lease: str, resource: Resource) -> None:
         """Let a lease hold something no longer. Raises NotFound, InvalidArgument, Unimplemented."""
         validate_resource(resource)
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             _require(transaction, ns, lease, f'lease "{lease}"')
             detach(transaction, ns, lease, resource)
             transaction.leaves_garbage()

@@ -65,7 +65,7 @@ class Namespaces:
 
     def delete(self, name: str) -> None:
         """Delete an empty namespace. Raises NotFound, and FailedPrecondition that lists what it still has."""
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             if remaining := _remaining(transaction, name):
                 raise FailedPrecondition(f'namespace "{name}" must be empty, but it still has {", ".join(remaining)}')
             if not transaction.execute("DELETE FROM namespaces WHERE name = ?", (name,)).rowcount:

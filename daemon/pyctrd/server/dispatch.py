@@ -309,7 +309,9 @@ def _answer(method: str, error: ApiError | OSError) -> ApiError:
     """Return what the client gets to know. Every exception that does not come here is a bug: grpc logs its trace."""
     if isinstance(error, ApiError):
         return error
-    # The system refused something, a full disk perhaps: the client's business too, so it gets the text.
+    # The system refused something, and the client gets the text. Where something is used up, that says it all.
+    if error.errno in _EXHAUSTED:
+        _log.error("call.failed", method=method, error=str(error))
+        return ResourceExhausted(f"{method}: {error}")
     _log.error("call.failed", method=method, exc_info=error)
-    failure = ResourceExhausted if error.errno in _EXHAUSTED else UnknownError
-    return failure(f"{method}: {error}")
+    return UnknownError(f"{method}: {error}")

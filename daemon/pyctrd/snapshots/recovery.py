@@ -25,7 +25,7 @@ def adopt(database: Database, directories: Directories, snapshotter: str) -> Non
     """
     notes, unreadable = dict(directories.notes()), directories.ids()
     unreadable -= notes.keys()
-    with database.transaction() as transaction:
+    with database.freeing() as transaction:
         before = rows.all_names(transaction, snapshotter)
         for snapshot_id in rows.ids(transaction, snapshotter) - unreadable:
             rows.delete(transaction, snapshot_id)

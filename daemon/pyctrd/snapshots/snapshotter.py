@@ -133,7 +133,7 @@ class Snapshotter:
 
         Raises NotFound, and FailedPrecondition while it is the parent of another.
         """
-        with self._database.transaction() as transaction:
+        with self._database.freeing() as transaction:
             row = rows.get(transaction, ns, self.name, key)
             if rows.has_children(transaction, row.id):
                 raise FailedPrecondition("cannot remove snapshot with child")
