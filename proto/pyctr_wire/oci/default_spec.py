@@ -55,6 +55,8 @@ def default_process() -> dict[str, Any]:
         "cwd": "/",
         "capabilities": capability_sets(DEFAULT_CAPABILITIES),
         "noNewPrivileges": False,
+        # Without it, the shim's would be inherited, which is to outlive everybody.
+        "oomScoreAdj": 0,
     }
 
 

@@ -58,6 +58,7 @@ def test_nothing_to_run_is_refused() -> None:
 def test_the_process() -> None:
     process = build(RunOptions(env=("LANG=de", "X=1")), found=FOUND)["process"]
     assert process["cwd"] == "/work"
+    assert process["oomScoreAdj"] == 0, "never its shim's, which is the daemon's and one more"
     assert process["user"] == {"uid": 33, "gid": 33, "additionalGids": [33, 4]}
     assert process["env"] == ["PATH=/bin", "HOSTNAME=0123456789ab", "HOME=/home", "LANG=de", "X=1"]
     assert process["capabilities"]["bounding"] == [name for name in ALL_CAPABILITIES if name in DEFAULT_CAPABILITIES]
