@@ -77,6 +77,7 @@ def _join(request: Request, channel: Channel) -> OciError:
     rlimits.raise_hard(process.get("rlimits") or ())
     scheduling.set_oom_score(process.get("oomScoreAdj"))
     scheduling.apply(process)
+    scheduling.set_affinity(process)
     filter_ = seccomp.read(request.seccomp, request.seccomp_flags)
     lsm.set_exec_label(lockdown.open_proc(), process)  # as the host's root: another user may not write it
 

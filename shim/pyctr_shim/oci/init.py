@@ -283,6 +283,7 @@ def _enter_namespaces(build: _Build) -> None:
     if build.request.staged:
         _clone_init(build)
         plan.enter_new(plan.new & ~(Clone.NEWPID | Clone.NEWUSER | Clone.NEWTIME | (0 if with_user else first)))
+    scheduling.set_affinity(build.process)
 
 
 def _clone_init(build: _Build) -> None:

@@ -34,17 +34,24 @@ def set_oom_score(adjustment: int | None) -> list[str]:
 
 
 def apply(process: Mapping[str, Any]) -> None:
-    """Set the scheduler, the I/O priority and the CPUs that the spec asks for. Raises OciError."""
+    """Set the scheduler and the I/O priority that the spec asks for. Raises OciError."""
     try:
         if scheduler := process.get("scheduler"):
             _set_scheduler(scheduler)
         if priority := process.get("ioPriority"):
             kernel.set_io_priority(kernel.IoClass[priority["class"]], priority.get("priority", 0))
-        affinity = process.get("execCPUAffinity") or {}
-        if cpus := affinity.get("final") or affinity.get("initial"):
-            os.sched_setaffinity(0, parse_cpus(cpus))
     except OSError as error:
         raise OciError(f"process scheduling: {error.strerror}", error.errno or 0) from None
+
+
+def set_affinity(process: Mapping[str, Any]) -> None:
+    """Set the CPUs that the spec asks for; entering a cgroup afterwards would undo it. Raises OciError."""
+    affinity = process.get("execCPUAffinity") or {}
+    if cpus := affinity.get("final") or affinity.get("initial"):
+        try:
+            os.sched_setaffinity(0, parse_cpus(cpus))
+        except OSError as error:
+            raise OciError(f"process.execCPUAffinity: {error.strerror}", error.errno or 0) from None
 
 
 def set_personality(personality: Mapping[str, Any] | None) -> None:

@@ -22,12 +22,18 @@ def mount_view(
     """Mount the container's cgroups at `destination`. Raises OSError.
 
     On version 1 a tmpfs with a directory per hierarchy. With a cgroup namespace of its own the container gets new
-    mounts, whose root is its cgroup; without, a bind mount of its cgroup's directory only.
+    mounts, whose root is its cgroup; without, a bind mount of its cgroup's directory only. Version 2 shows the whole
+    tree then, as other runtimes do, unless the container's user namespace may not mount that: then its own too.
     """
     target_fd = make_directories(root_fd, destination)
     here = f"/proc/self/fd/{target_fd}"
     if hierarchies.is_v2:
-        mount("cgroup", here, "cgroup2", flags)
+        try:
+            mount("cgroup", here, "cgroup2", flags)
+        except PermissionError:
+            if own_namespace:
+                raise
+            _bind(hierarchies.unified + cgroup.path, target_fd, flags)
         os.close(target_fd)
         return
     mount("tmpfs", here, "tmpfs", flags & ~MountFlag.RDONLY, "mode=755")
@@ -40,20 +46,25 @@ def mount_view(
             options = ",".join(f"none,{item}" if item.startswith("name=") else item for item in controllers)
             mount("cgroup", f"/proc/self/fd/{target_fd}", "cgroup", flags, options)
         else:
-            tree_fd = open_tree(AT_FDCWD, mount_point + cgroup.path, OPEN_TREE_CLONE)
-            mount_setattr(
-                tree_fd,
-                attr_set=Attr.NOSUID | Attr.NODEV | Attr.NOEXEC | (Attr.RDONLY if flags & MountFlag.RDONLY else 0),
-                propagation=MountFlag.SLAVE,
-            )
-            move_mount(tree_fd, target_fd)
-            os.close(tree_fd)
+            _bind(mount_point + cgroup.path, target_fd, flags)
         os.close(target_fd)
         _link_single_names(root_fd, destination, name, controllers)
     if flags & MountFlag.RDONLY:
         mounted_fd = open_in_root(root_fd, destination, O_PATH | os.O_DIRECTORY)
         mount_setattr(mounted_fd, attr_set=Attr.RDONLY)
         os.close(mounted_fd)
+
+
+def _bind(directory: str, target_fd: int, flags: int) -> None:
+    """Show one cgroup's directory, and what is below it, at a target (borrowed)."""
+    tree_fd = open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE)
+    mount_setattr(
+        tree_fd,
+        attr_set=Attr.NOSUID | Attr.NODEV | Attr.NOEXEC | (Attr.RDONLY if flags & MountFlag.RDONLY else 0),
+        propagation=MountFlag.SLAVE,
+    )
+    move_mount(tree_fd, target_fd)
+    os.close(tree_fd)
 
 
 def _link_single_names(root_fd: int, destination: str, name: str, controllers: list[str]) -> None:
