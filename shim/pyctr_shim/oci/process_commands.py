@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
         if relays and options.detach:
             raise OciError("cannot allocate tty if runc will detach without setting console socket")
         _hand_over(options, container.pid, None if relays else container.console_fd)
+        if not options.detach:
+            _pass_signals_on(container.pidfd)  # before anybody can know that it runs
         commands.start(options)
     if options.detach:
         return 0
@@ -130,6 +132,7 @@ def exec_(options: argparse.Namespace) -> int:
         _hand_over(options, joined.pid, None if relays else joined.console_fd)
         if options.detach:
             return 0
+        _pass_signals_on(joined.pidfd)
         return _await(joined.pidfd, joined.console_fd if relays else None)
 
 
@@ -167,10 +170,13 @@ def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any
     return document
 
 
-def _await(process_fd: int, console_fd: int | None) -> int:
-    """Pass signals on and wait for a process's end; with a terminal, be it meanwhile. Returns 128 + N for signal N."""
+def _pass_signals_on(process_fd: int) -> None:
     for number in _FORWARDED:
         signal.signal(number, lambda received, _frame: _forward(process_fd, received))
+
+
+def _await(process_fd: int, console_fd: int | None) -> int:
+    """Wait for a process's end; with a terminal, be it meanwhile. Returns 128 + N for signal N."""
     if console_fd is None:
         select.select([process_fd], [], [])
     else:
