@@ -232,6 +232,20 @@ def test_the_hosts_tree_is_gone(lab: Lab) -> None:
     assert len(output.splitlines()) == 5
 
 
+def test_the_view_of_cgroups_in_a_user_namespace(lab: Lab) -> None:
+    """Which may not mount the hierarchy without a cgroup namespace: its own cgroup is bound there."""
+    where = "/sys/fs/cgroup" if mounted().is_v2 else "/sys/fs/cgroup/pids"
+    spec = shell(lab, f"cat {where}/cgroup.procs; mkdir {where}/x")
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 100_000, "size": 1000}]
+    add_mount(spec, "/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "ro", kind="cgroup")
+
+    output = lab.run(spec).output
+
+    assert output.startswith("1\n")
+    assert "Read-only file system" in output
+
+
 @pytest.mark.parametrize("own_namespace", [True, False])
 def test_the_containers_view_of_its_cgroups(lab: Lab, own_namespace: bool) -> None:
     where = "/sys/fs/cgroup" if mounted().is_v2 else "/sys/fs/cgroup/pids"

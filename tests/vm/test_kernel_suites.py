@@ -1,0 +1,41 @@
+"""The runtime's own kernel tests once more, where cgroups are of version 2 and every capability is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+CLONE = Path(__file__).parents[2]
+
+
+# Those in which the kernel or its cgroups matter; the others only take long on an emulated processor.
+@pytest.mark.parametrize("suite", ["attacks", "cgroups", "containers", "identity", "mounts", "namespaces"])
+def test_suite(suite: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "--timeout=300",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+
+    done = subprocess.run(
+        [*command, f"tests/kernel/oci/test_{suite}.py"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=CLONE,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-8000:]
