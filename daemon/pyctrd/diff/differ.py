@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from typing import Final
 
@@ -55,19 +56,20 @@ class Differ:
         """
         compression = media_types.compression_of(layer.media_type)
         blob = await self._offload.run(_Blob, self._content, ns, layer.digest)
-        plain = _plain(mounts)
-        request = ApplyRequest(
-            plain, compression.value, self._limits.budget(blob.size), self._limits.max_bytes, int(sync_fs)
-        )
-        marker = _Marker(plain)
-        async with self._workers.worker() as worker:
-            worker.send(request, blob.fd)
-            try:
-                digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
-            except InvalidArgument as error:
-                if await self._offload.run(self._content.verify, layer.digest):
-                    raise
-                raise DataLoss(f"content {layer.digest} is damaged, pull it again: {error}") from error
+        with closing(blob):  # also while the traceback of what follows is around
+            plain = _plain(mounts)
+            request = ApplyRequest(
+                plain, compression.value, self._limits.budget(blob.size), self._limits.max_bytes, int(sync_fs)
+            )
+            marker = _Marker(plain)
+            async with self._workers.worker() as worker:
+                worker.send(request, blob.fd)
+                try:
+                    digest, size = await worker.result(f"failed to unpack layer {layer.digest}", marker)
+                except InvalidArgument as error:
+                    if await self._offload.run(self._content.verify, layer.digest):
+                        raise
+                    raise DataLoss(f"content {layer.digest} is damaged, pull it again: {error}") from error
         return Descriptor(media_types.LAYER, digest, size)
 
     async def diff(
@@ -113,14 +115,20 @@ class Differ:
 
 
 class _Blob:
-    """An open blob; closed with its last reference, so that a call that nobody waits for any more leaks nothing."""
+    """An open blob; closed with its last reference at the latest: nobody may be waiting for it when it has opened."""
+
+    fd = -1
 
     def __init__(self, content: Content, ns: str, digest: str) -> None:
         self.fd, self.size = content.open_blob(ns, digest)
 
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        self.close()
 
 
 class _Marker:
