@@ -74,12 +74,15 @@ def environment(entries: Iterable[str], files: Iterable[str], ours: Mapping[str,
 
 
 def parse_volume(text: str) -> Mount:
-    """Return the bind mount that `-v SOURCE:TARGET[:OPTIONS]` asks for. Raises click.BadParameter."""
+    """Return the mount that `-v [SOURCE:]TARGET[:OPTIONS]` asks for, a new volume without SOURCE.
+
+    Raises click.BadParameter.
+    """
     parts = text.split(":")
+    if len(parts) == 1 and text:
+        return volume(_absolute(text, text), "rw")
     if not 2 <= len(parts) <= 3 or not parts[0] or not parts[1]:
-        raise click.BadParameter(
-            f"-v {text}: give HOST_PATH:CONTAINER_PATH[:ro] (volumes without a path are not there yet)"
-        )
+        raise click.BadParameter(f"-v {text}: give HOST_PATH:CONTAINER_PATH[:ro], or a CONTAINER_PATH alone")
     source, target = parts[0], parts[1]
     if not source.startswith(("/", ".", "~")):
         raise click.BadParameter(f"-v {text}: {source!r} is not a path (named volumes are not there yet)")
@@ -105,6 +108,11 @@ def bind(source: str, target: str, access: str, propagation: str) -> Mount:
     return Mount(type="bind", source=source, target=target, options=["rbind", propagation, access])
 
 
+def volume(target: str, access: str) -> Mount:
+    """Return a new volume, filled with what the image has there."""
+    return Mount(type="volume", target=target, options=["rprivate", access])
+
+
 def parse_tmpfs(text: str) -> Mount:
     """Return the mount that `--tmpfs TARGET[:OPTIONS]` asks for."""
     target, _, options = text.partition(":")
@@ -122,6 +130,7 @@ _ALIASES: Final = {"src": "source", "dst": "target", "destination": "target", "r
 _FIELDS: Final = {
     "bind": frozenset({"type", "source", "target", "readonly", "bind-propagation"}),
     "tmpfs": frozenset({"type", "target", "tmpfs-size", "tmpfs-mode", "readonly"}),
+    "volume": frozenset({"type", "target", "readonly"}),
 }
 
 
@@ -134,8 +143,10 @@ def parse_mount(text: str) -> Mount:
         fields[key] = value if separator else "true"
     kind = fields.get("type", "volume")
     if kind not in _FIELDS:
-        raise click.BadParameter(f"--mount {text}: type {kind} is not there yet; bind and tmpfs are")
+        raise click.BadParameter(f"--mount {text}: type {kind} is not there yet; bind, tmpfs and volume are")
     unknown = fields.keys() - _FIELDS[kind]
+    if kind == "volume" and "source" in unknown:
+        raise click.BadParameter(f"--mount {text}: named volumes are not there yet; leave the source out")
     if unknown:
         raise click.BadParameter(f"--mount {text}: a {kind} mount has no field {', '.join(sorted(unknown))}")
     if not fields.get("target"):
@@ -146,6 +157,8 @@ def parse_mount(text: str) -> Mount:
         options = [f"size={parse_size(fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
         options += [f"mode={fields['tmpfs-mode']}"] if "tmpfs-mode" in fields else []
         return tmpfs(target, [*options, *(["ro"] if access == "ro" else [])])
+    if kind == "volume":
+        return volume(target, access)
     propagation = fields.get("bind-propagation", "rprivate")
     if propagation not in _PROPAGATIONS:
         raise click.BadParameter(f"--mount {text}: bind-propagation {propagation!r} is not known")
@@ -209,7 +222,7 @@ def make_missing_sources(options: RunOptions, volumes: Iterable[str]) -> None:
     """Make the host directories that `-v` names and that are not there, as docker does."""
     sources = {parse_volume(text).source for text in volumes}
     for mount in options.mounts:
-        if mount.source in sources and not os.path.lexists(mount.source):
+        if mount.source and mount.source in sources and not os.path.lexists(mount.source):
             try:
                 os.makedirs(mount.source)
             except OSError as error:

@@ -17,6 +17,7 @@ from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.volumes import Volumes
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
@@ -52,6 +53,7 @@ def _transfers(parts: "Parts", differ: Differ, streams: StreamManager) -> Transf
 
 def _engine(parts: "Parts", transfers: Transfers) -> Engine:
     logs = LogFolders(parts.config.root / "logs")
+    volumes = Volumes(parts.config.root / "volumes", parts.containers.exists)
     aftermath = Aftermath(
         parts.exchange,
         parts.containers,
@@ -60,7 +62,9 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.lifecycle,
         parts.tasks.table,
         logs,
+        volumes,
         parts.rows,
+        parts.bulk,
     )
     parts.group.create_task(aftermath.run(), name="aftermath")
     usage = DiskUsage(
@@ -71,8 +75,9 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         tuple(parts.snapshots.roots()),
         parts.tasks.table,
         logs,
+        volumes,
     )
-    creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs)
+    creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs, volumes)
     return Engine(
         creator,
         parts.container_index,
@@ -80,6 +85,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.operations,
         parts.scheduler.collect_now,
         usage.measure,
+        volumes,
         parts.rows,
         parts.bulk,
         parts.host,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from support import images
 from support.daemon_process import DaemonProcess, wait_until
 from support.registry_process import running_registry
 from support.terminal_session import TerminalSession
@@ -399,6 +401,53 @@ def test_images(pyctr: Pyctr, tmp_path: Path) -> None:
     assert pyctr("-n", "elsewhere", "content", "ls", "-q") == ""
     pyctr("namespace", "rm", "elsewhere")
     assert "elsewhere" not in pyctr("namespace", "ls", "-q")
+
+
+@pytest.fixture
+def image_with_volume(pyctr: Pyctr, tmp_path: Path) -> Iterator[str]:
+    """An image, in the namespace `kept`, that declares its directory /data a volume; it has a file in it."""
+    built = images.image(
+        {"bin/busybox": Path("/bin/busybox").read_bytes(), "data/given": b"of the image\n"},
+        config={"Entrypoint": ["/bin/busybox"], "Volumes": {"/data": {}}},
+    )
+    images.write_layout(tmp_path / "layout", {"docker.io/library/volumes:1": built})
+    with tarfile.open(tmp_path / "image.tar", "w") as archive:
+        archive.add(tmp_path / "layout", ".")
+    name = pyctr("-n", "kept", "image", "import", str(tmp_path / "image.tar")).strip()
+    yield name
+    pyctr("-n", "kept", "image", "rm", name)
+    pyctr("namespace", "rm", "kept")
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_volumes(pyctr: Pyctr, image_with_volume: str, tmp_path: Path, snapshotter: str) -> None:
+    """A volume starts as what the image has, is written by restarts, and goes with --rm, rm -v or when it is told."""
+
+    def run(*arguments: str) -> str:
+        return pyctr("-n", "kept", *arguments)
+
+    make = ("--network", "none", "--snapshotter", snapshotter)
+    folder = pyctr.daemon.root / "volumes/kept"
+    assert run("run", "--rm", *make, image_with_volume, "cat", "/data/given") == "of the image\n"
+    wait_until(lambda: not folder.exists(), "the volume of a container with --rm is gone")
+    append = ("sh", "-c", "/bin/busybox echo more >>/data/given; /bin/busybox cat /data/given; echo >/mine/x")
+    run("run", "--name", "one", "-v", "/mine", *make, image_with_volume, *append)
+    run("start", "-a", "one")
+    assert run("logs", "one").splitlines() == ["of the image", "more", "of the image", "more", "more"]
+    assert sorted(run("volume", "ls", "--format", "{{.Target}} {{.Used}}").splitlines()) == ["/data yes", "/mine yes"]
+    assert "Volumes" in run("df")
+    (volume, *_) = run("volume", "ls", "-q").split()
+    assert "in use" in pyctr.run("-n", "kept", "volume", "rm", volume).stderr
+    run("rm", "-v", "one")
+    assert not folder.exists()
+    run("create", "--name", "two", "-v", "/mine", *make, image_with_volume, "true")
+    run("rm", "two")
+    assert len(run("volume", "ls", "-q").split()) == 2
+    run("volume", "rm", run("volume", "ls", "-q").split()[0])
+    assert len(run("volume", "prune").split()) == 1
+    assert not folder.exists()
+    (tmp_path / "mine").mkdir()
+    assert run("run", "--rm", "-v", f"{tmp_path}/mine:/data", *make, image_with_volume, "ls", "/data") == ""
 
 
 def test_another_snapshotter_unpacks_when_it_is_asked(pyctr: Pyctr) -> None:

@@ -89,9 +89,10 @@ def wait(session: Session, *, containers: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
+@click.option("--volumes", "-v", is_flag=True, help="Remove the volumes that were made for it too.")
 @_CONTAINERS
 @pass_session
-def rm(session: Session, *, containers: tuple[str, ...], force: bool) -> int:
+def rm(session: Session, *, containers: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""
     connection = session.connection
 
@@ -105,6 +106,9 @@ def rm(session: Session, *, containers: tuple[str, ...], force: bool) -> int:
                 stopping.end(connection, container.id)
         tasks.delete(connection, container.id)
         records.remove(connection, container.id, container.snapshotter, container.snapshot_key)
+        if volumes:
+            request = engine_pb2.RemoveVolumesRequest(container=container.id)
+            connection.call(ENGINE, "RemoveVolumes", request, engine_pb2.RemoveVolumesResponse, timeout=None)
 
     return each(containers, one)
 

@@ -38,6 +38,11 @@ class Containers:
             raise _missing(ns, container_id)
         return _from_row(row)
 
+    def exists(self, ns: str, container_id: str) -> bool:
+        """Return whether there is a container of that id."""
+        query = "SELECT 1 FROM containers WHERE ns = ? AND id = ?"
+        return self._database.read().execute(query, (ns, container_id)).fetchone() is not None
+
     def list(self, ns: str, filters: Sequence[str] = ()) -> list[Container]:
         """Return the containers that pass, by id. Raises InvalidArgument for a bad filter."""
         passes = compile_filters(filters)

@@ -25,6 +25,7 @@ from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operation
 from pyctrd.runtime.run_options import RunOptions
 from pyctrd.runtime.table import Task
+from pyctrd.runtime.volumes import Volume
 from pyctrd.transfer.requests import Unpack
 
 _OPTIONS_URL: Final = "containerd.runc.v1.Options"
@@ -56,6 +57,14 @@ class Collected(Protocol):
     def freed(self) -> int: ...
 
 
+class VolumeStore(Protocol):
+    """The volumes of all namespaces."""
+
+    def list(self, ns: str, /) -> Sequence[Volume]: ...
+    def remove(self, ns: str, name: str, /) -> None: ...
+    def remove_of(self, ns: str, container: str, /) -> None: ...
+
+
 class Serving(Protocol):
     """The daemon that has taken over."""
 
@@ -78,6 +87,7 @@ class Engine:
         operations: Operations,
         collect: Callable[[], Awaitable[Collected]],
         measure: Callable[[str], Sequence[UsageItem]],
+        volumes: VolumeStore,
         rows: Offload,
         bulk: Offload,
         host: Platform,
@@ -94,6 +104,7 @@ class Engine:
         self._operations = operations
         self._collect = collect
         self._measure = measure
+        self._volumes = volumes
         self._rows = rows
         self._bulk = bulk
         self._host = host
@@ -209,6 +220,28 @@ class Engine:
         if not driver:
             raise FailedPrecondition(f"container {request.id} was not made by pyctr: whoever made it has its output")
         return pb.LogsResponse(driver=driver, path=container.labels.get(labels.LOG_PATH, ""))
+
+    async def Volumes(self, request: pb.VolumesRequest, context: Context) -> pb.VolumesResponse:
+        """Return the volumes of the namespace."""
+        found = await self._bulk.run(self._volumes.list, namespace_of(context))
+        return pb.VolumesResponse(
+            volumes=[
+                pb.VolumesResponse.Volume(
+                    name=one.name, container=one.container, target=one.target, path=str(one.path), used=one.used
+                )
+                for one in found
+            ]
+        )
+
+    async def RemoveVolumes(self, request: pb.RemoveVolumesRequest, context: Context) -> pb.RemoveVolumesResponse:
+        """Remove volumes. NotFound; FailedPrecondition while the container is there; InvalidArgument."""
+        namespace = namespace_of(context)
+        if request.name:
+            await self._bulk.run(self._volumes.remove, namespace, request.name)
+        else:
+            validate_identifier("container.ID", request.container)  # it is the name of a folder
+            await self._bulk.run(self._volumes.remove_of, namespace, request.container)
+        return pb.RemoveVolumesResponse()
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
         """Say which socket attaches to a task and its execs. NotFound; FailedPrecondition if its shim offers none."""

@@ -1,4 +1,4 @@
-"""What follows from events: a container with --rm goes when its task ends, its logs go when it goes."""
+"""What follows from events: a container with --rm goes when its task ends; its logs and volumes go when it goes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +21,7 @@ from pyctrd.runtime.creation import Snapshotters
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
+from pyctrd.runtime.volumes import Volumes
 
 _FILTERS: Final = ("topic==/tasks/exit", "topic==/containers/delete")
 _AUTO_REMOVED: Final = (f'labels."{labels.AUTO_REMOVE}"==true',)
@@ -70,9 +71,11 @@ class Aftermath:
         lifecycle: Lifecycle,
         table: TaskTable,
         logs: LogFolders,
+        volumes: Volumes,
         rows: Offload,
+        bulk: Offload,
     ) -> None:
-        """Work on these; calls of stores run in `rows`."""
+        """Work on these; calls of stores run in `rows`, what may take long in `bulk`."""
         self._events = events
         self._containers = containers
         self._namespaces = namespaces
@@ -80,7 +83,9 @@ class Aftermath:
         self._lifecycle = lifecycle
         self._table = table
         self._logs = logs
+        self._volumes = volumes
         self._rows = rows
+        self._bulk = bulk
 
     async def run(self) -> None:
         """Follow events until the daemon stops; what was missed before is made good first."""
@@ -97,7 +102,7 @@ class Aftermath:
                         return
 
     async def _catch_up(self, group: asyncio.TaskGroup) -> None:
-        """Remove what ended, or lost its machine, while nobody looked; sweep logs of containers that are gone."""
+        """Remove what ended, or lost its machine, while nobody looked; sweep what containers that are gone left."""
         booted = await self._rows.run(_boot_time)
         known: set[tuple[str, str]] = set()
         for namespace in await self._rows.run(self._namespaces.list):
@@ -109,11 +114,13 @@ class Aftermath:
                 if task.init.status is Status.STOPPED if task else container.created_at < booted:
                     group.create_task(self._remove(name, container))
         await self._rows.run(self._logs.sweep, known)
+        await self._bulk.run(self._volumes.sweep)
 
     async def _take(self, envelope: Envelope) -> None:
         if envelope.topic == "/containers/delete":
             gone = container_pb2.ContainerDelete.FromString(envelope.event.value)
             await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
+            await self._bulk.run(self._volumes.container_gone, envelope.namespace, gone.id)
             return
         ended = task_pb2.TaskExit.FromString(envelope.event.value)
         if ended.id != ended.container_id:

@@ -4,8 +4,10 @@ The order, and what a crash leaves behind:
 
     lease          expires by itself within a day
     snapshot       held by the lease alone: goes with it
+    volumes        swept at the next start
     log folder     swept at the next start
     record         from here on the container is there, and the snapshot is its own
+    volumes kept   unless it is run with --rm
     lease deleted
 """
 
@@ -17,7 +19,7 @@ import shutil
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -37,9 +39,10 @@ from pyctrd.runtime import image_lookup, run_options, run_spec
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
 from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
 from pyctrd.runtime.image_user import User, resolve_user
-from pyctrd.runtime.layer_view import LayerView, directories
+from pyctrd.runtime.layer_view import LayerView, close_all, directories
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
+from pyctrd.runtime.volumes import Volumes
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 DEFAULT_SNAPSHOTTER: Final = "overlayfs"
@@ -126,6 +129,7 @@ class Creator:
         snapshots: Snapshotters,
         leases: LeaseRows,
         logs: LogFolders,
+        volumes: Volumes,
     ) -> None:
         """Use these stores."""
         self._containers = containers
@@ -134,17 +138,22 @@ class Creator:
         self._snapshots = snapshots
         self._leases = leases
         self._logs = logs
+        self._volumes = volumes
         self._host = Platform("linux", platform.machine())
 
     def create(self, request: Request) -> Created:
         """Make a container.
 
         Raises NotFound if the image is not here, NotUnpacked, InvalidArgument naming an option,
-        AlreadyExists if the id is taken.
+        AlreadyExists if the id is taken, ResourceExhausted if the disk is too full for its volumes.
         """
-        ns, options = request.namespace, request.options
         container_id = request.id or secrets.token_hex(32)
         validate_identifier("container.ID", container_id)  # it becomes the name of a folder
+        with self._volumes.making(request.namespace, container_id):
+            return self._create(request, container_id)
+
+    def _create(self, request: Request, container_id: str) -> Created:
+        ns, options = request.namespace, request.options
         image = image_lookup.find_image(self._images, ns, request.image)
         found = image_lookup.read_image(self._blobs, ns, image, request.platform or self._host)
         driver, log_uri, log_path = self._logs.choose(ns, container_id, options.log_driver, dict(options.log_options))
@@ -153,7 +162,10 @@ class Creator:
         try:
             name = request.snapshotter or DEFAULT_SNAPSHOTTER
             mounts = self._prepare(request, name, container_id, found, lease.id)
-            spec, warnings = self._spec(request, container_id, found, mounts)
+            spec, warnings, volumes = self._spec(request, container_id, found, mounts)
+            keep = volumes and not options.auto_remove
+            if keep:
+                self._volumes.sync(ns, container_id)
             self._logs.make(ns, container_id)
             try:
                 self._containers.create(
@@ -177,6 +189,8 @@ class Creator:
             except BaseException:
                 self._logs.remove(ns, container_id)
                 raise
+            if keep:
+                self._volumes.keep(ns, container_id, volumes)
         except BaseException:
             with suppress(NotFound):
                 self._snapshots.named(request.snapshotter or DEFAULT_SNAPSHOTTER).remove(ns, container_id)
@@ -197,10 +211,13 @@ class Creator:
 
     def _spec(
         self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount]
-    ) -> tuple[dict[str, Any], list[str]]:
+    ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+        """Return the spec, what the user should be told, and the targets of the volumes made for it, by name."""
         options, process = request.options, found.config.process
         with LayerView(directories(mounts)) as files:
             user = resolve_user(options.user or process.user, options.additional_groups, files)
+            volumes = self._make_volumes(request, container_id, process.volumes, files)
+        options = replace(options, mounts=run_options.with_volumes(options.mounts, volumes))
         devices = tuple(run_options.devices(options.devices))
         if options.privileged:
             devices = (*run_options.host_devices(), *devices)
@@ -216,7 +233,21 @@ class Creator:
             devices=devices,
             network_files=tuple(path for path in ("/etc/hosts", "/etc/resolv.conf") if Path(path).exists()),
         )
-        return run_spec.build_spec(process, options, looked_up)
+        spec, warnings = run_spec.build_spec(process, options, looked_up)
+        return spec, warnings, {path.name: target for target, path in volumes.items()}
+
+    def _make_volumes(
+        self, request: Request, container_id: str, declared: Sequence[str], files: LayerView
+    ) -> dict[str, Path]:
+        """Make the volumes that the image declares or the user wants, and return them by target."""
+        volumes = {}
+        for target in run_options.volume_targets(declared, request.options.mounts):
+            layers = files.directory(target)
+            try:
+                volumes[target] = self._volumes.make(request.namespace, container_id, target, layers)
+            finally:
+                close_all(layers)
+        return volumes
 
     def exec_process(self, namespace: str, container_id: str, options: ExecOptions) -> bytes:
         """Return the JSON of an exec's process. Raises NotFound, InvalidArgument naming an option."""

@@ -12,6 +12,7 @@ from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.tasks import Status
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
+from pyctrd.runtime.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class DiskUsage:
         snapshotter_names: Sequence[str],
         table: TaskTable,
         logs: LogFolders,
+        volumes: Volumes,
     ) -> None:
         """Measure these."""
         self._containers = containers
@@ -77,6 +79,7 @@ class DiskUsage:
         self._names = snapshotter_names
         self._table = table
         self._logs = logs
+        self._volumes = volumes
 
     def measure(self, ns: str) -> list[UsageItem]:
         """Return an item for each kind of object in the namespace."""
@@ -94,6 +97,7 @@ class DiskUsage:
             UsageItem("images", len(images), sum(image.name in used for image in images), sum(layers), 0),
             UsageItem("content", len(blobs), 0, sum(blob.size for blob in blobs), 0),
             UsageItem("logs", log_count, len(running), log_size, 0),
+            UsageItem("volumes", *self._volumes.size(ns)),
         ]
 
     def _runs(self, ns: str, container_id: str) -> bool:

@@ -62,9 +62,10 @@ class LayerView:
         Raises FailedPrecondition for a file of another kind or of more than `limit` bytes, or for too
         many symlinks.
         """
-        fd = self._find(path)
-        if fd is None:
+        found = self._find(path)
+        if not found:
             return None
+        fd = found[0]
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise FailedPrecondition(f"{path} in the image is not a regular file")
@@ -72,13 +73,25 @@ class LayerView:
             with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
                 data = file.read(limit + 1)
         finally:
-            os.close(fd)
+            close_all(found)
         if len(data) > limit:
             raise FailedPrecondition(f"{path} in the image is larger than {limit} bytes")
         return data
 
-    def _find(self, path: str) -> int | None:
-        """Return an O_PATH fd of what `path` leads to, symlinks followed across layers; None if nothing."""
+    def directory(self, path: str) -> list[int]:
+        """Return O_PATH fds of the directories that are merged at `path`, as `names` and `lookup` take them.
+
+        They are the caller's to close; there are none if nothing is at `path`. Raises FailedPrecondition for
+        what is no directory, or for too many symlinks.
+        """
+        found = self._find(path)
+        if found and not stat.S_ISDIR(os.fstat(found[0]).st_mode):
+            close_all(found)
+            raise FailedPrecondition(f"{path} in the image is not a directory")
+        return found
+
+    def _find(self, path: str) -> list[int]:
+        """Return O_PATH fds of what `path` leads to, symlinks followed across layers; none if nothing."""
         waiting = deque(path.split("/"))
         # The directories that make up each component so far; the first are the roots.
         trail: list[list[int]] = [self._layers]
@@ -91,11 +104,11 @@ class LayerView:
                 if name == "..":
                     trail = trail[:-1] or trail  # above the root there is the root
                     continue
-                found = _lookup(trail[-1], name)
+                found = lookup(trail[-1], name)
                 for fd in found:
                     opened.callback(os.close, fd)
                 if not found:
-                    return None
+                    return []
                 mode = os.fstat(found[0]).st_mode
                 if stat.S_ISLNK(mode):
                     links += 1
@@ -108,12 +121,40 @@ class LayerView:
                 elif stat.S_ISDIR(mode):
                     trail.append(found)
                 else:
-                    return os.dup(found[0]) if not any(part not in ("", ".") for part in waiting) else None
-            return os.dup(trail[-1][0])
+                    return _duplicates(found) if not any(part not in ("", ".") for part in waiting) else []
+            return _duplicates(trail[-1])
 
 
-def _lookup(layers: Sequence[int], name: str) -> list[int]:
-    """Return O_PATH fds of `name` in `layers`: of the uppermost, and of those that a directory merges with."""
+def names(layers: Sequence[int]) -> list[str]:
+    """Return what may be in the directory that `layers` (O_PATH fds, borrowed) make up; `lookup` says what is."""
+    found: dict[str, None] = {}
+    for layer in layers:
+        # An O_PATH fd cannot be listed; the link of /proc leads to the same directory.
+        found.update(dict.fromkeys(os.listdir(f"/proc/self/fd/{layer}")))
+    return list(found)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close them."""
+    for fd in fds:
+        os.close(fd)
+
+
+def _duplicates(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        copies.extend(map(os.dup, fds))
+    except BaseException:
+        close_all(copies)
+        raise
+    return copies
+
+
+def lookup(layers: Sequence[int], name: str) -> list[int]:
+    """Return O_PATH fds of `name` in `layers` (borrowed): of the uppermost, and of those that a directory merges with.
+
+    There are none if `name` is not there.
+    """
     found: list[int] = []
     try:
         for layer in layers:
@@ -133,8 +174,7 @@ def _lookup(layers: Sequence[int], name: str) -> list[int]:
             if not is_directory or _is_opaque(fd):
                 break
     except BaseException:
-        for fd in found:
-            os.close(fd)
+        close_all(found)
         raise
     return found
 

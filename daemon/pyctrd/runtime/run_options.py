@@ -5,7 +5,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ _ACCESS: Final = re.compile(r"[rwm]{1,3}")
 _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
                        "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
 _MAX_DEVICES: Final = 4096
+_MAX_VOLUMES: Final = 256
+_SYSTEM: Final = ("/dev", "/sys")
 _NOT_DEVICES: Final = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console")  # noqa: S108 - of this machine
 
 
@@ -135,17 +137,61 @@ def user_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
     """Return OCI mounts for what a user asked for, parents before children. Raises InvalidArgument."""
     result = []
     for mount in mounts:
-        target = posixpath.normpath(mount.target)
-        if not mount.target.startswith("/") or target in ("/", "//"):
-            raise InvalidArgument(f"mount target {mount.target!r} must be an absolute path below /")
-        if target == "/proc" or target.startswith("/proc/"):
-            raise InvalidArgument(f"mount target {mount.target!r}: nothing can be mounted inside /proc")
+        target = _mount_target(mount.target)
         if mount.type == "bind" and not Path(mount.source).exists():
             raise InvalidArgument(f"bind source path does not exist: {mount.source}")
         result.append(
             {"destination": target, "type": mount.type, "source": mount.source, "options": list(mount.options)}
         )
     return sorted(result, key=lambda one: str(one["destination"]).count("/"))
+
+
+def _mount_target(text: str) -> str:
+    """Return a clean path in the container at which something may be mounted. Raises InvalidArgument."""
+    target = posixpath.normpath(text)
+    if not text.startswith("/") or target in ("/", "//"):
+        raise InvalidArgument(f"mount target {text!r} must be an absolute path below /")
+    if target == "/proc" or target.startswith("/proc/"):
+        raise InvalidArgument(f"mount target {text!r}: nothing can be mounted inside /proc")
+    return target
+
+
+def volume_targets(declared: Iterable[str], mounts: Iterable[Mount]) -> list[str]:
+    """Return where a container gets volumes of its own: as the user says, and as the image declares.
+
+    What the user mounts at a path replaces the image's volume there. Raises InvalidArgument.
+    """
+    targets: list[str] = []
+    taken: set[str] = set()
+    for mount in mounts:
+        target = _mount_target(mount.target)
+        if mount.type == "volume":
+            if target in targets:
+                raise InvalidArgument(f"mount target {target!r} is given twice")
+            targets.append(target)
+        taken.add(target)
+    for text in declared:
+        target = _mount_target(posixpath.join("/", text))
+        if target in _SYSTEM or target.startswith("/sys/"):
+            raise InvalidArgument(f"the image's volume {text!r} would take the place of what every container needs")
+        if target not in taken:
+            taken.add(target)
+            targets.append(target)
+    if len(targets) > _MAX_VOLUMES:
+        raise InvalidArgument(f"{len(targets)} volumes are more than {_MAX_VOLUMES}")
+    return targets
+
+
+def with_volumes(mounts: Iterable[Mount], volumes: Mapping[str, Path]) -> tuple[Mount, ...]:
+    """Return `mounts` with the volumes in their places, those of the image at the end; `volumes` is by target."""
+    result, left = [], dict(volumes)
+    for mount in mounts:
+        if mount.type == "volume":
+            path = left.pop(_mount_target(mount.target))
+            mount = replace(mount, type="bind", source=str(path), options=("rbind", *mount.options))
+        result.append(mount)
+    result += [Mount("bind", str(path), target, ("rbind", "rprivate", "rw")) for target, path in left.items()]
+    return tuple(result)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,11 @@ def test_volumes() -> None:
     mount = run_options.parse_volume("/data:/mnt:ro,rslave")
     assert (mount.type, mount.source, mount.target) == ("bind", "/data", "/mnt")
     assert list(mount.options) == ["rbind", "rslave", "ro"]
+    mount = run_options.parse_volume("/data")
+    assert (mount.type, mount.source, mount.target) == ("volume", "", "/data")
 
 
-@pytest.mark.parametrize("text", ["/only", "name:/mnt", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"])
+@pytest.mark.parametrize("text", ["only", "", "name:/mnt", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"])
 def test_volumes_that_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         run_options.parse_volume(text)
@@ -51,6 +53,9 @@ def test_mounts(tmp_path: Path) -> None:
     assert list(mount.options) == ["rbind", "rshared", "ro"]
     mount = run_options.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1770")
     assert list(mount.options) == ["nosuid", "nodev", "noexec", "size=1048576", "mode=1770"]
+    mount = run_options.parse_mount("type=volume,dst=/v,ro")
+    assert (mount.type, mount.source, list(mount.options)) == ("volume", "", ["rprivate", "ro"])
+    assert run_options.parse_mount("target=/v").type == "volume"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What follows from events, seen and missed."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.volumes import Volumes
 
 NS = "default"
 NOW = datetime.now(UTC)
@@ -36,7 +38,8 @@ class World:
         self.containers: dict[str, Container] = {}
         self.stopped: dict[str, bool] = {}
         self.removed: list[str] = []
-        self.logs = LogFolders(folder)
+        self.logs = LogFolders(folder / "logs")
+        self.volumes = Volumes(folder / "volumes", lambda _, id: id in self.containers)
         self.exchange = Exchange(convert.event_to_any, 100)
         self.rows = Offload(4)
         self.fails: set[str] = set()
@@ -48,6 +51,8 @@ class World:
             SimpleNamespace(delete=self.delete_task),  # type: ignore[arg-type]
             SimpleNamespace(find=self.find),  # type: ignore[arg-type]
             self.logs,
+            self.volumes,
+            self.rows,
             self.rows,
         )
 
@@ -103,7 +108,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> Any:
-    world = World(tmp_path / "logs")
+    world = World(tmp_path)
     yield world
     world.exchange.close()
     world.rows.close()
@@ -142,6 +147,22 @@ async def test_logs_go_with_their_container(world: World, tmp_path: Path) -> Non
     await loop
 
 
+async def test_volumes_go_with_their_container_unless_they_are_kept(world: World, tmp_path: Path) -> None:
+    loop = await running(world)
+    for name in ("temporary", "permanent"):
+        with world.volumes.making(NS, name):
+            volume = world.volumes.make(NS, name, "/data", ())
+            world.add(name, auto_remove=False)
+    world.volumes.keep(NS, "permanent", {volume.name: "/data"})
+    world.delete(NS, "permanent")
+    world.delete(NS, "temporary")
+    while (tmp_path / "volumes/default/temporary").exists() or (tmp_path / "logs/default/permanent").exists():
+        await asyncio.sleep(0.005)
+    assert [(one.container, one.used) for one in world.volumes.list(NS)] == [("permanent", False)]
+    world.exchange.close()
+    await loop
+
+
 async def test_what_was_missed_is_made_good(world: World, tmp_path: Path) -> None:
     """Ended while no daemon ran, or lost with the machine; one that is only being made is left alone."""
     world.add("ended", auto_remove=True)
@@ -150,10 +171,13 @@ async def test_what_was_missed_is_made_good(world: World, tmp_path: Path) -> Non
     world.add("runs", auto_remove=True)
     world.stopped = {"ended": True, "runs": False}
     world.logs.make(NS, "swept")
+    volumes = tmp_path / "volumes" / NS
+    for name in ("swept", "runs", ".half-removed"):
+        (volumes / name / "v").mkdir(parents=True)
     loop = asyncio.ensure_future(world.aftermath.run())
     await world.until(5)
     assert set(world.containers) == {"young", "runs"}
-    while (tmp_path / "logs/default/swept").exists():
+    while (tmp_path / "logs/default/swept").exists() or sorted(os.listdir(volumes)) != ["runs"]:
         await asyncio.sleep(0.005)
     world.exchange.close()
     await loop

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pyctrd.runtime.creation import Creator, NotUnpacked, Request
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
+from pyctrd.runtime.volumes import Volumes
 
 NS = "default"
 NAME = "docker.io/library/demo:latest"
@@ -158,8 +160,13 @@ def logs(tmp_path: Path) -> LogFolders:
 
 
 @pytest.fixture
-def creator(stores: Containers, logs: LogFolders) -> Creator:
-    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs)
+def volumes(stores: Containers, tmp_path: Path) -> Volumes:
+    return Volumes(tmp_path / "volumes", lambda _, id: id in stores.containers)
+
+
+@pytest.fixture
+def creator(stores: Containers, logs: LogFolders, volumes: Volumes) -> Creator:
+    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, volumes)
 
 
 def request(image: str = "demo", **options: Any) -> Request:
@@ -182,6 +189,53 @@ def test_the_order_of_creation(creator: Creator, stores: Containers, tmp_path: P
     assert created.log_uri == f"json-file://{tmp_path}/logs/default/c1/json.log"
     assert (tmp_path / "logs/default/c1").is_dir()
     assert (container.image, container.snapshot_key) == (NAME, "c1")
+
+
+def mounts_of(container: Container) -> dict[str, dict[str, Any]]:
+    assert container.spec is not None
+    return {mount["destination"]: mount for mount in json.loads(container.spec.value)["mounts"]}
+
+
+def test_volumes_start_with_what_the_image_has(creator: Creator, stores: Containers, volumes: Volumes) -> None:
+    stores.add_image({"Cmd": ["sh"], "Volumes": {"/data/": {}, "/etc": {}, "empty": {}, "/bound/": {}}})
+    (stores.folder / "srv").mkdir(mode=0o750)
+    (stores.folder / "srv/file").write_text("of the image")
+    (stores.folder / "data").symlink_to("/srv")
+    mine = Mount("bind", str(stores.folder), "/bound", ("rbind", "rprivate", "ro"))
+    creator.create(request(mounts=(Mount("volume", "", "/more", ("rprivate", "ro")), mine)))
+    mounts = mounts_of(stores.containers["c1"])
+    found = {one.target: one for one in volumes.list(NS)}
+    assert found.keys() == {"/data", "/etc", "/empty", "/more"}
+    for target, volume in found.items():
+        assert (volume.container, volume.used) == ("c1", True)
+        assert (mounts[target]["type"], mounts[target]["source"]) == ("bind", str(volume.path))
+    assert mounts["/bound"]["source"] == str(stores.folder)
+    assert mounts["/data"]["options"] == ["rbind", "rprivate", "rw"]
+    assert mounts["/more"]["options"] == ["rbind", "rprivate", "ro"]
+    data = found["/data"].path
+    assert (data / "file").read_text() == "of the image"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o750
+    assert os.listdir(found["/empty"].path) == []
+    assert (found["/etc"].path / "passwd").exists()
+
+
+def test_volumes_of_a_container_with_rm_are_not_kept(creator: Creator, stores: Containers, volumes: Volumes) -> None:
+    stores.add_image({"Cmd": ["sh"], "Volumes": {"/data": {}}})
+    creator.create(request(auto_remove=True))
+    volumes.container_gone(NS, "c1")
+    assert len(volumes.list(NS)) == 1
+    del stores.containers["c1"]
+    volumes.container_gone(NS, "c1")
+    assert volumes.list(NS) == []
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "proc/x", "/sys/fs/cgroup", "/dev/", "/etc/passwd", "/a/../.."])
+def test_volumes_that_cannot_be(creator: Creator, stores: Containers, tmp_path: Path, path: str) -> None:
+    stores.add_image({"Cmd": ["sh"], "Volumes": {"/data": {}, path: {}}})
+    with pytest.raises((InvalidArgument, FailedPrecondition)):
+        creator.create(request())
+    assert not stores.containers
+    assert not list((tmp_path / "volumes").rglob("*"))
 
 
 def test_image_labels_do_not_steer(creator: Creator, stores: Containers) -> None:
@@ -213,12 +267,13 @@ def test_a_bad_option_leaves_nothing(
 
 
 def test_a_record_that_cannot_be_made_leaves_nothing(creator: Creator, stores: Containers, tmp_path: Path) -> None:
-    stores.add_image({"Cmd": ["sh"]})
+    stores.add_image({"Cmd": ["sh"], "Volumes": {"/data": {}}})
     stores.refuses = True
     with pytest.raises(AlreadyExists):
         creator.create(request())
     assert stores.steps[-2:] == ["snapshot removed", "lease deleted"]
     assert not (tmp_path / "logs/default").exists()
+    assert not list((tmp_path / "volumes").rglob("*"))
 
 
 def test_images_that_are_not_here_or_not_unpacked(creator: Creator, stores: Containers) -> None:

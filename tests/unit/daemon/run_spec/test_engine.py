@@ -24,6 +24,7 @@ from pyctrd.runtime.creation import Created, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operations
+from pyctrd.runtime.volumes import Volumes
 from pyctrd.transfer.requests import Unpack
 
 NS = "default"
@@ -44,6 +45,7 @@ class Daemon:
     """Everything that the service asks, scripted."""
 
     rows: Offload
+    folder: Path  # of the volumes
     containers: dict[str, Container] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Daemon:
             self.operations,
             self.collect,
             lambda ns: [UsageItem("images", 1, 1, 100, 0)],
+            Volumes(self.folder, lambda _, id: id in self.containers),
             self.rows,
             self.rows,
             Platform("linux", "amd64"),
@@ -115,9 +118,9 @@ def named(container_id: str, name: str = "", **more: str) -> Container:
 
 
 @pytest.fixture
-async def daemon() -> Any:
+async def daemon(tmp_path: Path) -> Any:
     rows = Offload(4)
-    yield Daemon(rows)
+    yield Daemon(rows, tmp_path / "volumes")
     rows.close()
 
 
@@ -230,6 +233,26 @@ async def test_exit_info(daemon: Daemon, tmp_path: Path) -> None:
     daemon.tasks["one"] = task(tmp_path, ended)
     answer = await daemon.engine.ExitInfo(pb.ExitInfoRequest(id="one"), CONTEXT)
     assert (answer.exit_status, answer.signal, answer.oom_killed, answer.reason) == (137, 9, True, "oom")
+
+
+async def test_volumes(daemon: Daemon) -> None:
+    volume = daemon.folder / NS / "one" / "v1"
+    volume.mkdir(parents=True)
+    daemon.add(named("one"))
+    (shown,) = (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
+    assert (shown.name, shown.container, shown.path, shown.used) == ("v1", "one", str(volume), True)
+    for request in (pb.RemoveVolumesRequest(name="v1"), pb.RemoveVolumesRequest(container="one")):
+        with pytest.raises(FailedPrecondition):
+            await daemon.engine.RemoveVolumes(request, CONTEXT)
+    for request in (pb.RemoveVolumesRequest(), pb.RemoveVolumesRequest(container="..")):
+        with pytest.raises(InvalidArgument):
+            await daemon.engine.RemoveVolumes(request, CONTEXT)
+    with pytest.raises(NotFound):
+        await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(name="v2"), CONTEXT)
+    del daemon.containers["one"]
+    await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(container="one"), CONTEXT)
+    await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(container="one"), CONTEXT)
+    assert not (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
 
 
 async def test_operations(daemon: Daemon) -> None:

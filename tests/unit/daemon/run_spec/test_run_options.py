@@ -39,6 +39,25 @@ def test_unknown_capabilities_are_named() -> None:
         run_options.capabilities(("NOPE",), (), EVERYTHING)
 
 
+def test_what_is_mounted_takes_the_place_of_a_volume() -> None:
+    mounts = [Mount("tmpfs", "tmpfs", "/a/"), Mount("volume", "", "/b", ("rprivate", "rw"))]
+    assert run_options.volume_targets(["/a", "/b/", "/c", "c"], mounts) == ["/b", "/c"]
+    places = {"/b": Path("/volumes/1"), "/c": Path("/volumes/2")}
+    assert run_options.with_volumes(mounts, places) == (
+        mounts[0],
+        Mount("bind", "/volumes/1", "/b", ("rbind", "rprivate", "rw")),
+        Mount("bind", "/volumes/2", "/c", ("rbind", "rprivate", "rw")),
+    )
+
+
+def test_volumes_that_are_refused() -> None:
+    twice = [Mount("volume", "", "/b"), Mount("volume", "", "/b/")]
+    with pytest.raises(InvalidArgument, match="twice"):
+        run_options.volume_targets((), twice)
+    with pytest.raises(InvalidArgument, match="more than"):
+        run_options.volume_targets([f"/v{number}" for number in range(1000)], ())
+
+
 def test_ulimits() -> None:
     assert run_options.rlimits(["nofile=10:20", "core=-1", "nproc=5"]) == [
         {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
