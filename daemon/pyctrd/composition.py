@@ -116,8 +116,8 @@ class Parts:
         self.snapshots = SnapshotManager(self.config.root / "snapshots", self.database)
         if self.database.has_gaps:
             self._rebuild_records()
-        collector = Collector(self.database, self.content, self.snapshots)
-        self.scheduler = Scheduler(self.database, lambda: self.bulk.run(collector.collect))
+        self.collector = Collector(self.database, self.content, self.snapshots)
+        self.scheduler = Scheduler(self.database, lambda: self.bulk.run(self.collector.collect))
 
     def _rebuild_records(self) -> None:
         """Know containers that only their bundles tell of. Before the collector, which takes the gaps for filled."""

@@ -73,6 +73,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.content,
         parts.snapshots,
         tuple(parts.snapshots.roots()),
+        parts.collector.freed_without,
         parts.tasks.table,
         logs,
         volumes,

@@ -4,7 +4,7 @@ An edge is structural (an image's target, a snapshot's parent) or a label's. A f
 structural edges only. Source: containerd docs/garbage-collection.md.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -48,10 +48,12 @@ class Graph:
         for other in _named(labels, _BACK_REFERENCE):
             self.references.setdefault(other, []).append(node)
 
-    def garbage(self) -> set[Node]:
-        """Return the collectable objects that no root reaches."""
-        kept = _closure(self.roots, self.structure, self.references) | _closure(self.flat_roots, self.structure)
-        return self.collectable - kept
+    def garbage(self, without: Container[Node] = ()) -> set[Node]:
+        """Return the collectable objects that no root reaches, where those in `without` are none."""
+        roots, flat_roots = ([node for node in some if node not in without] for some in (self.roots, self.flat_roots))
+        return (
+            self.collectable - _closure(roots, self.structure, self.references) - _closure(flat_roots, self.structure)
+        )
 
 
 def is_expired(labels: Labels, now: datetime) -> bool:

@@ -1,11 +1,12 @@
 """One garbage collection: mark, sweep rows, then files."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyctrd.core.digests import Digest
+from pyctrd.core.reachability import Node
 from pyctrd.metadata import references
 from pyctrd.metadata.database import Database
 
@@ -64,6 +65,11 @@ class Collector:
             self._remove_rows()
             content, freed = self._content.sweep()
             return Collected(content, self._snapshots.cleanup(), freed)
+
+    def freed_without(self, ns: str, images: Iterable[str]) -> set[Node]:
+        """Return the objects of `ns` whose space a collection would give back if `images` had been removed."""
+        with self._database.snapshot() as reader:
+            return references.freed_without(reader, ns, self._database.now(), self._content.locked_refs(), images)
 
     def _remove_rows(self) -> None:
         # Marked without holding up anybody. What was written meanwhile may refer to what looked like

@@ -1,7 +1,7 @@
 """The rows as a graph of what keeps what, and the removal of what nothing keeps."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from sqlite3 import Connection
 from typing import Any, TypeAlias
@@ -23,6 +23,13 @@ def find_garbage(rows: Rows, now: datetime, locked: Refs) -> Garbage:
     namespaces = [ns for (ns,) in rows.execute("SELECT name FROM namespaces")]
     found = {ns: graph(rows, ns, now, locked).garbage() for ns in namespaces}
     return {ns: garbage for ns, garbage in found.items() if garbage}
+
+
+def freed_without(rows: Rows, ns: str, now: datetime, locked: Refs, images: Iterable[str]) -> set[Node]:
+    """Return what would go, of one namespace, if it had not `images`; no blob that another namespace sees too."""
+    garbage = graph(rows, ns, now, locked).garbage({Node("images", name) for name in images})
+    shared = rows.execute("SELECT DISTINCT digest FROM blobs WHERE ns != ?", (ns,))
+    return garbage - {Node("content", digest) for (digest,) in shared}
 
 
 def graph(rows: Rows, ns: str, now: datetime, locked: Refs) -> Graph:

@@ -1,13 +1,24 @@
-"""What takes disk space in a namespace, and what of it could go."""
+"""What takes disk space in a namespace, and what of it could go.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+    containers  what they wrote; could go: of those that do not run
+    images      their layers, unpacked; could go: what only images without a container need
+    content     blobs; could go: what only images without a container need, and no other namespace sees
+    snapshots   what is neither a layer nor a container's: of layers being unpacked, of builds
+    logs        of containers
+    volumes     could go: of containers that are gone
+
+Whatever a lease or a label keeps cannot go.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pyctr_wire.errors import NotFound
 from pyctrd.core.containers import Container
 from pyctrd.core.content import BlobInfo
 from pyctrd.core.images import Image
+from pyctrd.core.reachability import Node
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.tasks import Status
 from pyctrd.runtime.log_folders import LogFolders
@@ -67,16 +78,18 @@ class DiskUsage:
         content: Content,
         snapshots: Snapshotters,
         snapshotter_names: Sequence[str],
+        freed_without: Callable[[str, Iterable[str]], set[Node]],
         table: TaskTable,
         logs: LogFolders,
         volumes: Volumes,
     ) -> None:
-        """Measure these."""
+        """Measure these; `freed_without` says what a namespace would lose together with images."""
         self._containers = containers
         self._images = images
         self._content = content
         self._snapshots = snapshots
         self._names = snapshotter_names
+        self._freed_without = freed_without
         self._table = table
         self._logs = logs
         self._volumes = volumes
@@ -84,19 +97,23 @@ class DiskUsage:
     def measure(self, ns: str) -> list[UsageItem]:
         """Return an item for each kind of object in the namespace."""
         containers = self._containers.list(ns)
-        running = [one for one in containers if self._runs(ns, one.id)]
-        sizes = {one.id: self._writable(ns, one) for one in containers}
-        images = self._images.list(ns)
         used = {one.image for one in containers}
-        blobs = [blob for batch in self._content.list(ns) for blob in batch]
-        layers = [size for name in self._names for size in self._committed(ns, name)]
+        images = [image.name for image in self._images.list(ns)]
+        freed = self._freed_without(ns, [name for name in images if name not in used])
+        snapshots = dict(self._measured(ns))
+        layers = [(node, size) for node, (kind, size) in snapshots.items() if kind is Kind.COMMITTED]
+        own = [(one, snapshots.pop(_rootfs(one), (Kind.ACTIVE, 0))[1]) for one in containers]
+        others = [(node, size) for node, (kind, size) in snapshots.items() if kind is not Kind.COMMITTED]
+        blobs = [(Node("content", one.digest), one.size) for batch in self._content.list(ns) for one in batch]
+        stopped = [size for one, size in own if not self._runs(ns, one.id)]
+        running = len(own) - len(stopped)
         log_count, log_size = self._logs.size(ns)
-        stopped = sum(size for name, size in sizes.items() if name not in {one.id for one in running})
         return [
-            UsageItem("containers", len(containers), len(running), sum(sizes.values()), stopped),
-            UsageItem("images", len(images), sum(image.name in used for image in images), sum(layers), 0),
-            UsageItem("content", len(blobs), 0, sum(blob.size for blob in blobs), 0),
-            UsageItem("logs", log_count, len(running), log_size, 0),
+            UsageItem("containers", len(own), running, sum(size for _, size in own), sum(stopped)),
+            replace(_item("images", layers, freed), count=len(images), active=len(used.intersection(images))),
+            _item("content", blobs, freed),
+            _item("snapshots", others, freed),
+            UsageItem("logs", log_count, running, log_size, 0),
             UsageItem("volumes", *self._volumes.size(ns)),
         ]
 
@@ -104,20 +121,24 @@ class DiskUsage:
         task = self._table.find(ns, container_id)
         return task is not None and task.init.status in (Status.RUNNING, Status.PAUSED)
 
-    def _writable(self, ns: str, container: Container) -> int:
-        if not container.snapshot_key:
-            return 0
-        try:
-            return self._snapshots.named(container.snapshotter).usage(ns, container.snapshot_key).size
-        except NotFound:
-            return 0
+    def _measured(self, ns: str) -> Iterator[tuple[Node, tuple[Kind, int]]]:
+        """Yield all snapshots with their kinds and sizes; those of layers were frozen by their commits."""
+        for name in self._names:
+            snapshotter = self._snapshots.named(name)
+            for info in [info for batch in snapshotter.list(ns) for info in batch]:
+                try:
+                    size = snapshotter.usage(ns, info.name).size
+                except NotFound:
+                    continue
+                yield Node(f"snapshots/{name}", info.name), (info.kind, size)
 
-    def _committed(self, ns: str, name: str) -> Iterator[int]:
-        """Yield the sizes of the layers, which their commits froze."""
-        snapshotter = self._snapshots.named(name)
-        names = [info.name for batch in snapshotter.list(ns) for info in batch if info.kind is Kind.COMMITTED]
-        for one in names:
-            try:
-                yield snapshotter.usage(ns, one).size
-            except NotFound:
-                continue
+
+def _rootfs(container: Container) -> Node:
+    return Node(f"snapshots/{container.snapshotter}", container.snapshot_key)
+
+
+def _item(kind: str, objects: Sequence[tuple[Node, int]], freed: set[Node]) -> UsageItem:
+    """Return what there is of `objects`, each with its size, of which those in `freed` could go."""
+    reclaimable = [size for node, size in objects if node in freed]
+    total = sum(size for _, size in objects)
+    return UsageItem(kind, len(objects), len(objects) - len(reclaimable), total, sum(reclaimable))
