@@ -12,6 +12,9 @@ def main() -> NoReturn:
     """Run `pyctr` and end the process at once: to take the interpreter apart would cost a tenth of its life."""
     # A collection of what the imports make costs as much as a call to the daemon, and finds nothing.
     gc.disable()
+    from pyctr_wire import standard_streams
+
+    standard_streams.fill()
     from pyctr.entry import run
 
     try:
@@ -20,7 +23,8 @@ def main() -> NoReturn:
     except BrokenPipeError:  # whoever read our output has seen enough
         code = _BROKEN_PIPE
     except OSError as error:
-        print(f"pyctr: {error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"pyctr: {place}{error.strerror or error}", file=sys.stderr)
         code = 1
     sys.stderr.flush()
     os._exit(code)

@@ -2,12 +2,15 @@
 
 import signal
 import sys
+from typing import Final
 
 import click
 
 from pyctr import exit_codes
 from pyctr.cli import root
 from pyctr_wire.errors import ApiError
+
+_DOCKERS: Final = ("pyctr run", "pyctr create", "pyctr exec")  # what was wrong with these ends with docker's code
 
 
 def run() -> int:
@@ -18,7 +21,7 @@ def run() -> int:
         return end.exit_code
     except click.UsageError as error:
         error.show()
-        ran = error.ctx is not None and error.ctx.command.name in ("run", "create", "exec")
+        ran = error.ctx is not None and error.ctx.command_path in _DOCKERS
         return exit_codes.OURS if ran else error.exit_code
     except click.ClickException as error:
         error.show()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from pyctr_wire import standard_streams
 from pyctrd import config as configuration
 from pyctrd import log
 from pyctrd.config import Config, ConfigError, LogLevel
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    standard_streams.fill()
     options = _parser().parse_args(arguments)
     if options.version:
         from importlib.metadata import version

@@ -5,88 +5,28 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from support import images
-from support.daemon_process import DaemonProcess, wait_until
+from support.daemon_process import wait_until
+from support.pyctr_command import TIMEOUT, Pyctr, running_pyctr
 from support.registry_process import running_registry
-from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PROGRAMS = ("sh", "bash", "cat", "date", "echo", "id", "ls", "seq", "sleep", "stty", "true")
-TIMEOUT = 120
 _numbers = itertools.count()
-
-
-class Pyctr:
-    """The command, on a daemon of the module's own."""
-
-    def __init__(self, daemon: DaemonProcess) -> None:
-        self.daemon = daemon
-        self.environment = {**os.environ, "PYCTR_ADDRESS": str(daemon.address), "DOCKER_CONFIG": str(daemon.base)}
-        self.environment.pop("PYCTR_NAMESPACE", None)
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "pyctr", *arguments]
-
-    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.command(*arguments), input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-            env=self.environment,
-        )  # fmt: skip
-
-    def __call__(self, *arguments: str, stdin: str = "") -> str:
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, f"{arguments}: {done.returncode}: {done.stderr}{self.daemon.log_text()[-3000:]}"
-        return done.stdout
-
-    def box(self, *arguments: str, stdin: str = "") -> str:
-        """Run a container that is removed, and return what it wrote."""
-        return self("run", "--rm", "--network", "none", *arguments, stdin=stdin)
-
-    @contextmanager
-    def start(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-        """Run the command beside the test; it ends with the block at the latest."""
-        with subprocess.Popen(
-            self.command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=self.environment,
-        ) as process:  # fmt: skip
-            try:
-                yield process
-            finally:
-                process.kill()
-
-    def terminal(self, *arguments: str, size: tuple[int, int] = (24, 80)) -> TerminalSession:
-        return TerminalSession(self.command(*arguments), self.environment, size)
-
-    def is_gone(self, name: str) -> bool:
-        return self("ps", "-aq", "--filter", f"name={name}") == ""
-
-    def state(self, name: str) -> str:
-        return self("inspect", "--format", "{{.State.Status}}", name).strip()
 
 
 @pytest.fixture(scope="module")
 def pyctr() -> Iterator[Pyctr]:
-    with DaemonProcess() as daemon:
-        command = Pyctr(daemon)
-        command("image", "from-host", "demo", *PROGRAMS)
+    with running_pyctr(PROGRAMS) as command:
         yield command
-        for container in command("ps", "-aq", "--no-trunc").split():
-            command("rm", "-f", container)
-        kinds = command("snapshot", "ls", "--format", "{{.Kind}}").split()
-        assert set(kinds) == {"committed"}
-        assert not [path for path in (daemon.root / "logs").rglob("*") if path.is_file()]
-        assert command("lease", "ls", "-q") == ""
 
 
 @pytest.fixture

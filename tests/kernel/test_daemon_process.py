@@ -197,3 +197,9 @@ def test_the_zygote_is_no_child_of_grpc(daemon: DaemonProcess) -> None:
     mapped = Path(f"/proc/{zygote}/maps").read_text()
     assert "cygrpc" not in mapped
     assert "uvloop" not in mapped
+
+
+def test_closed_streams_are_not_taken_by_what_it_opens() -> None:
+    with DaemonProcess(wrapper=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")) as daemon:
+        streams = [Path(f"/proc/{daemon.pid}/fd/{number}").readlink() for number in range(3)]
+        assert streams == [Path("/dev/null")] * 3

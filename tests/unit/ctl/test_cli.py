@@ -54,6 +54,11 @@ def test_usage_errors_of_docker_have_dockers_code(command: str) -> None:
     assert "No such option" in done.stderr
 
 
+@pytest.mark.parametrize("noun", ["namespace", "lease"])
+def test_what_docker_does_not_know_has_the_usual_code(noun: str) -> None:
+    assert pyctr(noun, "create", "--no-such-option").returncode == 2
+
+
 def test_other_usage_errors() -> None:
     done = pyctr("rnu")
     assert done.returncode == 2
