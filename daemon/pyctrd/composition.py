@@ -112,7 +112,7 @@ class Parts:
         self.container_index = ContainerIndex(self.containers, self.rows)
         self.images = Images(self.database)
         self.leases = Leases(self.database)
-        self.content = ContentStore(self.config.root / "content", self.database)
+        self.content = ContentStore(self.config.root / "content", self.database, self.config.content.sharing)
         self.snapshots = SnapshotManager(self.config.root / "snapshots", self.database)
         if self.database.has_gaps:
             self._rebuild_records()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
+from pyctrd.core.content import Sharing
+
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
 # Below sun_path's 108 bytes, less what we append to the address for sockets of our own.
@@ -102,6 +104,18 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """The [content] table."""
+
+    sharing: Annotated[
+        Sharing,
+        "shared: a namespace that names the digest of another one's blob has it too, without fetching it."
+        " isolated: it must bring the bytes, unless the other one has the label"
+        " containerd.io/namespace.shareable=true. On disk there is one copy either way.",
+    ] = Sharing.SHARED
+
+
+@dataclass(frozen=True, slots=True)
 class Login:
     """A [registry.credentials.HOST] table."""
 
@@ -139,6 +153,7 @@ class Config:
     state: Annotated[Path, "What must not: sockets, bundles, exit records. Best on tmpfs."] = Path("/run/pyctr")
     log: Annotated[Log, "What is logged, on standard error."] = field(default_factory=Log)
     grpc: Annotated[Grpc, "containerd's API and our own."] = field(default_factory=Grpc)
+    content: Annotated[Content, "Blobs of images."] = field(default_factory=Content)
     events: Annotated[Events, "Telling subscribers what happens."] = field(default_factory=Events)
     registry: Annotated[Registry, "Where images come from."] = field(default_factory=Registry)
     threads: Annotated[Threads, "Work that would block the event loop."] = field(default_factory=Threads)

@@ -18,7 +18,7 @@ from pyctr_wire.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from pyctrd.content.blobs import Blobs
 from pyctrd.content.ingests import Ingests, hash_file
 from pyctrd.content.writer import Writer
-from pyctrd.core.content import BlobInfo, IngestStatus, blob_fields, ingest_fields
+from pyctrd.core.content import BlobInfo, IngestStatus, Sharing, blob_fields, ingest_fields
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.digests import Digest, validate_digest
 from pyctrd.core.events import ContentDelete
@@ -37,13 +37,14 @@ _log = structlog.get_logger(__name__)
 class ContentStore:
     """Content of all namespaces; thread-safe. Owns everything below its root."""
 
-    def __init__(self, root: Path, database: Database) -> None:
+    def __init__(self, root: Path, database: Database, sharing: Sharing = Sharing.SHARED) -> None:
         """Use `root` (made 0700 if it is not there) and the rows of `database`."""
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         root.chmod(0o700)
         self._database = database
         self._blobs = Blobs(root)
         self._ingests = Ingests(root)
+        self._sharing = sharing
         self._locked: dict[tuple[str, str], datetime] = {}
         self._lock = threading.Lock()
 
@@ -201,14 +202,14 @@ class ContentStore:
         """Make the rows say what the files say, after the database was lost.
 
         Rows without a whole file go. Nobody knows any more who saw a file without a row: every
-        namespace gets it, under a lease of 24 hours.
+        namespace gets it, under a lease of 24 hours, or none where they are isolated from each other.
         """
         digests = set(self._blobs)
         with self._database.freeing() as transaction:
             known = rows.used_digests(transaction)
             for digest in known - digests:
                 rows.delete_blob_everywhere(transaction, digest)
-            for ns in rows.namespaces(transaction):
+            for ns in rows.namespaces(transaction) if self._sharing is Sharing.SHARED else ():
                 for digest in digests - known:
                     lease = rebuilt_lease(transaction, ns)
                     rows.add_blob(transaction, ns, digest, self._blobs.size(digest) or 0, {})
@@ -248,7 +249,7 @@ class ContentStore:
             known_total, known_expected = (old.total, old.expected) if old and not restarts else (0, "")
             ingest = rows.IngestRow(ns, ref, total or known_total, expected or known_expected, started)
             # From here on the row keeps a shared blob's file from collection, whoever else drops it.
-            shared_size = rows.sharing(transaction, expected) if expected else None
+            shared_size = rows.shared_size(transaction, expected, self._sharing) if expected else None
             rows.put_ingest(transaction, ingest, leased=bool(lease))
             attach(transaction, ns, lease, Resource(ref, "ingests"))
         if shared_size is None or total not in (0, shared_size) or self._blobs.size(expected) != shared_size:

@@ -1,11 +1,23 @@
 """Content: blobs that digests name, and ingests, which are writes that have not finished."""
 
+import enum
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from pyctrd.core.digests import Digest
 from pyctrd.core.filters import Adaptor, label_field
 from pyctrd.core.labels import Labels
+
+# A namespace with this label, "true", lets all others have its blobs under either policy.
+SHAREABLE_LABEL: Final = "containerd.io/namespace.shareable"
+
+
+class Sharing(enum.StrEnum):
+    """Whether a namespace may have a blob of another one by naming its digest, without bringing its bytes."""
+
+    SHARED = "shared"
+    ISOLATED = "isolated"
 
 
 @dataclass(frozen=True, slots=True)

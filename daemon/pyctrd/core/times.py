@@ -1,11 +1,15 @@
 """Times as the API knows them: aware datetimes in UTC."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 # What an unset timestamp is on the wire: Go's zero time.
 UNSET: Final = datetime(1, 1, 1, tzinfo=UTC)
 
+_SPAN: Final = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)")
+_SPAN_PART: Final = re.compile(r"([\d.]+)(\D+)")
+_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -26,3 +30,18 @@ def parse_rfc3339(text: str) -> datetime | None:
     except ValueError:
         return None
     return time.astimezone(UTC) if time.tzinfo is not None else None
+
+
+def parse_span(text: str) -> timedelta | None:
+    """Return the time span that a text such as "1h30m" or "-1.5s" means, or None if it is not one.
+
+    Source: Go's time.ParseDuration.
+    """
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        return None
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _SPAN_PART.findall(match[2]))
+    try:
+        return timedelta(seconds=-seconds if match[1] == "-" else seconds)
+    except OverflowError:
+        return None

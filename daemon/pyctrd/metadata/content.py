@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlite3 import Connection
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from pyctrd.core.content import BlobInfo
+from pyctrd.core.content import SHAREABLE_LABEL, BlobInfo, Sharing
 from pyctrd.core.digests import Digest
 from pyctrd.core.labels import Labels
 from pyctrd.core.times import from_microseconds, to_microseconds
@@ -48,10 +48,17 @@ def blob_batches(database: Database, ns: str) -> Iterator[list[BlobInfo]]:
         last = rows[-1][0]
 
 
-def sharing(rows: Rows, digest: str) -> int | None:
-    """Return the size of a blob that any namespace sees, None if none does."""
-    row = rows.execute("SELECT size FROM blobs WHERE digest = ? LIMIT 1", (digest,)).fetchone()
-    return row[0] if row else None
+def shared_size(rows: Rows, digest: str, policy: Sharing) -> int | None:
+    """Return the size of a blob that any namespace may have for its name, None if there is none."""
+    if policy is Sharing.SHARED:
+        row = rows.execute("SELECT size FROM blobs WHERE digest = ? LIMIT 1", (digest,)).fetchone()
+        return row[0] if row else None
+    owners = rows.execute(
+        "SELECT blobs.size, namespaces.labels FROM blobs JOIN namespaces ON namespaces.name = blobs.ns"
+        " WHERE blobs.digest = ?",
+        (digest,),
+    )
+    return next((size for size, labels in owners if decode_labels(labels).get(SHAREABLE_LABEL) == "true"), None)
 
 
 def is_used(rows: Rows, digest: str) -> bool:

@@ -34,7 +34,7 @@ def freed_without(rows: Rows, ns: str, now: datetime, locked: Refs, images: Iter
 
 def graph(rows: Rows, ns: str, now: datetime, locked: Refs) -> Graph:
     """Return the graph of one namespace."""
-    result = Graph()
+    result = Graph(now)
     _add_leases(result, rows, ns, now)
     _add_ingests(result, rows, ns, now, locked)
     for name, digest, labels in _select(rows, ns, "name, digest", "images"):
@@ -53,7 +53,7 @@ def graph(rows: Rows, ns: str, now: datetime, locked: Refs) -> Graph:
     for digest, labels in _select(rows, ns, "digest", "blobs"):
         node = Node("content", digest)
         result.collectable.add(node)
-        result.label(node, labels)
+        result.label_root(node, labels)
     _add_snapshots(result, rows, ns)
     return result
 
@@ -86,7 +86,8 @@ def _add_leases(graph: Graph, rows: Rows, ns: str, now: datetime) -> None:
         node = Node("leases", lease)
         if is_expired(labels, now):
             graph.collectable.add(node)
-        elif FLAT_LABEL in labels:
+            continue  # whatever its other labels say
+        if FLAT_LABEL in labels:
             graph.flat_roots.append(node)
         else:
             graph.roots.append(node)
@@ -113,7 +114,7 @@ def _add_snapshots(graph: Graph, rows: Rows, ns: str) -> None:
         node = nodes[snapshot_id] = Node(f"snapshots/{snapshotter}", name)
         parents[node] = parent_id
         graph.collectable.add(node)
-        graph.label(node, labels)
+        graph.label_root(node, labels)
     for node, parent_id in parents.items():
         if parent_id in nodes:
             graph.structure[node] = [nodes[parent_id]]

@@ -19,11 +19,13 @@ from pyctr_wire.errors import (
     Unavailable,
 )
 from pyctrd.content.ingests import IngestFile
-from pyctrd.core.content import BlobInfo
+from pyctrd.content.store import ContentStore
+from pyctrd.core.content import BlobInfo, Sharing
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.digests import digest_of
 from pyctrd.core.events import ContentCreate, ContentDelete
 from pyctrd.core.leases import Lease, Resource
+from pyctrd.core.namespaces import Namespace
 from support.stores import NS, Stores, open_stores
 
 DATA = b"some bytes"
@@ -200,6 +202,51 @@ def test_a_namespace_sees_its_own_and_shares_what_it_can_name(stores: Stores) ->
     assert stores.content.verify(DIGEST)
     with stores.content.open_writer("c", "ref", total=3, expected=DIGEST) as writer:
         assert writer.offset == 0
+
+
+@pytest.fixture
+def isolated(stores: Stores) -> ContentStore:
+    """The content of the same namespaces, which have nothing of each other."""
+    return ContentStore(stores.root / "content", stores.database, Sharing.ISOLATED)
+
+
+def test_isolated_namespaces_bring_their_own_bytes(stores: Stores, isolated: ContentStore) -> None:
+    stores.content.write_blob("a", "ref", DATA)
+    with isolated.open_writer("b", "ref", total=len(DATA), expected=DIGEST) as writer:
+        assert writer.offset == 0
+        with pytest.raises(FailedPrecondition):
+            writer.commit()
+    with isolated.open_writer("b", "ref", expected=DIGEST) as writer:
+        writer.write(DATA)
+        writer.commit()
+    assert isolated.info("b", DIGEST).size == len(DATA)
+    with pytest.raises(AlreadyExists):
+        isolated.open_writer("b", "again", expected=DIGEST)
+    assert len(list((stores.root / "content/blobs/sha256").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("label", "offset"), [("true", len(DATA)), ("True", 0), ("1", 0), ("", 0)])
+def test_a_namespace_may_be_shareable(stores: Stores, isolated: ContentStore, label: str, offset: int) -> None:
+    stores.namespaces.create(Namespace("common", {"containerd.io/namespace.shareable": label, "other": "true"}))
+    for ns in ("private", "common"):
+        isolated.write_blob(ns, "ref", DATA)
+    with isolated.open_writer("b", "ref", expected=DIGEST) as writer:
+        assert writer.offset == offset
+    isolated.delete("common", DIGEST)
+    with isolated.open_writer("c", "ref", expected=DIGEST) as writer:
+        assert writer.offset == 0
+
+
+def test_isolated_namespaces_get_no_blob_of_which_nobody_knows_whose_it_is(
+    stores: Stores, isolated: ContentStore
+) -> None:
+    stores.content.write_blob("a", "ref", DATA)
+    with stores.database.transaction() as transaction:
+        transaction.execute("DELETE FROM blobs")
+    isolated.adopt()
+    assert stores.digests("a") == []
+    stores.content.adopt()
+    assert stores.digests("a") == [DIGEST]
 
 
 def test_a_shared_writer_may_be_written_to(stores: Stores) -> None:

@@ -1,11 +1,13 @@
 """What garbage collection keeps, as a rule over values."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyctrd.core.reachability import Graph, Node, is_expired
+from pyctrd.core.times import parse_span
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -15,7 +17,7 @@ def content(name: str) -> Node:
 
 
 def test_label_references() -> None:
-    graph = Graph()
+    graph = Graph(NOW)
     image = Node("images", "i")
     graph.label(
         image,
@@ -41,7 +43,7 @@ def test_label_references() -> None:
 
 
 def test_a_back_reference_keeps_its_own_object() -> None:
-    graph = Graph(roots=[Node("containers", "c")], collectable={content("x"), content("y")})
+    graph = Graph(NOW, roots=[Node("containers", "c")], collectable={content("x"), content("y")})
     graph.label(content("x"), {"containerd.io/gc.bref.container.log": "c"})
     graph.label(content("y"), {"containerd.io/gc.bref.container": "gone"})
     assert graph.garbage() == {content("y")}
@@ -49,7 +51,7 @@ def test_a_back_reference_keeps_its_own_object() -> None:
 
 def test_flat_roots_follow_structure_and_no_labels() -> None:
     image, target, child = Node("images", "i"), content("t"), content("c")
-    graph = Graph(structure={image: [target]}, references={target: [child]}, collectable={target, child})
+    graph = Graph(NOW, structure={image: [target]}, references={target: [child]}, collectable={target, child})
     graph.flat_roots.append(image)
     assert graph.garbage() == {child}
     graph.roots.append(target)
@@ -57,9 +59,49 @@ def test_flat_roots_follow_structure_and_no_labels() -> None:
 
 
 def test_the_root_label() -> None:
-    graph = Graph(collectable={content("x")})
+    graph = Graph(NOW, collectable={content("x")})
     graph.label(content("x"), {"containerd.io/gc.root": "whatever"})
+    assert graph.garbage() == {content("x")}  # only content and snapshots can be made roots
+    graph.label_root(content("x"), {"containerd.io/gc.root": "whatever"})
     assert graph.garbage() == set()
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("usedat<2h|cache", True),
+        ("usedat<30m|cache", False),
+        ("usedat>30m|cache", True),
+        ("usedat>1h0m1s|cache", False),
+        ("usedat<1s,usedat>59m|cache", True),
+        ("usedat<1s,other>1,usedat<|cache", False),
+        ("usedat<=2h|cache", False),
+        ("usedat<2h", False),
+        ("usedat<2h|other", False),
+        ("usedat<soon|cache", False),
+    ],
+)
+def test_a_reference_that_depends_on_when_a_snapshot_was_used(condition: str, holds: bool) -> None:
+    snapshot, never_used = Node("snapshots/overlayfs", "cache"), Node("snapshots/overlayfs", "other")
+    graph = Graph(NOW, roots=[content("x")], collectable={snapshot, never_used})
+    graph.label(content("x"), {"containerd.io/gc.cond.snapshot.overlayfs/1": condition})
+    graph.label_root(snapshot, {"containerd.io/gc.cond.value-usedat": "2025-12-31T23:00:00Z"})
+    graph.label_root(never_used, {"containerd.io/gc.cond.value-usedat": "long ago"})
+    assert (snapshot not in graph.garbage()) == holds
+    assert never_used in graph.garbage()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1h30m", 5400), ("-1.5s", -1.5), (".5m", 30), ("0", 0), ("2ms", 0.002), ("3us", 3e-6), ("+1h", 3600)],
+)
+def test_time_spans(text: str, seconds: float) -> None:
+    assert parse_span(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "1d", "1h ", "--1h", "1h-1m", ".", ".s", "9" * 400 + "h"])
+def test_what_is_no_time_span(text: str) -> None:
+    assert parse_span(text) is None
 
 
 def test_expiry() -> None:
@@ -74,7 +116,7 @@ _NODES = st.integers(0, 20).map(lambda number: content(str(number)))
 
 @given(st.lists(_NODES), st.lists(st.tuples(_NODES, _NODES)))
 def test_nothing_reachable_is_garbage_and_the_rest_is(roots: list[Node], edges: list[tuple[Node, Node]]) -> None:
-    graph = Graph(roots=roots, collectable={content(str(number)) for number in range(21)})
+    graph = Graph(NOW, roots=roots, collectable={content(str(number)) for number in range(21)})
     for number, (source, target) in enumerate(edges):
         (graph.structure if number % 2 else graph.references).setdefault(source, []).append(target)
     kept = graph.collectable - graph.garbage()

@@ -133,6 +133,26 @@ def test_root_labels_and_back_references(stores: Stores) -> None:
     assert stores.digests() == [root]
 
 
+def test_a_recently_used_snapshot_is_kept_by_what_asks_for_it(stores: Stores) -> None:
+    overlay = stores.snapshots.named("overlayfs")
+    for name, used_at in (("fresh", "2026-01-02T03:00:00Z"), ("stale", "2026-01-01T03:00:00Z")):
+        overlay.prepare(NS, name, "", {"containerd.io/gc.cond.value-usedat": used_at})
+        write(stores, name, root="x", cond__snapshot__overlayfs=f"usedat<1h|{name}")
+    stores.collector.collect()
+    assert names(overlay) == ["fresh"]
+    stores.clock.advance(hours=1)
+    stores.collector.collect()
+    assert names(overlay) == []
+
+
+def test_an_expired_lease_goes_whatever_its_labels_say(stores: Stores) -> None:
+    image(stores, "kept", write(stores, "target"))
+    labels = {"containerd.io/gc.expire": PAST, "containerd.io/gc.root": "x", "containerd.io/gc.bref.image": "kept"}
+    stores.leases.create(NS, Lease("over", labels))
+    stores.collector.collect()
+    assert stores.leases.list(NS) == []
+
+
 def test_references_do_not_cross_namespaces(stores: Stores) -> None:
     digest = write(stores, "shared")
     stores.images.create("other", Image("i", Descriptor("type", digest, 1)))
