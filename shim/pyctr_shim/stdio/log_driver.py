@@ -208,9 +208,9 @@ class LogFile:
             while self._ring:
                 if not self._torn:
                     self._write_marker()
-                if not self._torn:
-                    self._rotate_if_full()
                 data = self._ring[0]
+                if not self._torn:
+                    self._rotate_before(data)
                 wanted = self._fitting(data)
                 written = os.write(self._open_fd(), data[:wanted])
                 self._size += written
@@ -237,12 +237,13 @@ class LogFile:
         room = self._max_size - self._size
         if not self._max_size or len(data) <= room:
             return len(data)
-        return data.rfind(b"\n", 0, max(room, 0)) + 1 or data.find(b"\n") + 1 or len(data)
+        return data.rfind(b"\n", 0, max(room, 0)) + 1 or _first_line(data)
 
     def _write_marker(self) -> None:
         if self._dropped:
             text = f"[pyctr: {self._dropped} log lines dropped: {self._reason}]".encode()
             data = self._format("stderr", [(text, True)])
+            self._rotate_before(data)
             written = os.write(self._open_fd(), data)
             self._size += written
             self._dropped = 0
@@ -250,9 +251,12 @@ class LogFile:
                 self._ring_size += len(data) - written
                 self._put_back(data[written:], torn=True)
 
-    def _rotate_if_full(self) -> None:
-        """PATH.1 becomes PATH.2 and so on, PATH becomes PATH.1; with one file the old lines go."""
-        if not self._max_size or self._size < self._max_size:
+    def _rotate_before(self, data: bytes) -> None:
+        """Rotate if the first line of `data` does not fit: PATH.1 becomes PATH.2 and so on, PATH becomes PATH.1.
+
+        With one file the old lines go. A line that fits into no file has one to itself.
+        """
+        if not self._max_size or not self._size or self._size + _first_line(data) <= self._max_size:
             return
         if self._max_file < 2:
             os.ftruncate(self._open_fd(), 0)
@@ -286,6 +290,11 @@ class LogFile:
     def _open_fd(self) -> int:
         assert self._fd is not None
         return self._fd
+
+
+def _first_line(data: bytes) -> int:
+    """Return the length of the first line, its newline included."""
+    return data.find(b"\n") + 1 or len(data)
 
 
 class _LogStream:

@@ -92,7 +92,7 @@ def test_rotation_keeps_so_many_files_and_loses_nothing_before(loop: Loop, tmp_p
     log.close()
 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
-    assert all(file.stat().st_size <= 2100 for file in tmp_path.iterdir())
+    assert all(file.stat().st_size <= 2000 for file in tmp_path.iterdir())
     kept = texts(path)
     assert kept == [f"line {number}" for number in range(200 - len(kept), 200)]
 
@@ -110,8 +110,28 @@ def test_a_big_batch_is_rotated_within(loop: Loop, tmp_path: Path) -> None:
     log = LogFile(loop, tmp_path / "log", format_cri, max_size=1000, max_file=1000)
     log.append("stdout", [(f"line {number}".encode(), True) for number in range(500)])
     log.close()
-    assert max(file.stat().st_size for file in tmp_path.iterdir()) <= 1100
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) <= 1000
     assert texts(tmp_path / "log") == [f"line {number}" for number in range(500)]
+
+
+def test_a_long_line_goes_into_the_next_file(loop: Loop, tmp_path: Path) -> None:
+    """No file grows beyond its size for a line, but for one that is larger than a whole file."""
+    path = tmp_path / "log"
+    log = LogFile(loop, path, format_cri, max_size=1000, max_file=10)
+    lines = ["short", "x" * 950, "short", "y" * 2000, "short"]
+    for line in lines:
+        log.append("stdout", [(line.encode(), True)])
+    log.close()
+    assert texts(path) == lines
+    assert sorted(file.stat().st_size > 1000 for file in tmp_path.iterdir()) == [False] * 4 + [True]
+
+
+def test_a_file_that_is_filled_exactly_is_not_left_early(loop: Loop, tmp_path: Path) -> None:
+    line = len(format_cri("stdout", [(b"0", True)]))
+    log = LogFile(loop, tmp_path / "log", format_cri, max_size=3 * line, max_file=10)
+    log.append("stdout", [(b"0", True)] * 6)
+    log.close()
+    assert [file.stat().st_size for file in tmp_path.iterdir()] == [3 * line] * 2
 
 
 @pytest.fixture
