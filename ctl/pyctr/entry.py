@@ -31,6 +31,9 @@ def run() -> int:
     except click.Abort:
         print("pyctr: interrupted", file=sys.stderr)
         return exit_codes.SIGNALLED + signal.SIGINT
+    except UnicodeEncodeError as error:  # an argument's bytes, on their way into a message
+        print(f"pyctr: {error.object!r} is not UTF-8", file=sys.stderr)
+        return exit_codes.USAGE
     except ApiError as error:
         print(f"pyctr: {error}", file=sys.stderr)
         return exit_codes.FAILURE

@@ -18,6 +18,8 @@ _UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _PROPAGATIONS: Final = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
 _MAX_FILE: Final = 1 << 20
 _DOCKER_MIN_MEMORY: Final = 6 << 20  # what a process needs to start at all; docker's limit
+_DOCKER_MIN_CPUS: Final = 0.01
+MOST: Final = (1 << 63) - 1  # what a number may be for the daemon
 
 
 def parse_size(text: str) -> int:
@@ -25,14 +27,25 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise click.BadParameter(f"{text!r} is not a size such as 512m or 1g")
-    return int(float(match.group(1)) * (1 << _UNITS[match.group(2).lower()]))
+    value = float(match.group(1)) * (1 << _UNITS[match.group(2).lower()])
+    if value > MOST:
+        raise click.BadParameter(f"{text} is more than there can be")
+    return int(value)
 
 
 def _memory(text: str) -> int:
+    """Return a limit in bytes, 0 for none."""
     value = parse_size(text)
-    if value < _DOCKER_MIN_MEMORY:
+    if 0 < value < _DOCKER_MIN_MEMORY:
         raise click.BadParameter(f"--memory {text}: the least is 6m")
     return value
+
+
+def _nano_cpus(cpus: float) -> int:
+    """Return a limit in billionths of a CPU, 0 for none."""
+    if cpus != 0 and not _DOCKER_MIN_CPUS <= cpus <= MOST / 1e9:  # nor is NaN
+        raise click.BadParameter(f"--cpus {cpus:g}: give a number from {_DOCKER_MIN_CPUS} on")
+    return round(cpus * 1e9)
 
 
 def parse_pairs(option: str, entries: Iterable[str]) -> dict[str, str]:
@@ -46,13 +59,24 @@ def parse_pairs(option: str, entries: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
+def _settings(option: str, entries: Iterable[str]) -> dict[str, str]:
+    """Return NAME=VALUE entries as a map. Raises click.BadParameter for one without a value."""
+    entries = list(entries)
+    for entry in entries:
+        if "=" not in entry:
+            raise click.BadParameter(f"{option} {entry!r}: give NAME=VALUE")
+    return parse_pairs(option, entries)
+
+
 def _read_lines(option: str, name: str) -> list[str]:
     """Return the lines of a small text file that the user named."""
     try:
         with open(name, encoding="utf-8-sig") as file:
             text = file.read(_MAX_FILE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{option} {name}: {error}") from None
+    except OSError as error:
+        raise click.BadParameter(f"{option} {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{option} {name}: it is not a text file") from None
     if len(text) > _MAX_FILE:
         raise click.BadParameter(f"{option} {name}: larger than {_MAX_FILE} bytes")
     return text.splitlines()
@@ -201,16 +225,16 @@ def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mappin
         capabilities_add=given["cap_add"],
         capabilities_drop=given["cap_drop"],
         security_options=[_security_option(text) for text in given["security_opt"]],
-        sysctls=parse_pairs("--sysctl", given["sysctl"]),
+        sysctls=_settings("--sysctl", given["sysctl"]),
         ulimits=given["ulimit"],
         memory=_memory(given["memory"]) if given["memory"] else 0,
-        nano_cpus=round(given["cpus"] * 1e9) if given["cpus"] else 0,
+        nano_cpus=_nano_cpus(given["cpus"] or 0.0),
         pids_limit=max(0, given["pids_limit"] or 0),
         network=given["network"] or "none",
         stop_signal=given["stop_signal"] or "",
         labels=parse_pairs("--label", given["label"]),
         log_driver=given["log_driver"] or "",
-        log_options=parse_pairs("--log-opt", given["log_opt"]),
+        log_options=_settings("--log-opt", given["log_opt"]),
         auto_remove=given["rm"],
     )
     if given["entrypoint"] is not None:

@@ -6,7 +6,7 @@ import signal
 from pyctr import tasks
 from pyctr.connection import Connection
 from pyctr.errors import CommandError
-from pyctr_wire import labels
+from pyctr_wire import labels, signals
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
@@ -16,15 +16,9 @@ KILL_TIMEOUT = 30.0  # seconds that a process may take to go after SIGKILL
 
 def parse_signal(text: str) -> int:
     """Return the number of a signal given as "TERM", "SIGTERM", "15", "RTMIN+3". Raises CommandError."""
-    name = text.upper().removeprefix("SIG")
-    if name.isdecimal() and 1 <= int(name) <= signal.SIGRTMAX:
-        return int(name)
-    base, sign, offset = name.partition("+") if "+" in name else name.partition("-")
-    number = getattr(signal, f"SIG{base}", None)
-    if isinstance(number, signal.Signals) and (not sign or (base.startswith("RTM") and offset.isdecimal())):
-        value = number + int(sign + offset) if sign else int(number)
-        if value <= signal.SIGRTMAX:
-            return value
+    number = signals.parse(text)
+    if number is not None:
+        return number
     raise CommandError(f"{text} is not a signal")
 
 

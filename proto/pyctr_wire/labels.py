@@ -2,6 +2,8 @@
 
 from typing import Final
 
+OURS: Final = "pyctr.io/"  # what all that only we write begin with
+
 NAME: Final = "pyctr.io/name"  # unique in a namespace
 AUTO_REMOVE: Final = "pyctr.io/auto-remove"  # "true": goes when its task has ended
 INTERACTIVE: Final = "pyctr.io/interactive"  # "true": stdin stays open for whoever attaches
@@ -13,7 +15,7 @@ STOP_SIGNAL: Final = "io.containerd.image.config.stop-signal"
 
 # An image never sets these on its containers: they steer daemons (CVE-2026-53488).
 CONTROL_PREFIXES: Final = (
-    "pyctr.io/",
+    OURS,
     "containerd.io/",
     "io.containerd.",
     "io.cri-containerd",

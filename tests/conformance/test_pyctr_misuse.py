@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,41 @@ def test_a_closed_stream_is_an_empty_one(pyctr: Pyctr, closed: str, out: str, er
         wrapper=("sh", "-c", f'exec "$@" {closed}', "sh"),
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (3, out, err)
+
+
+def test_text_that_is_not_utf8(pyctr: Pyctr, name: str) -> None:
+    """The wire carries text only; Python hands such bytes on as lone surrogates."""
+    done = pyctr.run("run", "--name", name, "demo", "echo", "\udcff")
+    assert done.returncode == 125
+    assert "not UTF-8" in done.stderr
+    assert "not UTF-8" in pyctr.run("exec", name, "\udcff").stderr
+    done = pyctr.run("ps", "--filter", "name=\udcff")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert "Traceback" not in pyctr.run("image", "tag", "demo", "\udcff").stderr
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_file_for_the_id_that_cannot_be_written(pyctr: Pyctr, name: str, tmp_path: Path, missing: bool) -> None:
+    place = tmp_path / "nowhere" / "id" if missing else tmp_path / "id"
+    if not missing:
+        place.write_text("of another")
+    done = pyctr.run("create", "--name", name, "--cidfile", str(place), "demo")
+    assert done.returncode == 125
+    assert str(place) in done.stderr
+    assert pyctr.is_gone(name)
+
+
+def test_a_file_for_the_id_goes_if_there_is_none(pyctr: Pyctr, name: str, tmp_path: Path) -> None:
+    place = tmp_path / "id"
+    assert (
+        pyctr.run("create", "--name", name, "--cidfile", str(place), "--user", "nobody-here", "demo").returncode == 125
+    )
+    assert not place.exists()
+    assert pyctr("create", "--name", name, "--cidfile", str(place), "demo").strip() == place.read_text()
+
+
+def test_another_platform_than_the_images(pyctr: Pyctr, name: str) -> None:
+    other = "linux/s390x"
+    done = pyctr.run("run", "--rm", "--name", name, "--platform", other, "demo", "true")
+    assert done.returncode == 125
+    assert f"nothing for {other}" in done.stderr

@@ -50,17 +50,20 @@ def exec_(
     if not detach:
         terminal.check(tty=tty, interactive=interactive)
     columns, rows = terminal.size() if tty else (0, 0)
-    request = engine_pb2.ExecSpecRequest(
-        id=container,
-        args=command,
-        env=run_options.environment(env, env_file, os.environ),
-        working_dir=workdir,
-        user=user,
-        terminal=tty,
-        console_width=columns,
-        console_height=rows,
-        privileged=privileged,
-    )
+    try:
+        request = engine_pb2.ExecSpecRequest(
+            id=container,
+            args=command,
+            env=run_options.environment(env, env_file, os.environ),
+            working_dir=workdir,
+            user=user,
+            terminal=tty,
+            console_width=columns,
+            console_height=rows,
+            privileged=privileged,
+        )
+    except UnicodeEncodeError as error:
+        raise click.BadParameter(f"{error.object!r} is not UTF-8") from None
     connection = session.connection
     try:
         spec = connection.call(ENGINE, "ExecSpec", request, engine_pb2.ExecSpecResponse)

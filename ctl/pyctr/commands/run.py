@@ -1,8 +1,9 @@
 """`run` and `create`: a container from an image, the image pulled first if it is not here."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -38,8 +39,10 @@ _OPTIONS = (
     click.option("--cap-drop", multiple=True, metavar="CAP", help="Take a capability away."),
     click.option("--security-opt", multiple=True, metavar="OPTION", help="seccomp=FILE, no-new-privileges, ..."),
     click.option("--memory", "-m", metavar="SIZE", help="Limit its memory: 512m, 2g."),
-    click.option("--cpus", type=click.FloatRange(min=0.01), metavar="NUMBER", help="Limit its CPU time: 1.5."),
-    click.option("--pids-limit", type=int, metavar="NUMBER", help="Limit its processes."),
+    click.option("--cpus", type=float, metavar="NUMBER", help="Limit its CPU time: 1.5."),
+    click.option(
+        "--pids-limit", type=click.IntRange(max=run_options.MOST), metavar="NUMBER", help="Limit its processes."
+    ),
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
     click.option("--network", "--net", type=click.Choice(["none", "host"]), help="Its network."),
@@ -67,37 +70,60 @@ _SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False} 
 
 def make(session: Session, image: str, command: tuple[str, ...], given: dict[str, Any]) -> engine_pb2.RunSpecResponse:
     """Make the container, pulling its image if need be; print what the daemon warns of."""
-    cidfile = given["cidfile"]
-    if cidfile and os.path.lexists(cidfile):
-        raise CommandError(f"--cidfile {cidfile}: the file is there already; remove it first", exit_codes.OURS)
-    options = run_options.to_options(command, given, os.environ)
-    run_options.make_missing_sources(options, given["volume"])
-    if options.terminal:
-        options.console_width, options.console_height = terminal.size()
-    request = engine_pb2.RunSpecRequest(
-        image=image,
-        name=given["name"] or "",
-        snapshotter=given["snapshotter"],
-        runtime=given["runtime"],
-        platform=given["platform"],
-        options=options,
-    )
-    try:
-        made = _made_from_image(session.connection, request)
-    except ApiError as error:
-        raise CommandError(str(error), exit_codes.OURS) from None
-    except CommandError as error:
-        raise CommandError(error.message, exit_codes.OURS) from None
+    with _id_file(given["cidfile"]) as write_id:
+        made = _made(session, image, command, given)
+        write_id(made.id)
     for warning in made.warnings:
         print(f"pyctr: {warning}", file=sys.stderr)
     if given["network"] is None:
         print(
             "pyctr: the container has no network; say --network host, or --network none to not be told", file=sys.stderr
         )
-    if cidfile:
-        with open(cidfile, "x", encoding="ascii") as file:
-            file.write(made.id)
     return made
+
+
+@contextlib.contextmanager
+def _id_file(path: str | None) -> Iterator[Callable[[str], object]]:
+    """Make the file for a container's id before there is one; without an id, it goes again. Raises CommandError."""
+    if path is None:
+        yield str
+        return
+    try:
+        file = open(path, "x", encoding="ascii")  # noqa: SIM115 - closed below
+    except FileExistsError:
+        raise CommandError(f"--cidfile {path}: the file is there already; remove it first", exit_codes.OURS) from None
+    except OSError as error:
+        raise CommandError(f"--cidfile {path}: {error.strerror}", exit_codes.OURS) from None
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            os.unlink(path)
+            raise
+
+
+def _made(session: Session, image: str, command: tuple[str, ...], given: dict[str, Any]) -> engine_pb2.RunSpecResponse:
+    try:
+        options = run_options.to_options(command, given, os.environ)
+        request = engine_pb2.RunSpecRequest(
+            image=image,
+            name=given["name"] or "",
+            snapshotter=given["snapshotter"],
+            runtime=given["runtime"],
+            platform=given["platform"],
+            options=options,
+        )
+    except UnicodeEncodeError as error:
+        raise click.BadParameter(f"{error.object!r} is not UTF-8") from None
+    run_options.make_missing_sources(options, given["volume"])
+    if options.terminal:
+        request.options.console_width, request.options.console_height = terminal.size()
+    try:
+        return _made_from_image(session.connection, request)
+    except ApiError as error:
+        raise CommandError(str(error), exit_codes.OURS) from None
+    except CommandError as error:
+        raise CommandError(error.message, exit_codes.OURS) from None
 
 
 def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from pyctr_wire import labels as wire_labels
-from pyctr_wire.errors import FailedPrecondition, NotFound
+from pyctr_wire import signals
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.oci.default_spec import ALL_CAPABILITIES
 from pyctr_wire.oci.image_spec import ImageConfig
 from pyctrd.core.anys import AnyValue
@@ -156,6 +157,7 @@ class Creator:
         ns, options = request.namespace, request.options
         image = image_lookup.find_image(self._images, ns, request.image)
         found = image_lookup.read_image(self._blobs, ns, image, request.platform or self._host)
+        labels = _labels(request, found.config)
         driver, log_uri, log_path = self._logs.choose(ns, container_id, options.log_driver, dict(options.log_options))
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = self._leases.create(ns, Lease(f"pyctr-run-{container_id}", {EXPIRE_LABEL: expires}))
@@ -172,7 +174,7 @@ class Creator:
                     ns,
                     Container(
                         id=container_id,
-                        labels=_labels(request, found.config)
+                        labels=labels
                         | {
                             wire_labels.LOG_DRIVER: driver,
                             wire_labels.LOG_URI: log_uri,
@@ -267,15 +269,24 @@ class Creator:
 
 
 def _labels(request: Request, config: ImageConfig) -> dict[str, str]:
-    """Return the container's labels: the image's, but none that steer us or others, then the user's."""
+    """Return the container's labels: the image's, but none that steer us or others, then the user's.
+
+    Raises InvalidArgument for labels that are ours to write and for a stop signal that is none; an image's is ignored.
+    """
     options = request.options
+    for name in options.labels:
+        if name.startswith(wire_labels.OURS):
+            raise InvalidArgument(f"label {name!r}: those that begin with {wire_labels.OURS} are pyctr's own")
+    if options.stop_signal and signals.parse(options.stop_signal) is None:
+        raise InvalidArgument(f"stop signal {options.stop_signal!r} is not a signal")
     result = {
         name: value
         for name, value in config.process.labels.items()
         if not name.startswith(wire_labels.CONTROL_PREFIXES)
     }
     result |= options.labels
-    stop_signal = options.stop_signal or config.process.stop_signal
+    its_own = config.process.stop_signal
+    stop_signal = options.stop_signal or (its_own if signals.parse(its_own) is not None else "")
     ours = {
         wire_labels.NAME: request.name,
         wire_labels.STOP_SIGNAL: stop_signal,

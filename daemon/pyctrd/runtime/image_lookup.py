@@ -11,7 +11,7 @@ from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import ImageConfig, Index, Manifest
 from pyctrd.core.digests import chain_ids
 from pyctrd.core.images import Image
-from pyctrd.core.platforms import Platform, best_first
+from pyctrd.core.platforms import Platform, best_first, matcher
 from pyctrd.core.references import normalize_reference
 
 _MAX_DEPTH: Final = 4  # indexes inside indexes
@@ -77,9 +77,17 @@ def read_image(blobs: Blobs, ns: str, image: Image, platform: Platform) -> Found
         if manifest.config.media_type not in image_spec.CONFIGS:
             raise FailedPrecondition(f"{image.name} is not an image of a container ({manifest.config.media_type})")
         config = image_spec.parse_config(_read(blobs, ns, manifest.config))
+        if root.media_type in image_spec.MANIFESTS and not _suits(config.platform, platform):
+            break
         chain = chain_ids(list(config.diff_ids))
         return FoundImage(image, config, chain[-1] if chain else "")
     raise FailedPrecondition(f"{image.name} has nothing for {platform}: pyctr image pull --platform {platform}")
+
+
+def _suits(written: image_spec.Platform, platform: Platform) -> bool:
+    """Tell whether an image that no index describes runs on `platform`; what it leaves out, it does not mind."""
+    its_own = Platform(written.os or platform.os, written.architecture or platform.architecture, written.variant)
+    return matcher(platform)(its_own) is not None
 
 
 def _manifests(

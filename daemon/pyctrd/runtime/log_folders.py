@@ -1,5 +1,6 @@
 """Containers' logs: <root>/<namespace>/<id>/, written by shims, made and removed by the daemon."""
 
+import re
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -16,6 +17,8 @@ _OPTIONS: Final = {
     "journald": frozenset[str](),
     "none": frozenset[str](),
 }
+# As the shim reads them: it could only refuse the container's start.
+_VALUES: Final = {"max-size": re.compile(r"-1|[0-9]+[bkmg]?b?", re.IGNORECASE), "max-file": re.compile(r"[1-9][0-9]*")}
 _FILE_NAMES: Final = {"json-file": "json.log", "cri": "cri.log"}
 
 
@@ -37,6 +40,9 @@ class LogFolders:
         unknown = options.keys() - _OPTIONS[driver]
         if unknown:
             raise InvalidArgument(f"log driver {driver} has no option {', '.join(sorted(unknown))}")
+        for name, value in options.items():
+            if not _VALUES[name].fullmatch(value):
+                raise InvalidArgument(f"log option {name}={value}: a size is like 10m, a number of files 1 or more")
         if driver == "none":
             return driver, "attach:", ""  # only for whoever is attached
         if driver == "journald":

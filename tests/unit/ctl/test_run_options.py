@@ -1,5 +1,6 @@
 """The words of `run`: sizes, mounts, environment."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def test_sizes(text: str, size: int) -> None:
     assert run_options.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1 2"])
+@pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1 2", "99999999999g"])
 def test_what_is_not_a_size(text: str) -> None:
     with pytest.raises(click.BadParameter):
         run_options.parse_size(text)
@@ -124,3 +125,31 @@ def test_seccomp_profiles_are_read_here(asked: list[RunOptions], tmp_path: Path)
     arguments = ["--security-opt", f"seccomp={profile}", "--security-opt", "no-new-privileges", "image"]
     CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
     assert list(asked[0].security_options) == ['seccomp={"defaultAction": "SCMP_ACT_ALLOW"}', "no-new-privileges"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", "5m"), "the least is 6m"),
+        (("--cpus", "nan"), "--cpus nan"),
+        (("--cpus", "inf"), "--cpus inf"),
+        (("--cpus", "0.001"), "0.01"),
+        (("--cpus", "-1"), "0.01"),
+        (("--pids-limit", "99999999999999999999"), "--pids-limit"),
+        (("--sysctl", "kernel.msgmax"), "NAME=VALUE"),
+        (("--log-opt", "max-size"), "NAME=VALUE"),
+        (("--env-file", "/nonexistent"), "/nonexistent: No such file or directory"),
+        (("--env-file", sys.executable), "not a text file"),
+    ],
+)
+def test_what_is_refused(asked: list[RunOptions], arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(run_command.create, [*arguments, "image"], obj=Session())
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not asked
+
+
+def test_nothing_is_no_limit(asked: list[RunOptions]) -> None:
+    arguments = ["-m", "0", "--cpus", "0", "--pids-limit", "0", "image"]
+    CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
+    assert (asked[0].memory, asked[0].nano_cpus, asked[0].pids_limit) == (0, 0, 0)

@@ -7,6 +7,7 @@ import os
 import platform
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyctrd.core.images import Image
 from pyctrd.core.labels import Labels
 from pyctrd.core.leases import Lease
 from pyctrd.core.mounts import Mount
+from pyctrd.core.platforms import Platform
 from pyctrd.runtime.creation import Creator, NotUnpacked, Request
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.log_folders import LogFolders
@@ -300,6 +302,37 @@ def test_an_image_for_other_machines(creator: Creator, stores: Containers) -> No
         creator.create(request())
 
 
+@pytest.mark.parametrize("platform", [None, Platform("linux", "s390x")])
+def test_an_image_without_an_index_for_other_machines(
+    creator: Creator, stores: Containers, platform: Platform | None
+) -> None:
+    """Its configuration says what it is for."""
+    stores.add_image({"Cmd": ["sh"]}, "s390x" if platform is None else MACHINE)
+    with pytest.raises(FailedPrecondition, match="nothing for"):
+        creator.create(replace(request(), platform=platform))
+
+
+def test_labels_of_ours_are_not_the_users_to_set(creator: Creator, stores: Containers) -> None:
+    """A name given so would be no unique one."""
+    stores.add_image({"Cmd": ["sh"]})
+    with pytest.raises(InvalidArgument, match=r"pyctr\.io/name"):
+        creator.create(request(labels={"pyctr.io/name": "taken"}))
+    assert stores.steps == []
+
+
+def test_stop_signals(creator: Creator, stores: Containers) -> None:
+    """One that is none is an error of the user's; an image's is passed over, so that its containers can be stopped."""
+    stores.add_image({"Cmd": ["sh"], "StopSignal": "SIGNONSENSE"})
+    for wrong in ("NONSENSE", "99", "RTMIN+99"):
+        with pytest.raises(InvalidArgument, match=f"{wrong!r} is not a signal".replace("+", r"\+")):
+            creator.create(request(stop_signal=wrong))
+    creator.create(request())
+    assert labels.STOP_SIGNAL not in stores.containers["c1"].labels
+    del stores.containers["c1"]
+    creator.create(request(stop_signal="rtmin+3"))
+    assert stores.containers["c1"].labels[labels.STOP_SIGNAL] == "rtmin+3"
+
+
 @pytest.mark.parametrize("container_id", ["../x", "a/b", ".", "a..b"])
 def test_ids_that_are_no_file_names(creator: Creator, stores: Containers, container_id: str) -> None:
     stores.add_image({"Cmd": ["sh"]})
@@ -321,7 +354,8 @@ def test_log_drivers(logs: LogFolders) -> None:
     assert logs.choose(NS, "c", "journald", {})[1] == "journald:"
     assert logs.choose(NS, "c", "cri", {})[1].startswith("cri:///")
     assert logs.choose(NS, "c", "", {"max-size": "1m", "max-file": "2"})[1].endswith("json.log?max-size=1m&max-file=2")
-    for driver, options in (("syslog", {}), ("json-file", {"x": "1"}), ("cri", {"max-size": "1m"})):
+    for driver, options in (("syslog", {}), ("json-file", {"x": "1"}), ("cri", {"max-size": "1m"}),
+                            ("", {"max-size": "1x"}), ("", {"max-size": ""}), ("", {"max-file": "0"})):  # fmt: skip
         with pytest.raises(InvalidArgument):
             logs.choose(NS, "c", driver, options)
 
