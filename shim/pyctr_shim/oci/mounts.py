@@ -6,6 +6,7 @@ the runtime's own mount namespace, gets its attributes while nobody can reach it
 writable in between.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,6 +118,8 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
         target_fd = make_directories(root_fd, item.destination)
     else:
         target_fd = make_file(root_fd, item.destination)
+        if is_directory(target_fd):
+            raise NotADirectoryError(errno.ENOTDIR, "a file cannot be mounted onto a directory")
     _guard_proc(target_fd, item)
     # The copy is still a peer of the host's mount: what the container unmounts must not reach the
     # host, unless it is to be shared with it.
@@ -141,15 +144,19 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
 
 def _mount_new(root_fd: int, item: PlannedMount) -> None:
     options = item.options
+    data = options.data
     if item.kind in {"proc", "sysfs"}:
         target_fd = _ordinary_directory(root_fd, item)
     else:
-        target_fd = make_directories(root_fd, item.destination)
+        try:
+            target_fd = open_in_root(root_fd, item.destination, O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            target_fd = make_directories(root_fd, item.destination)
+        else:
+            if item.kind == "tmpfs" and "mode=" not in data:  # it keeps what it covers, as in runc
+                mode = f"mode={stat.S_IMODE(os.fstat(target_fd).st_mode):o}"
+                data = f"{data},{mode}" if data else mode
         _guard_proc(target_fd, item)
-    mode = stat.S_IMODE(os.fstat(target_fd).st_mode)
-    data = options.data
-    if item.kind == "tmpfs" and "mode=" not in data:
-        data = f"{data},mode={mode:o}" if data else f"mode={mode:o}"  # a tmpfs keeps what it covers, as in runc
     mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
     if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up:
         mounted_fd = open_in_root(root_fd, item.destination, O_PATH | os.O_DIRECTORY)

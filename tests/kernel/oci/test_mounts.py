@@ -110,6 +110,26 @@ def test_tmpfs_options_and_copy_up(lab: Lab) -> None:
     assert "size=1024k" in lines[4]
 
 
+def test_a_tmpfs_where_nothing_was_is_for_everybody(lab: Lab) -> None:
+    """As the kernel makes it, and runc leaves it: a user other than root writes to it."""
+    spec = shell(lab, "stat -c %a /new /new/deep /old")
+    for destination, options in (("/new", ()), ("/new/deep", ("mode=700",)), ("/old", ("size=1m",))):
+        add_mount(spec, destination, "tmpfs", *options, kind="tmpfs")
+    bundle = lab.bundle(spec)
+    (bundle / "rootfs/old").mkdir(0o750)
+
+    assert lab.run(spec, bundle=bundle).output.split() == ["1777", "700", "750"]
+
+
+def test_a_file_on_a_directory_is_refused_in_words(lab: Lab) -> None:
+    source = lab.base / "file"
+    source.write_text("")
+    spec = add_mount(lab.spec("true"), "/tmp", str(source), "bind")
+
+    with pytest.raises(OciError, match='at "/tmp": a file cannot be mounted onto a directory'):
+        lab.create(spec)
+
+
 def test_a_missing_bind_source_is_named(lab: Lab) -> None:
     spec = add_mount(lab.spec("true"), "/mnt", "/no/such/source", "bind")
 
