@@ -9,12 +9,11 @@ Nothing of it reaches the outside: a temporary directory is the bundle, and the 
 
 import gc
 import os
-import shutil
 import signal
 import socket
 from array import array
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from google.protobuf.message import Message
@@ -22,7 +21,7 @@ from google.protobuf.message import Message
 from pyctr_shim import journal
 from pyctr_shim.identity import Identity, Inheritance
 from pyctr_shim.loop import Future, Loop
-from pyctr_shim.oci import runtime
+from pyctr_shim.oci import runtime, scratch
 from pyctr_shim.server import Server, listen_at
 from pyctr_shim.shim import Shim, prepare_process
 from pyctr_sys import pagemap
@@ -120,7 +119,8 @@ class _Client:
 
 
 def warm_up(inheritance: Inheritance) -> None:
-    """Live as a shim a few times; leaves nothing behind."""
+    """Live as a shim a few times; leaves nothing behind, and removes what one that was killed has left."""
+    scratch.sweep()
     before = _descriptors()
     for _ in range(_ROUNDS):
         _live(inheritance)
@@ -136,7 +136,7 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
 
     Must run in the process that forks the spares; see `practice.touched_pages`.
     """
-    with _directory() as directory:
+    with scratch.practice_directory() as directory:
         identity = _identity(directory)
         loop = Loop()
         daemon = _daemon(loop, identity)
@@ -164,7 +164,7 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
 
 def _live(inheritance: Inheritance) -> None:
     """One life from beginning to end, with both sides on one loop."""
-    with _directory() as directory:
+    with scratch.practice_directory() as directory:
         identity = _identity(directory)
         loop = Loop()
         daemon = _daemon(loop, identity)
@@ -225,16 +225,6 @@ def _identity(directory: str) -> Identity:
         instance="x",
         log_level="info",
     )
-
-
-@contextmanager
-def _directory() -> Iterator[str]:
-    directory = f"/tmp/pyctr-zygote-{os.getpid()}-{os.urandom(8).hex()}"  # noqa: S108 - nobody guesses it
-    os.mkdir(directory, 0o700)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def _descriptors() -> set[int]:

@@ -10,7 +10,6 @@ Source: fcntl(2).
 import fcntl
 import json
 import os
-import shutil
 import signal
 import struct
 from _thread import get_native_id
@@ -23,6 +22,7 @@ from typing import Any, Final
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Message
+from pyctr_shim.oci.scratch import cgroup_of, practice_directory
 from pyctr_sys import pagemap
 from pyctr_sys.pidfd import wait
 from pyctr_wire.oci import default_spec
@@ -40,22 +40,19 @@ def touched_pages() -> pagemap.Ranges:
     Makes a container with an empty root and a cgroup of its own and removes it. Must run in the very process, or an
     ancestor of it without an exec between them, that forks ahead: addresses only mean something there.
     """
-    # Not by tempfile: it imports random, which then fills its state anew in every forked child.
-    directory = Path(f"/tmp/pyctr-practice-{os.getpid()}-{os.urandom(8).hex()}")  # noqa: S108 - made 0700 below
-    directory.mkdir(0o700)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     try:
-        return _learn(directory)
+        with practice_directory() as directory:
+            return _learn(Path(directory))
     except (OciError, OSError):
         return array("Q")  # what is wrong, the first container tells whoever wants it
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
         signal.sigtimedwait({signal.SIGIO}, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _learn(directory: Path) -> pagemap.Ranges:
-    (directory / "config.json").write_text(json.dumps(_spec()))
+    (directory / "config.json").write_text(json.dumps(_spec(cgroup_of(str(directory)))))
     root = directory / "rootfs"
     for name in ("proc", "sys", "dev"):
         (root / name).mkdir(parents=True)
@@ -92,8 +89,8 @@ def _held(program: Path) -> Iterator[None]:
         os.close(lease_fd)
 
 
-def _spec() -> dict[str, Any]:
+def _spec(cgroup: str) -> dict[str, Any]:
     spec = default_spec.default_spec()
     spec["process"]["args"] = [_PROGRAM]
-    spec["linux"]["cgroupsPath"] = f"/pyctr/practice-{os.getpid()}"
+    spec["linux"]["cgroupsPath"] = cgroup
     return spec

@@ -4,6 +4,7 @@ import os
 import signal
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -131,7 +132,8 @@ def test_practice_learns_pages_and_leaves_nothing(lab: Lab) -> None:
     assert len(pages) > 0
     assert len(pages) % 3 == 0
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert not [name for name in os.listdir("/tmp") if name.startswith(f"pyctr-practice-{os.getpid()}-")]
+    assert not list(Path("/tmp").glob(f"pyctr-practice-*-{os.getpid()}-*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
     runtime.fork_ahead(pages)
     container = lab.running()
     assert lab.exec(container, process("echo", "practised")).output == "practised\n"

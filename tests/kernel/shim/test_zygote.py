@@ -58,6 +58,25 @@ def test_a_spare_that_dies_is_replaced() -> None:
         container.end()
 
 
+def test_what_one_left_that_was_killed_while_it_practised_goes_with_the_next() -> None:
+    def places(here: Host) -> list[Path]:
+        name = f"pyctr-practice-*-{here.zygote.pid}-*"
+        return [
+            *Path("/tmp").glob(name),
+            *Path("/sys/fs/cgroup").glob(f"*/pyctr/{name}"),
+            *Path("/sys/fs/cgroup").glob(f"pyctr/{name}"),
+        ]
+
+    with host() as killed:
+        eventually(lambda: places(killed), "it practises")
+        killed.zygote.kill()
+        killed.zygote.wait(DEADLINE)
+    with host() as here:
+        here.run("after", "true").end()
+        eventually(lambda: not places(killed), "nothing is left")
+        eventually(lambda: not places(here), "nothing of this one either")
+
+
 def test_requests_in_a_row_are_all_served() -> None:
     with host() as here:
         names = [f"burst{number}" for number in range(12)]
