@@ -5,15 +5,10 @@ page that it lies on, and pathlib alone touches forty of them.
 """
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pyctr_sys.signalfd import signalfd
-
-_SIGNALS: Final = (
-    signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT,
-)  # fmt: skip
+from pyctr_sys.signalfd import take_over_signals
 
 
 class Identity(NamedTuple):
@@ -41,10 +36,10 @@ class Inheritance(NamedTuple):
 
 
 def make_inheritance() -> Inheritance:
-    """Read the boot id and take over the signals: they are blocked, and read from a descriptor, from now on."""
+    """Read the boot id and take over all signals: they are blocked, and read from a descriptor, from now on."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read().strip()
-    return Inheritance(boot_id, signalfd(_SIGNALS))
+    return Inheritance(boot_id, take_over_signals())
 
 
 def write_file(path: str, data: bytes, settle: Callable[[int], None] | None = None) -> None:

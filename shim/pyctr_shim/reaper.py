@@ -27,8 +27,8 @@ class Reaper:
     def __init__(self, loop: Loop, signal_fd: int, when_usr1: Callable[[], None]) -> None:
         """Serve the signals that arrive at `signal_fd`, which is owned from now on.
 
-        SIGUSR1 calls `when_usr1` (logs are opened anew). SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR2 do nothing:
-        a shim lives as long as its container, whoever signals a process group.
+        SIGUSR1 calls `when_usr1` (logs are opened anew). All others do nothing: a shim lives as long as its
+        container, whoever signals a process group.
         """
         self._loop = loop
         self._when_usr1 = when_usr1

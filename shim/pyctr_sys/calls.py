@@ -11,11 +11,11 @@ libc: Final[Any] = ffi.dlopen(None)
 # Numbers from 424 on are the same on every architecture; the older ones come in two families.
 _X86_64: Final = {
     "pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "sched_setattr": 314, "seccomp": 317, "bpf": 321,
-    "signalfd4": 289,
+    "signalfd4": 289, "rt_sigaction": 13, "rt_sigprocmask": 14,
 }  # fmt: skip
 _GENERIC: Final = {
     "pivot_root": 41, "keyctl": 219, "ioprio_set": 30, "sched_setattr": 274, "seccomp": 277, "bpf": 280,
-    "signalfd4": 74,
+    "signalfd4": 74, "rt_sigaction": 134, "rt_sigprocmask": 135,
 }  # fmt: skip
 NUMBERS: Final[dict[str, int]] = {
     **(_X86_64 if os.uname().machine == "x86_64" else _GENERIC),

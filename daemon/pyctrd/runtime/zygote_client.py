@@ -22,9 +22,6 @@ from pyctr_wire.errors import Unavailable
 
 COMMAND: Final = (sys.executable, "-m", "pyctr_shim.zygote")
 
-_BLOCKED: Final = (
-    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
-)  # fmt: skip
 _ZYGOTE_FD: Final = 3
 _MAX_REPLY: Final = 64 << 10  # bytes
 _RESPAWN_PAUSE: Final = 0.5  # seconds between two starts of a zygote that does not stay alive
@@ -81,8 +78,8 @@ class Zygote:
                 ],
                 # Out of the terminal's process group: Ctrl-C is for the daemon.
                 setpgroup=0,
-                # The child reads these from a descriptor; until it has come so far, none of them shall end it.
-                setsigmask=_BLOCKED,
+                # The child reads its signals from a descriptor; until it has come so far, none shall end it.
+                setsigmask=signal.valid_signals(),
             )
         ours.setblocking(False)
         self._socket = ours

@@ -40,7 +40,7 @@ def touched_pages() -> pagemap.Ranges:
     Makes a container with an empty root and a cgroup of its own and removes it. Must run in the very process, or an
     ancestor of it without an exec between them, that forks ahead: addresses only mean something there.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
+    was_blocked = signal.SIGIO in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     try:
         with practice_directory() as directory:
             return _learn(Path(directory))
@@ -48,7 +48,8 @@ def touched_pages() -> pagemap.Ranges:
         return array("Q")  # what is wrong, the first container tells whoever wants it
     finally:
         signal.sigtimedwait({signal.SIGIO}, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if not was_blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
 
 
 def _learn(directory: Path) -> pagemap.Ranges:

@@ -47,12 +47,12 @@ def _why_not(path: str) -> int:
 
 
 @cache
-def ignored_signals() -> tuple[signal.Signals, ...]:
+def ignored_signals() -> tuple[int, ...]:
     """Return the signals that this process ignores, as CPython does SIGPIPE and SIGXFSZ.
 
     Looked up once, before the first fork: what is ignored stays so, here and across exec.
     """
-    return tuple(number for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN)
+    return tuple(number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN)
 
 
 def reset_signals() -> None:
