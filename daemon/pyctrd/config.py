@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 from pyctrd.core.content import Sharing
+from pyctrd.diff.limits import Limits
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
 # Below sun_path's 108 bytes, less what we append to the address for sockets of our own.
 MAX_ADDRESS_BYTES: Final = 90
+
+_LIMITS: Final = Limits()
 
 _S = TypeVar("_S")
 
@@ -116,6 +119,22 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpack:
+    """The [unpack] table."""
+
+    workers: Annotated[int, "Layers that are unpacked, or made, at once; each takes a process.", Least(1)] = 4
+    max_bytes: Annotated[
+        int, "The most bytes that a layer may have when it is unpacked, the holes of sparse files included.", Least(1)
+    ] = _LIMITS.max_bytes
+    max_ratio: Annotated[
+        int, "How many times its compressed size a layer may be, unless it is smaller than free_bytes.", Least(1)
+    ] = _LIMITS.max_ratio
+    free_bytes: Annotated[int, "Bytes that any layer may have, whatever its compressed size.", Least(0)] = (
+        _LIMITS.free_bytes
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Login:
     """A [registry.credentials.HOST] table."""
 
@@ -154,6 +173,7 @@ class Config:
     log: Annotated[Log, "What is logged, on standard error."] = field(default_factory=Log)
     grpc: Annotated[Grpc, "containerd's API and our own."] = field(default_factory=Grpc)
     content: Annotated[Content, "Blobs of images."] = field(default_factory=Content)
+    unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = field(default_factory=Unpack)
     events: Annotated[Events, "Telling subscribers what happens."] = field(default_factory=Events)
     registry: Annotated[Registry, "Where images come from."] = field(default_factory=Registry)
     threads: Annotated[Threads, "Work that would block the event loop."] = field(default_factory=Threads)

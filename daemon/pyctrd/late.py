@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyctrd.diff.differ import Differ
+from pyctrd.diff.limits import Limits
 from pyctrd.registry.access import Registries
 from pyctrd.registry.credentials import Credentials, StoredCredentials
 from pyctrd.registry.hosts import HostsConfig
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 def add(parts: "Parts") -> None:
     """Serve the late services, and start what cleans up after containers."""
-    differ = Differ(parts.content, parts.bulk)
+    unpack = parts.config.unpack
+    limits = Limits(unpack.max_bytes, unpack.max_ratio, unpack.free_bytes)
+    differ = Differ(parts.content, parts.bulk, limits, workers=unpack.workers)
     streams = StreamManager()
     transfers = _transfers(parts, differ, streams)
     for servicer in (

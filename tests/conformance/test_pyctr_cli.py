@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support import images
-from support.daemon_process import wait_until
+from support.daemon_process import DaemonProcess, wait_until
 from support.pyctr_command import TIMEOUT, Pyctr, running_pyctr
 from support.registry_process import running_registry
 
@@ -388,6 +388,13 @@ def test_volumes(pyctr: Pyctr, image_with_volume: str, tmp_path: Path, snapshott
     assert not folder.exists()
     (tmp_path / "mine").mkdir()
     assert run("run", "--rm", "-v", f"{tmp_path}/mine:/data", *make, image_with_volume, "ls", "/data") == ""
+
+
+def test_layers_are_refused_beyond_the_limits_of_the_configuration() -> None:
+    with DaemonProcess(config="[unpack]\nmax_bytes = 1000000\n") as daemon:
+        done = Pyctr(daemon).run("image", "from-host", "demo", "sh")
+    assert done.returncode == 1
+    assert "resource exhausted" in done.stderr
 
 
 def test_another_snapshotter_unpacks_when_it_is_asked(pyctr: Pyctr) -> None:
