@@ -87,7 +87,7 @@ def _upgrade(config: Config) -> int:
 
     with grpc.insecure_channel(f"unix:{config.address}") as channel:
         try:
-            engine = engine_pb2_grpc.EngineStub(channel)  # type: ignore[no-untyped-call]
+            engine = engine_pb2_grpc.EngineStub(channel)
             answer = engine.Upgrade(engine_pb2.UpgradeRequest(), timeout=_UPGRADE_TIMEOUT)
         except grpc.RpcError as error:
             sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import grpc
 import pytest
@@ -27,6 +28,11 @@ def daemon() -> Iterator[DaemonProcess]:
 def containers(daemon: DaemonProcess) -> Iterator[Containers]:
     with Containers(daemon) as client:
         yield client
+
+
+def told_exits(events: EventLog, container: str, number: int) -> bool:
+    """Whether so many exits of a container's processes have been told."""
+    return events.topics(container).count("exit") == number
 
 
 def killed_at(containers: Containers, name: str, nth: int, call: Callable[[], object]) -> bool:
@@ -141,7 +147,7 @@ def test_exits_while_the_daemon_is_down(containers: Containers, daemon: DaemonPr
         for status in ends:
             id = f"c{status}"
             # What came just before the kill may be told again: at least once is the promise.
-            events.wait_for(lambda id=id: events.topics(id).count("exit") == len(ends) + 1, "six exits are told")
+            events.wait_for(partial(told_exits, events, id, len(ends) + 1), "six exits are told")
             told = [(event.id, event.status) for event in events.of(id) if event.topic == "/tasks/exit"]
             assert sorted(told[:-1]) == sorted((f"e{exec_status}", exec_status) for exec_status in ends)
             assert told[-1] == (id, 3)

@@ -80,6 +80,11 @@ class ScriptedShim:
             transport.abort()
         os.close(self._lock_fd)
 
+    def kill(self) -> None:
+        """Let it die if it lives."""
+        if self.alive:
+            self.die()
+
     def wake(self) -> None:
         """Answer what was left without an answer, as a process does that was stopped and goes on."""
         held, self._held = self._held, []

@@ -29,7 +29,7 @@ from pyctr_wire.errors import NotFound
 
 DEADLINE = 30.0
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-RESPONSES = {
+RESPONSES: dict[str, type[Message]] = {
     "Create": pb.CreateTaskResponse,
     "Start": pb.StartResponse,
     "Delete": pb.DeleteResponse,
@@ -256,7 +256,8 @@ class Host:
         bundle = self.container(container, *arguments, **options)
         client, request, shim_pid = self.shim(container)
         terminal = bool(options.get("terminal"))
-        asked = pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **(stdio or {}))
+        streams: dict[str, Any] = {**(stdio or {})}
+        asked = pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **streams)
         try:
             created = client.call("Create", asked)
         except BaseException:

@@ -248,7 +248,8 @@ async def test_damaged_blobs(unpacking: Unpacking, target: Path, suffix: str, bl
 @pytest.mark.parametrize("suffix", ["+gzip", "+zstd"])
 async def test_a_blob_damaged_on_disk(unpacking: Unpacking, target: Path, suffix: str) -> None:
     """F20: told apart from an archive that never was good, and dropped, so that it is fetched again."""
-    blob = {"+gzip": gzip.compress, "+zstd": zstandard.compress}[suffix](archive([entry("f", os.urandom(1000))]))
+    compress: dict[str, Callable[[bytes], bytes]] = {"+gzip": gzip.compress, "+zstd": zstandard.compress}
+    blob = compress[suffix](archive([entry("f", os.urandom(1000))]))
     digest = unpacking.stores.content.write_blob(NS, "ref", blob)
     path = unpacking.stores.blob_file(digest)
     path.chmod(0o600)

@@ -6,11 +6,13 @@ import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented, UnknownError
-from support.shim_harness import Host, eventually, host, pb
+from support.shim_harness import Host, eventually, host
 
 pytestmark = pytest.mark.root
 
@@ -230,7 +232,9 @@ def test_processes_without_a_pid_namespace_of_their_own_end_with_the_first(shims
 
 
 def test_an_oom_kill_is_told_and_is_the_reason(shims: Host) -> None:
-    limit = {"resources": {"memory": {"limit": 16 << 20}, "devices": [{"allow": True, "access": "rwm"}]}}
+    limit: dict[str, Any] = {
+        "resources": {"memory": {"limit": 16 << 20}, "devices": [{"allow": True, "access": "rwm"}]}
+    }
     container = shims.run("oom", "sh", "-c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done", **limit)
     assert container.wait() == 137
     record = json.loads((container.bundle / "exits/init.json").read_text())

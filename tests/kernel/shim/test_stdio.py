@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import InvalidArgument, NotFound
-from support.shim_harness import DEADLINE, Host, eventually, host, pb
+from support.shim_harness import DEADLINE, Host, eventually, host
 
 pytestmark = pytest.mark.root
 

@@ -1,5 +1,7 @@
 """Options that clients send: taken, refused by name, or meaningless here; never ignored."""
 
+from typing import Any
+
 import pytest
 from google.protobuf import any_pb2
 
@@ -28,7 +30,7 @@ def test_options_that_we_honour_are_taken(type_url: str) -> None:
     ("option", "value"),
     [("binary_name", "crun"), ("systemd_cgroup", True), ("criu_image_path", "/x"), ("criu_work_path", "/x")],
 )
-def test_options_that_we_cannot_honour_are_refused_by_name(option: str, value: object) -> None:
+def test_options_that_we_cannot_honour_are_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(Unimplemented, match=option):
         read_options(packed(**{option: value}))
 

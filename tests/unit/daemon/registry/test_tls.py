@@ -64,7 +64,8 @@ async def test_an_unknown_authority_is_not_believed(
         with pytest.raises(FailedPrecondition, match="certificate cannot be verified"):
             await open_repository(served_by=(endpoint(registry, Tls()),)).resolve()
 
-        assert registry.seen == pauses == []
+        assert registry.seen == []
+        assert pauses == []
 
 
 @pytest.mark.parametrize("how", ["ca", "skip_verify"])

@@ -73,7 +73,7 @@ async def test_shim_that_fails_in_create_is_cleaned_up(
 ) -> None:
     """Dead or stuck, it is ended and its container with it, and the id is free."""
     monkeypatch.setattr(lifecycle, "CREATE_TIMEOUT", 0.05)
-    monkeypatch.setattr("pyctrd.runtime.shims._kill", lambda _: zygote.shims["web"].alive and zygote.shims["web"].die())
+    monkeypatch.setattr("pyctrd.runtime.shims._kill", lambda _: zygote.shims["web"].kill())
     zygote.prepare = lambda one: one.script["Create"].append(outcome)
     async with engine(tmp_path, zygote) as daemon:
         with pytest.raises(ApiError, match=r"^failed to create shim task: task web: Create"):
@@ -267,7 +267,7 @@ async def test_unresponsive_shim_is_noticed_and_forgiven(
         await until(lambda: one.holding == ["Pause", "Connect"])
         one.wake()
         await until(lambda: task.unresponsive_since is None)
-        assert task.init.status is Status.PAUSED
+        assert daemon.tasks.find(NS, "web").init.status is Status.PAUSED
 
 
 async def test_events_are_taken_in_once(tmp_path: Path, zygote: ScriptedZygote) -> None:

@@ -179,7 +179,7 @@ async def test_unfinished_create_is_undone(tmp_path: Path, zygote: ScriptedZygot
         one.die()
     async with engine(tmp_path, zygote) as new:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pyctrd.runtime.shims._kill", lambda _: one.alive and one.die())
+            patch.setattr("pyctrd.runtime.shims._kill", lambda _: one.kill())
             await new.recovery.run()
             await until(lambda: new.left() == [])
         assert not one.alive
