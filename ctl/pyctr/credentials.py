@@ -35,8 +35,15 @@ def config_path() -> Path:
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
-def key_of(host: str) -> str:
+def host_of(registry: str) -> str:
+    """Return the host, with its port, in a registry's name or URL."""
+    name = registry.strip().lower()
+    return (name.partition("://")[2] or name).partition("/")[0]
+
+
+def key_of(registry: str) -> str:
     """Return the name under which a registry's credentials are kept."""
+    host = host_of(registry)
     return _DOCKER_HUB if host in ("docker.io", "index.docker.io", "registry-1.docker.io") else host
 
 
@@ -50,7 +57,15 @@ def _read() -> dict[str, Any]:
         raise CommandError(f"cannot read {path}: {error}") from None
     if not isinstance(document, dict):
         raise CommandError(f"{path} is not a JSON object")
+    for name in ("auths", "credHelpers"):
+        if not isinstance(document.get(name) or {}, dict):
+            raise CommandError(f"{path}: {name} is not a JSON object")
     return document
+
+
+def _names(document: dict[str, Any], section: str, key: str) -> list[str]:
+    """Return the names in a section that mean the registry with this key: other programs write URLs too."""
+    return [name for name in document.get(section) or {} if key_of(name) == key]
 
 
 def _write(document: dict[str, Any]) -> None:
@@ -63,8 +78,8 @@ def _write(document: dict[str, Any]) -> None:
 
 
 def _helper(document: dict[str, Any], key: str) -> str:
-    helpers = document.get("credHelpers") or {}
-    return str(helpers.get(key) or document.get("credsStore") or "")
+    own = [document["credHelpers"][name] for name in _names(document, "credHelpers", key)]
+    return str(next(iter(own), "") or document.get("credsStore") or "")
 
 
 def _ask_helper(helper: str, action: str, text: str) -> str | None:
@@ -95,14 +110,14 @@ def find(host: str) -> Credential | None:
         fields = json.loads(answer)
         username = "" if fields["Username"] == _TOKEN_USER else fields["Username"]
         return Credential(username, fields["Secret"])
-    entry = (document.get("auths") or {}).get(key)
+    entry = next((document["auths"][name] for name in _names(document, "auths", key)), None)
     if not isinstance(entry, dict):
         return None
     if entry.get("identitytoken"):
         return Credential("", entry["identitytoken"])
     try:
         username, _, password = base64.b64decode(entry.get("auth", ""), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except (binascii.Error, UnicodeDecodeError, TypeError):
         raise CommandError(f"the credentials for {host} in {config_path()} are damaged: log in again") from None
     return Credential(username, password) if username else None
 
@@ -117,7 +132,7 @@ def store(host: str, credential: Credential) -> str:
         _ask_helper(helper, "store", json.dumps(fields))
         return f"docker-credential-{helper}"
     auth = base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()
-    document.setdefault("auths", {})[key] = {"auth": auth}
+    document["auths"] = (document.get("auths") or {}) | {key: {"auth": auth}}
     _write(document)
     return str(config_path())
 
@@ -129,8 +144,10 @@ def forget(host: str) -> bool:
     helper = _helper(document, key)
     if helper:
         return _ask_helper(helper, "erase", key) is not None
-    if key not in (document.get("auths") or {}):
+    names = _names(document, "auths", key)
+    if not names:
         return False
-    del document["auths"][key]
+    for name in names:
+        del document["auths"][name]
     _write(document)
     return True

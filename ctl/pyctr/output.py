@@ -56,6 +56,15 @@ def show_one(format_: str, value: Any) -> None:
         click.echo(render(format_, value))
 
 
+def show_documents(format_: str, documents: Sequence[Row]) -> None:
+    """Print documents as one indented JSON list, or each through a template."""
+    if format_ in ("table", "json"):
+        show_one(format_, documents)
+    else:
+        for document in documents:
+            show_one(format_, document)
+
+
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print left-aligned columns."""
     lines = [list(titles), *(list(row) for row in rows)]

@@ -8,7 +8,6 @@ from google.protobuf import empty_pb2
 
 from pyctr import tasks
 from pyctr.connection import CONTAINERS, SNAPSHOTS, Connection
-from pyctr.errors import CommandError
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
@@ -22,12 +21,15 @@ def spec_of(container: containers_pb2.Container) -> dict[str, Any]:
     return spec
 
 
-def create_task(connection: Connection, container: containers_pb2.Container) -> None:
-    """Make a new task for a container whose last one, if any, has ended. Raises CommandError if it runs."""
+def ready_task(connection: Connection, container: containers_pb2.Container) -> bool:
+    """Make a new task for a container whose last one, if any, has ended; tell whether there is one to start.
+
+    A task that whoever made it did not start is as good as a new one; one that runs is left alone.
+    """
     process = tasks.get(connection, container.id)
+    if process is not None and process.status != Status.STOPPED:
+        return process.status == Status.CREATED
     if process is not None:
-        if process.status != Status.STOPPED:
-            raise CommandError(f"container {container.id} is running already")
         tasks.delete(connection, container.id)
     mounts = connection.call(
         SNAPSHOTS,
@@ -43,6 +45,7 @@ def create_task(connection: Connection, container: containers_pb2.Container) -> 
         terminal=bool(spec_of(container).get("process", {}).get("terminal")),
         interactive=container.labels.get(labels.INTERACTIVE) == "true",
     )
+    return True
 
 
 def remove(connection: Connection, container_id: str, snapshotter: str, snapshot_key: str) -> None:

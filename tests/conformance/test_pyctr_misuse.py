@@ -77,4 +77,23 @@ def test_another_platform_than_the_images(pyctr: Pyctr, name: str) -> None:
     other = "linux/s390x"
     done = pyctr.run("run", "--rm", "--name", name, "--platform", other, "demo", "true")
     assert done.returncode == 125
-    assert f"nothing for {other}" in done.stderr
+    assert f"not for {other}" in done.stderr
+
+
+def test_a_container_that_runs_can_be_started(pyctr: Pyctr, name: str) -> None:
+    """There is nothing to do, or only to attach: as with docker."""
+    pyctr("run", "-d", "-i", "--network", "none", "--name", name, "demo", "sh", "-c", "read line; echo $line; exit 4")
+    assert pyctr("start", name) == f"{name}\n"
+    done = pyctr.run("start", "-a", "-i", name, stdin="said\n")
+    assert (done.returncode, done.stdout) == (4, "said\n")
+
+
+@pytest.mark.parametrize("command", ["pause", "unpause", "kill", "top", "attach"])
+def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name: str, command: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo")
+    done = pyctr.run(command, name)
+    assert (done.returncode, done.stderr) == (1, f"pyctr: container {name} is not running\n")
+
+
+def test_templates_for_what_is_inspected(pyctr: Pyctr) -> None:
+    assert pyctr("image", "inspect", "--format", "{{.Name}}", "demo", "demo") == "docker.io/library/demo:latest\n" * 2

@@ -135,12 +135,7 @@ def _matches(container: containers_pb2.Container, row: Mapping[str, Any], filter
 @pass_session
 def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> None:
     """Show everything about containers or images."""
-    documents = [_find_and_describe(session.connection, name, kind) for name in names]
-    if session.format in ("table", "json"):
-        output.show_one(session.format, documents)
-    else:
-        for document in documents:
-            output.show_one(session.format, document)
+    output.show_documents(session.format, [_find_and_describe(session.connection, name, kind) for name in names])
 
 
 def _find_and_describe(connection: Connection, name: str, kind: str | None) -> dict[str, Any]:

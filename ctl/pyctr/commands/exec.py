@@ -11,7 +11,7 @@ from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
-from pyctr_wire.errors import ApiError, NotFound
+from pyctr_wire.errors import ApiError, NotFound, Unavailable
 from pyctr_wire.pyctr import engine_pb2
 
 _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -117,5 +117,5 @@ def _run(
 def _forget(connection: Connection, container_id: str, exec_id: str) -> None:
     """Delete the record of an ended exec; it goes with its container otherwise."""
     request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
-    with contextlib.suppress(NotFound):
+    with contextlib.suppress(NotFound, Unavailable):
         connection.call(TASKS, "DeleteProcess", request, tasks_pb2.DeleteResponse, patience=tasks.RECONNECT)

@@ -241,7 +241,7 @@ def tag(session: Session, *, name: str, target: str) -> None:
 @pass_session
 def inspect(session: Session, *, names: tuple[str, ...]) -> None:
     """Show everything about images."""
-    output.show_one(session.format, [describe(session.connection, name) for name in names])
+    output.show_documents(session.format, [describe(session.connection, name) for name in names])
 
 
 def describe(connection: Connection, name: str, missing: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`stop`, `kill`, `pause`, `unpause`, `wait`, `rm`, `rename`."""
 
 import contextlib
+from collections.abc import Iterator
 
 import click
 from google.protobuf import empty_pb2
@@ -14,6 +15,16 @@ from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
+
+
+@contextlib.contextmanager
+def _running(reference: str) -> Iterator[None]:
+    """Say of a container without a task what people call it."""
+    try:
+        yield
+    except NotFound:
+        raise CommandError(f"container {reference} is not running") from None
+
 
 _CONTAINERS = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
 
@@ -41,10 +52,8 @@ def kill(session: Session, *, containers: tuple[str, ...], how: str) -> int:
 
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
-        try:
+        with _running(reference):
             tasks.kill(session.connection, container.id, number)
-        except NotFound:
-            raise CommandError(f"container {reference} is not running") from None
 
     return each(containers, one)
 
@@ -57,7 +66,8 @@ def pause(session: Session, *, containers: tuple[str, ...]) -> int:
 
     def one(reference: str) -> None:
         request = tasks_pb2.PauseTaskRequest(container_id=lookup.find(session.connection, reference).id)
-        session.connection.call(TASKS, "Pause", request, empty_pb2.Empty)
+        with _running(reference):
+            session.connection.call(TASKS, "Pause", request, empty_pb2.Empty)
 
     return each(containers, one)
 
@@ -69,7 +79,9 @@ def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
     """Let frozen containers go on."""
 
     def one(reference: str) -> None:
-        tasks.resume(session.connection, lookup.find(session.connection, reference).id)
+        container = lookup.find(session.connection, reference)
+        with _running(reference):
+            tasks.resume(session.connection, container.id)
 
     return each(containers, one)
 

@@ -1,6 +1,7 @@
 """`login` and `logout`: credentials for registries, kept where docker keeps them."""
 
 import base64
+import http.client
 import re
 import sys
 import urllib.error
@@ -54,7 +55,9 @@ def _check(registry: str, name: str, secret: str) -> None:
 
     Source: distribution's token authentication specification.
     """
-    host = _DOCKER_HUB_HOST if registry == "docker.io" else registry
+    host = credentials.host_of(registry)
+    if host == "docker.io":
+        host = _DOCKER_HUB_HOST
     scheme = "http" if host.rpartition(":")[0] in _LOCAL or host in _LOCAL else "https"
     basic = "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
     url = f"{scheme}://{host}/v2/"
@@ -83,7 +86,9 @@ def _get(url: str, authorization: str | None) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers.get("WWW-Authenticate", "")
-    except (OSError, ValueError) as error:
+    except urllib.error.URLError as error:
+        raise CommandError(f"{url} cannot be reached: {error.reason}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise CommandError(f"{url} cannot be reached: {error}") from None
 
 

@@ -12,7 +12,7 @@ from pyctr import exit_codes, run_options, terminal
 from pyctr.connection import ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
-from pyctr_wire.errors import ApiError, NotFound
+from pyctr_wire.errors import ApiError, NotFound, Unavailable
 from pyctr_wire.pyctr import engine_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -183,8 +183,11 @@ def run(
     if status is None:
         return 0
     if given["rm"]:
-        tasks.delete(connection, made.id)
-        records.remove(connection, made.id, made.snapshotter, made.id)
+        try:
+            tasks.delete(connection, made.id)
+            records.remove(connection, made.id, made.snapshotter, made.id)
+        except Unavailable as error:  # the next daemon removes it; its exit code is the caller's all the same
+            print(f"pyctr: {made.id} is not removed yet: {error}", file=sys.stderr)
     return status
 
 

@@ -30,8 +30,8 @@ def start(session: Session, *, containers: tuple[str, ...], attached: bool, inte
 
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
-        records.create_task(session.connection, container)
-        _start(session, container.id)
+        if records.ready_task(session.connection, container):
+            _start(session, container.id)
 
     return each(containers, one)
 
@@ -46,9 +46,10 @@ def _start(session: Session, container_id: str) -> None:
 
 def _start_attached(session: Session, container: containers_pb2.Container, keys: bytes, *, interactive: bool) -> int:
     connection = session.connection
-    records.create_task(connection, container)
+    ready = records.ready_task(connection, container)
     stream = run_session.attach(connection, container.id, stdin=interactive)
-    _start(session, container.id)
+    if ready:
+        _start(session, container.id)
     status = run_session.follow(connection, stream, container.id, "", stdin=interactive, detach_keys=keys)
     return status or 0
 
@@ -64,8 +65,8 @@ def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> i
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
         stopping.stop(session.connection, container, grace)
-        records.create_task(session.connection, container)
-        _start(session, container.id)
+        if records.ready_task(session.connection, container):
+            _start(session, container.id)
 
     return each(containers, one)
 

@@ -78,7 +78,7 @@ def read_image(blobs: Blobs, ns: str, image: Image, platform: Platform) -> Found
             raise FailedPrecondition(f"{image.name} is not an image of a container ({manifest.config.media_type})")
         config = image_spec.parse_config(_read(blobs, ns, manifest.config))
         if root.media_type in image_spec.MANIFESTS and not _suits(config.platform, platform):
-            break
+            raise FailedPrecondition(f"{image.name} is for {_written(config.platform)}, not for {platform}")
         chain = chain_ids(list(config.diff_ids))
         return FoundImage(image, config, chain[-1] if chain else "")
     raise FailedPrecondition(f"{image.name} has nothing for {platform}: pyctr image pull --platform {platform}")
@@ -116,8 +116,11 @@ def _suitable(index: Index, platform: Platform) -> list[image_spec.Descriptor]:
 
 
 def _platform(child: image_spec.Descriptor) -> Platform:
-    written = child.platform
-    return Platform(written.os, written.architecture, written.variant) if written else _UNKNOWN
+    return _written(child.platform) if child.platform else _UNKNOWN
+
+
+def _written(platform: image_spec.Platform) -> Platform:
+    return Platform(platform.os, platform.architecture, platform.variant)
 
 
 def _read(blobs: Blobs, ns: str, descriptor: image_spec.Descriptor) -> bytes:

@@ -34,12 +34,25 @@ def test_docker_hub_has_a_key_of_its_own(config: Path) -> None:
     assert credentials.find("registry-1.docker.io") == Credential("u", "p")
 
 
+@pytest.mark.parametrize("name", ["https://Host:5000", "http://host:5000/v2/", "host:5000/"])
+def test_registries_may_be_named_by_urls(config: Path, name: str) -> None:
+    """By users, and in files that other programs wrote."""
+    config.write_text(json.dumps({"auths": {name: {"auth": "dTpw"}}}))
+    assert credentials.find("host:5000") == Credential("u", "p")
+    assert credentials.forget(name)
+    credentials.store(name, Credential("v", "q"))
+    assert list(json.loads(config.read_text())["auths"]) == ["host:5000"]
+    assert credentials.find("host:5000") == Credential("v", "q")
+
+
 def test_identity_tokens(config: Path) -> None:
     config.write_text(json.dumps({"auths": {"h": {"identitytoken": "t"}}}))
     assert credentials.find("h") == Credential("", "t")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"auths": {"h": {"auth": "?"}}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"auths": {"h": {"auth": "?"}}}', '{"auths": 5}', '{"auths": {"h": {"auth": 5}}}']
+)
 def test_damaged_files_are_named(config: Path, text: str) -> None:
     config.write_text(text)
     with pytest.raises(CommandError, match=r"config\.json"):

@@ -7,10 +7,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pyctr import run_options
+from pyctr import run_options, run_session, tasks
 from pyctr.commands import run as run_command
+from pyctr.connection import NoDaemon
 from pyctr.session import Session
-from pyctr_wire.pyctr.engine_pb2 import RunOptions
+from pyctr_wire.pyctr.engine_pb2 import RunOptions, RunSpecResponse
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,23 @@ def test_nothing_is_no_limit(asked: list[RunOptions]) -> None:
     arguments = ["-m", "0", "--cpus", "0", "--pids-limit", "0", "image"]
     CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
     assert (asked[0].memory, asked[0].nano_cpus, asked[0].pids_limit) == (0, 0, 0)
+
+
+def test_the_exit_code_is_the_containers_though_the_daemon_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shim has told it; the daemon that comes removes what was to be removed."""
+    made = RunSpecResponse(id="c1", log_uri="attach:")
+    attached = type("Attached", (), {"close": lambda self: None})()
+
+    def away(*_: object) -> None:
+        raise NoDaemon("nobody there")
+
+    monkeypatch.setattr(run_command, "make", lambda *_: made)
+    monkeypatch.setattr(Session, "connection", None)
+    monkeypatch.setattr(tasks, "create", lambda *_, **__: None)
+    monkeypatch.setattr(tasks, "start", lambda *_: 1)
+    monkeypatch.setattr(run_session, "attach", lambda *_, **__: attached)
+    monkeypatch.setattr(run_session, "follow", lambda *_, **__: 7)
+    monkeypatch.setattr(tasks, "delete", away)
+    result = CliRunner().invoke(run_command.run, ["--rm", "image"], obj=Session(), standalone_mode=False)
+    assert result.return_value == 7, result
+    assert "c1 is not removed yet: nobody there" in result.stderr
