@@ -8,6 +8,7 @@ import signal
 import tarfile
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,20 @@ def test_a_containers_life(pyctr: Pyctr, name: str, tmp_path: Path) -> None:
     assert pyctr.state(name) == "running"
     pyctr("rm", "-f", name)
     assert pyctr.run("logs", name).returncode == 1
+
+
+def test_a_container_is_as_old_as_its_start(pyctr: Pyctr, name: str) -> None:
+    """Though its process was made ahead, while the daemon had nothing to do; and though the daemon was killed since."""
+    made = datetime.now(UTC) - timedelta(seconds=1)  # file systems' clocks are coarser
+    for _ in range(2):  # whoever came first may have got a process that was made just now
+        pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sleep", "100")
+        started = datetime.fromisoformat(pyctr("inspect", "--format", "{{.State.StartedAt}}", name).strip())
+        assert started > made
+        pyctr.daemon.kill()
+        pyctr.daemon.start()
+        assert datetime.fromisoformat(pyctr("inspect", "--format", "{{.State.StartedAt}}", name).strip()) == started
+        assert pyctr("ps", "--format", "{{.Names}} {{.Status}}").startswith(f"{name} Up ")
+        pyctr("rm", "-f", name)
 
 
 def test_created_containers(pyctr: Pyctr, name: str) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import NotFound, Unimplemented
 from pyctr_wire.pyctr import engine_pb2
 
 _COLUMNS: Final = {
@@ -44,10 +44,11 @@ def ps(session: Session, *, everything: bool, quiet: bool, no_trunc: bool, filte
     ).containers
     running = connection.call(TASKS, "List", tasks_pb2.ListTasksRequest(), tasks_pb2.ListTasksResponse).tasks
     processes = {process.id: process for process in running}
+    started = _start_times(connection) if running else {}
     rows = []
     for container in sorted(containers, key=lambda one: one.created_at.ToNanoseconds(), reverse=True):
         process = processes.get(container.id)
-        row = _row(container, process, whole=no_trunc)
+        row = _row(container, process, started.get(container.id), whole=no_trunc)
         wanted = everything or any(entry.startswith("status=") for entry in filters) or row["State"] in _UP
         if wanted and _matches(container, row, filters):
             rows.append(row)
@@ -68,28 +69,28 @@ def state_of(process: Process | None) -> str:
     return "created" if process is None else _STATES.get(process.status, "unresponsive")
 
 
-def _status(container: containers_pb2.Container, process: Process | None) -> str:
+def _status(process: Process | None, started: datetime | None) -> str:
     state = state_of(process)
     if process is None or state == "created":
         return "Created"
     if state == "exited":
         return f"Exited ({process.exit_status}) {output.age(process.exited_at.ToDatetime(UTC))}"
-    started = _started_at(process.pid)
     up = f"Up {output.duration(datetime.now(UTC) - started)}" if started else "Up"
     return {"paused": f"{up} (Paused)", "running": up}.get(state, state.capitalize())
 
 
-def _started_at(pid: int) -> datetime | None:
-    """Return when a process of this machine was started, None if it is gone. Source: proc(5)."""
+def _start_times(connection: Connection) -> dict[str, datetime]:
+    """Return when tasks were started, by container id; nothing from a daemon that cannot say."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
-        return None
-    return datetime.now(UTC) - timedelta(seconds=uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+        answer = connection.call(ENGINE, "StartTimes", engine_pb2.StartTimesRequest(), engine_pb2.StartTimesResponse)
+    except Unimplemented:
+        return {}
+    return {container: moment.ToDatetime(UTC) for container, moment in answer.started_at.items()}
 
 
-def _row(container: containers_pb2.Container, process: Process | None, *, whole: bool) -> dict[str, Any]:
+def _row(
+    container: containers_pb2.Container, process: Process | None, started: datetime | None, *, whole: bool
+) -> dict[str, Any]:
     args = records.spec_of(container).get("process", {}).get("args", [])
     command = shlex.join(args)
     if not whole and len(command) > _COMMAND_WIDTH:
@@ -101,7 +102,7 @@ def _row(container: containers_pb2.Container, process: Process | None, *, whole:
         "Command": json.dumps(command, ensure_ascii=False),
         "CreatedAt": created.isoformat(timespec="seconds"),
         "RunningFor": output.age(created),
-        "Status": _status(container, process),
+        "Status": _status(process, started),
         "State": state_of(process),
         "Names": container.labels.get(labels.NAME, ""),
         "Labels": ",".join(f"{name}={value}" for name, value in sorted(container.labels.items())),
@@ -157,6 +158,9 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
     state: dict[str, Any] = {"Status": state_of(process), "Running": state_of(process) in _UP}
     if process is not None:
         state["Pid"] = process.pid if state["Running"] else 0
+        started = _start_times(connection).get(container.id)
+        if started is not None:
+            state["StartedAt"] = started.isoformat()
         if process.status == Status.STOPPED:
             state |= _exit(connection, container.id, process)
     return {

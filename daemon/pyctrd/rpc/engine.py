@@ -15,6 +15,7 @@ from pyctr_wire.pyctr import engine_pb2 as pb
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.platforms import Platform, parse_platform
+from pyctrd.core.tasks import Status
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex, Entry
@@ -40,9 +41,17 @@ class Operations(Protocol):
     def about(self, name: str) -> list[Operation]: ...
 
 
+class Table(Protocol):
+    """The tasks by namespace."""
+
+    def list(self, namespace: str) -> Sequence[Task]: ...
+
+
 class Tasks(Protocol):
     """The tasks of all namespaces."""
 
+    @property
+    def table(self) -> Table: ...
     def find(self, namespace: str, id: str) -> Task: ...
 
 
@@ -252,6 +261,13 @@ class Engine:
         if shim is None or not shim.attach:
             raise FailedPrecondition(f"container {request.id} cannot be attached to")
         return pb.AttachResponse(path=shim.attach)
+
+    async def StartTimes(self, request: pb.StartTimesRequest, context: Context) -> pb.StartTimesResponse:
+        """Say when the namespace's tasks were started."""
+        tasks = self._tasks.table.list(namespace_of(context))
+        bundles = {task.id: task.bundle for task in tasks if task.init.status is not Status.CREATED}
+        moments = await self._rows.run(lambda: {id: bundle.started_at() for id, bundle in bundles.items()})
+        return pb.StartTimesResponse(started_at={id: convert.time_to_proto(moment) for id, moment in moments.items()})
 
     async def ExitInfo(self, request: pb.ExitInfoRequest, context: Context) -> pb.ExitInfoResponse:
         """Say how a process ended. NotFound; FailedPrecondition if it has not."""

@@ -9,6 +9,7 @@
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record
       execs/        a record per registered exec: <exec id>.json      (StdioNames)   written by the daemon
+      started       its modification time is when the first process was started    written by the daemon
       buried        there once a lost shim's container has been cleaned up   written by the daemon
 
 A bundle appears complete (it is renamed into place) and disappears at once (renamed to a dot name, then removed).
@@ -164,6 +165,19 @@ class Bundle:
         """Return the init pid in the OCI runtime's record, 0 if it has none yet."""
         record = _read_json(self.path / "state.json")
         return int(record.get("pid", 0)) if record else 0
+
+    def mark_started(self) -> None:
+        """Note that the first process is started now: its pid may be older, made ahead for whoever comes."""
+        with suppress(OSError):  # on a full disk it counts as started when it was created
+            (self.path / "started").touch(mode=0o600)
+
+    def started_at(self) -> datetime:
+        """Return when the first process was started; or its task created, if a crash came between."""
+        try:
+            moment = os.stat(f"{self.path}/started").st_mtime_ns
+        except OSError:
+            moment = self.manifest.created_at_ns
+        return _EPOCH + timedelta(microseconds=moment // 1000)
 
     @property
     def buried(self) -> bool:

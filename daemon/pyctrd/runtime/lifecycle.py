@@ -183,6 +183,8 @@ class Lifecycle:
                 operation.stage = "start the process"
                 request = shim.StartRequest(id=id, exec_id=exec_id)
                 reply = await self._tasks.call(task, "Start", request, shim.StartResponse, START_TIMEOUT)
+            if not exec_id:
+                task.bundle.mark_started()
             process.started(reply.pid)
             return reply.pid
 

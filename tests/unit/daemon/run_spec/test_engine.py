@@ -16,7 +16,7 @@ from pyctr_wire.pyctr import engine_pb2 as pb
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.platforms import Platform
-from pyctrd.core.tasks import Exit
+from pyctrd.core.tasks import Exit, Status
 from pyctrd.offload import Offload
 from pyctrd.rpc.container_index import ContainerIndex
 from pyctrd.rpc.engine import Engine
@@ -58,7 +58,7 @@ class Daemon:
         self.engine = Engine(
             self,  # type: ignore[arg-type]
             self.index,
-            SimpleNamespace(find=self.find_task),
+            SimpleNamespace(find=self.find_task, table=SimpleNamespace(list=lambda _: list(self.tasks.values()))),
             self.operations,
             self.collect,
             lambda ns: [UsageItem("images", 1, 1, 100, 0)],
@@ -233,6 +233,18 @@ async def test_exit_info(daemon: Daemon, tmp_path: Path) -> None:
     daemon.tasks["one"] = task(tmp_path, ended)
     answer = await daemon.engine.ExitInfo(pb.ExitInfoRequest(id="one"), CONTEXT)
     assert (answer.exit_status, answer.signal, answer.oom_killed, answer.reason) == (137, 9, True, "oom")
+
+
+async def test_start_times(daemon: Daemon, tmp_path: Path) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    for name, status in (("made", Status.CREATED), ("runs", Status.RUNNING), ("ended", Status.STOPPED)):
+        bundle = SimpleNamespace(started_at=lambda: moment)
+        daemon.tasks[name] = SimpleNamespace(id=name, init=SimpleNamespace(status=status), bundle=bundle)
+    answer = await daemon.engine.StartTimes(pb.StartTimesRequest(), CONTEXT)
+    assert {name: found.ToDatetime(UTC) for name, found in answer.started_at.items()} == {
+        "runs": moment,
+        "ended": moment,
+    }
 
 
 async def test_volumes(daemon: Daemon) -> None:

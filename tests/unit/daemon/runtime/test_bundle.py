@@ -2,7 +2,8 @@
 
 import json
 import os
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,16 @@ def test_hostile_record_is_not_followed(tmp_path: Path) -> None:
     os.mkfifo(bundle.path / "state.json")
     assert bundle.shim() is None
     assert bundle.recorded_pid() == 0
+
+
+def test_when_it_was_started(tmp_path: Path) -> None:
+    """A daemon that dies before it notes that knows when the task was created."""
+    bundle = Bundles(tmp_path).create(replace(MANIFEST, created_at_ns=1_000_000_000), b"{}")
+    assert bundle.started_at() == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
+    before = datetime.now(UTC) - timedelta(seconds=1)  # the file system's clock is coarser
+    bundle.mark_started()
+    assert before < bundle.started_at() < before + timedelta(seconds=60)
+    retired = Bundles(tmp_path).retire(bundle)
+    bundle.mark_started()
+    assert bundle.started_at().year == 1970
+    assert retired.started_at() > before

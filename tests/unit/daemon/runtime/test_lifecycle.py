@@ -32,8 +32,10 @@ async def test_whole_life_in_order(tmp_path: Path, zygote: ScriptedZygote) -> No
         assert await daemon.create() == 4000
         assert daemon.tasks.find(NS, "web").init.status is Status.CREATED
         waiting = asyncio.ensure_future(daemon.tasks.wait(NS, "web", ""))
+        assert not (daemon.tasks.find(NS, "web").bundle.path / "started").exists()
         assert await daemon.start() == 4000
         assert daemon.tasks.find(NS, "web").init.status is Status.RUNNING
+        assert (daemon.tasks.find(NS, "web").bundle.path / "started").exists()
         zygote.shims["web"].exit("", 7)
         assert (await waiting).exit_status == 7
         assert (await daemon.tasks.wait(NS, "web", "")).exit_status == 7
