@@ -208,9 +208,10 @@ def _run(loop: Loop, talk: Coroutine[Future[Any], None, None]) -> None:
         await talk
         loop.stop()
 
-    loop.spawn(talk_and_stop())
+    call = loop.spawn(talk_and_stop())
     loop.call_later(_PATIENCE, loop.stop)
     loop.run()
+    call.cancel()  # while what it waits for is still open
 
 
 def _identity(directory: str) -> Identity:
