@@ -104,6 +104,8 @@ class Aftermath:
     async def _catch_up(self, group: asyncio.TaskGroup) -> None:
         """Remove what ended, or lost its machine, while nobody looked; sweep what containers that are gone left."""
         booted = await self._rows.run(_boot_time)
+        # Before the records: what is listed here and has none then has lost it.
+        logs = await self._rows.run(self._logs.list)
         known: set[tuple[str, str]] = set()
         for namespace in await self._rows.run(self._namespaces.list):
             name = namespace.name
@@ -113,7 +115,9 @@ class Aftermath:
                 # One without a task may be on its way to its first, unless it is older than this boot.
                 if task.init.status is Status.STOPPED if task else container.created_at < booted:
                     group.create_task(self._remove(name, container))
-        await self._rows.run(self._logs.sweep, known)
+        for name, container_id in logs:
+            if (name, container_id) not in known:
+                await self._rows.run(self._logs.remove, name, container_id)
         await self._bulk.run(self._volumes.sweep)
 
     async def _take(self, envelope: Envelope) -> None:

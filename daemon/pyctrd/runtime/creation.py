@@ -5,7 +5,6 @@ The order, and what a crash leaves behind:
     lease          expires by itself within a day
     snapshot       held by the lease alone: goes with it
     volumes        swept at the next start
-    log folder     swept at the next start
     record         from here on the container is there, and the snapshot is its own
     volumes kept   unless it is run with --rm
     lease deleted
@@ -168,37 +167,35 @@ class Creator:
             keep = volumes and not options.auto_remove
             if keep:
                 self._volumes.sync(ns, container_id)
-            self._logs.make(ns, container_id)
-            try:
-                self._containers.create(
-                    ns,
-                    Container(
-                        id=container_id,
-                        labels=labels
-                        | {
-                            wire_labels.LOG_DRIVER: driver,
-                            wire_labels.LOG_URI: log_uri,
-                            wire_labels.LOG_PATH: log_path,
-                        },
-                        image=image.name,
-                        runtime_name=request.runtime_name or DEFAULT_RUNTIME,
-                        runtime_options=request.runtime_options,
-                        spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
-                        snapshotter=name,
-                        snapshot_key=container_id,
-                    ),
-                )
-            except BaseException:
-                self._logs.remove(ns, container_id)
-                raise
-            if keep:
-                self._volumes.keep(ns, container_id, volumes)
+            self._containers.create(
+                ns,
+                Container(
+                    id=container_id,
+                    labels=labels
+                    | {
+                        wire_labels.LOG_DRIVER: driver,
+                        wire_labels.LOG_URI: log_uri,
+                        wire_labels.LOG_PATH: log_path,
+                    },
+                    image=image.name,
+                    runtime_name=request.runtime_name or DEFAULT_RUNTIME,
+                    runtime_options=request.runtime_options,
+                    spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
+                    snapshotter=name,
+                    snapshot_key=container_id,
+                ),
+            )
         except BaseException:
             with suppress(NotFound):
                 self._snapshots.named(request.snapshotter or DEFAULT_SNAPSHOTTER).remove(ns, container_id)
             raise
         finally:
             self._leases.delete(ns, lease.id)
+        if keep:
+            try:
+                self._volumes.keep(ns, container_id, volumes)
+            except OSError as error:  # the container is there: no reason to take it away again
+                warnings.append(f"the volumes will go with the container: they cannot be marked to stay: {error}")
         return Created(container_id, mounts, log_uri, name, warnings)
 
     def _prepare(

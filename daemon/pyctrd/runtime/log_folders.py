@@ -1,8 +1,7 @@
-"""Containers' logs: <root>/<namespace>/<id>/, written by shims, made and removed by the daemon."""
+"""Containers' logs: <root>/<namespace>/<id>/, made and written by shims, removed by the daemon."""
 
 import re
 import shutil
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,10 +22,10 @@ _FILE_NAMES: Final = {"json-file": "json.log", "cri": "cri.log"}
 
 
 class LogFolders:
-    """Owns everything below its root."""
+    """Decides what lies below its root."""
 
     def __init__(self, root: Path) -> None:
-        """Use `root`, which is made when the first log is."""
+        """Use `root`, which is there from the first log on."""
         self._root = root
 
     def _folder(self, namespace: str, container_id: str) -> Path:
@@ -51,12 +50,6 @@ class LogFolders:
         query = f"?{urlencode(options)}" if options else ""
         return driver, f"{driver}://{quote(str(path))}{query}", str(path)
 
-    def make(self, namespace: str, container_id: str) -> None:
-        """Make the folder of a container's log."""
-        folder = self._folder(namespace, container_id)
-        for path in (self._root, folder.parent, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
     def remove(self, namespace: str, container_id: str) -> None:
         """Remove a container's logs; those that never were are fine."""
         folder = self._folder(namespace, container_id)
@@ -64,14 +57,9 @@ class LogFolders:
         with suppress(OSError):  # others' logs are in it
             folder.parent.rmdir()
 
-    def sweep(self, known: Collection[tuple[str, str]]) -> None:
-        """Remove the logs of containers, (namespace, id), that are not `known`: a crash may have left some."""
-        if not self._root.is_dir():
-            return
-        for namespace in self._root.iterdir():
-            for folder in namespace.iterdir() if namespace.is_dir() else ():
-                if (namespace.name, folder.name) not in known:
-                    self.remove(namespace.name, folder.name)
+    def list(self) -> list[tuple[str, str]]:
+        """Return namespace and id of the containers that have a log; each had a record before it had that."""
+        return [(folder.parent.name, folder.name) for folder in self._root.glob("*/*")]
 
     def size(self, namespace: str) -> tuple[int, int]:
         """Return how many logs a namespace has, and their size in bytes."""

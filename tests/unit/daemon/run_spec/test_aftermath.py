@@ -35,6 +35,7 @@ class World:
     """Stores and tasks in memory; `removed` is what went, in order."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.containers: dict[str, Container] = {}
         self.stopped: dict[str, bool] = {}
         self.removed: list[str] = []
@@ -61,7 +62,10 @@ class World:
         self.containers[name] = Container(
             name, found, snapshotter="overlayfs", snapshot_key=name, created_at=created_at
         )
-        self.logs.make(NS, name)
+        self.make_log(name)
+
+    def make_log(self, name: str) -> None:
+        (self.folder / "logs" / NS / name).mkdir(parents=True)
 
     def get(self, ns: str, container_id: str, /) -> Container:
         if container_id not in self.containers:
@@ -163,6 +167,25 @@ async def test_volumes_go_with_their_container_unless_they_are_kept(world: World
     await loop
 
 
+async def test_the_log_of_a_container_that_is_being_made_stays(world: World, tmp_path: Path) -> None:
+    """Its record may come to be between the looks at logs and at records; a log has its record before itself."""
+    listed = world.logs.list
+
+    def list_and_make() -> list[tuple[str, str]]:
+        found = listed()
+        world.add("new", auto_remove=False)
+        return found
+
+    world.make_log("swept")
+    world.logs.list = list_and_make  # type: ignore[method-assign]
+    loop = await running(world)
+    while (tmp_path / "logs/default/swept").exists():
+        await asyncio.sleep(0.005)
+    assert (tmp_path / "logs/default/new").exists()
+    world.exchange.close()
+    await loop
+
+
 async def test_what_was_missed_is_made_good(world: World, tmp_path: Path) -> None:
     """Ended while no daemon ran, or lost with the machine; one that is only being made is left alone."""
     world.add("ended", auto_remove=True)
@@ -170,7 +193,7 @@ async def test_what_was_missed_is_made_good(world: World, tmp_path: Path) -> Non
     world.add("young", auto_remove=True, created_at=NOW + timedelta(days=1))
     world.add("runs", auto_remove=True)
     world.stopped = {"ended": True, "runs": False}
-    world.logs.make(NS, "swept")
+    world.make_log("swept")
     volumes = tmp_path / "volumes" / NS
     for name in ("swept", "runs", ".half-removed"):
         (volumes / name / "v").mkdir(parents=True)
