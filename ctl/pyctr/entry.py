@@ -26,8 +26,8 @@ def run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except SystemExit:  # click's way to say that whoever read our output has seen enough
-        return exit_codes.SIGNALLED + signal.SIGPIPE
+    except SystemExit as end:  # click's end of a completion, or its way to say that our reader has seen enough
+        return exit_codes.SIGNALLED + signal.SIGPIPE if end.code else 0
     except click.Abort:
         print("pyctr: interrupted", file=sys.stderr)
         return exit_codes.SIGNALLED + signal.SIGINT

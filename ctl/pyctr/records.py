@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import empty_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from pyctr import tasks
 from pyctr.connection import CONTAINERS, SNAPSHOTS, Connection
@@ -46,6 +48,31 @@ def ready_task(connection: Connection, container: containers_pb2.Container) -> b
         interactive=container.labels.get(labels.INTERACTIVE) == "true",
     )
     return True
+
+
+@contextlib.contextmanager
+def kept(connection: Connection, container: containers_pb2.Container) -> Iterator[None]:
+    """Keep a container that goes when its task ends from going, for as long as another task is made for it."""
+    if container.labels.get(labels.AUTO_REMOVE) != "true":
+        yield
+        return
+    _set_auto_remove(connection, container.id, "")
+    try:
+        yield
+    finally:
+        _set_auto_remove(connection, container.id, "true")
+    process = tasks.get(connection, container.id)
+    if process is not None and process.status == Status.STOPPED:  # meanwhile, so that nobody took notice
+        tasks.delete(connection, container.id)
+        remove(connection, container.id, container.snapshotter, container.snapshot_key)
+
+
+def _set_auto_remove(connection: Connection, container_id: str, value: str) -> None:
+    changed = containers_pb2.Container(id=container_id, labels={labels.AUTO_REMOVE: value})
+    request = containers_pb2.UpdateContainerRequest(
+        container=changed, update_mask=FieldMask(paths=[f"labels.{labels.AUTO_REMOVE}"])
+    )
+    connection.call(CONTAINERS, "Update", request, containers_pb2.UpdateContainerResponse)
 
 
 def remove(connection: Connection, container_id: str, snapshotter: str, snapshot_key: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.daemon_process import wait_until
 from support.pyctr_command import Pyctr, running_pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -97,3 +98,39 @@ def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name:
 
 def test_templates_for_what_is_inspected(pyctr: Pyctr) -> None:
     assert pyctr("image", "inspect", "--format", "{{.Name}}", "demo", "demo") == "docker.io/library/demo:latest\n" * 2
+
+
+def test_a_restart_is_not_the_end_of_a_container_with_rm(pyctr: Pyctr, name: str) -> None:
+    pyctr("run", "-d", "--rm", "--network", "none", "--name", name, "demo", "sleep", "100")
+    pyctr("restart", "-t", "0", name)
+    assert pyctr.state(name) == "running"
+    pyctr("kill", name)
+    wait_until(lambda: pyctr.is_gone(name), "it is removed")
+
+
+def test_a_log_that_cannot_be_written_is_no_missing_program(pyctr: Pyctr, name: str) -> None:
+    """Docker's 127 is for a program that is not there; "No such file or directory" is said of other things too."""
+    arguments = ("--name", name, "--network", "none", "--sysctl", "net.nonsense.value=1", "demo", "true")
+    done = pyctr.run("run", *arguments)
+    assert done.returncode == 125
+    assert "No such file or directory" in done.stderr
+
+
+def test_shells_complete_names(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo")
+
+    def complete(*words: str) -> list[str]:
+        variables = {
+            "_PYCTR_COMPLETE": "bash_complete",
+            "COMP_WORDS": "\n".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        done = pyctr.run(wrapper=("env", *(f"{key}={value}" for key, value in variables.items())))
+        assert done.returncode == 0, done.stderr
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("pyctr", "stop", name[:-1]).count(name) == 1
+    assert complete("pyctr", "exec", name) == [name]
+    assert complete("pyctr", "run", "de") == ["demo:latest"]
+    assert complete("pyctr", "image", "rm", "no-such") == []
+    assert complete("pyctr", "--address", "/nonexistent", "stop", "x") == []

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from pyctr import lookup, output, records, references, tasks
+from pyctr import completing, lookup, output, records, references, tasks
 from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -132,7 +132,7 @@ def _matches(container: containers_pb2.Container, row: Mapping[str, Any], filter
 @click.command()
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="What the names are of.")
 @output.format_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.containers)
 @pass_session
 def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> None:
     """Show everything about containers or images."""
@@ -205,7 +205,7 @@ _TOP_COLUMNS: Final = {
 
 @click.command()
 @output.format_option
-@click.argument("container")
+@click.argument("container", shell_complete=completing.containers)
 @pass_session
 def top(session: Session, *, container: str) -> None:
     """Show the processes of a container, as this machine numbers them."""

@@ -6,7 +6,7 @@ import os
 import click
 from google.protobuf import any_pb2, empty_pb2
 
-from pyctr import exit_codes, run_options, run_session, tasks, terminal
+from pyctr import completing, exit_codes, run_options, run_session, tasks, terminal
 from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -27,7 +27,7 @@ _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
 @click.option("--workdir", "-w", default="", metavar="PATH", help="Start in this directory.")
 @click.option("--privileged", is_flag=True, help="Give it all capabilities.")
-@click.argument("container")
+@click.argument("container", shell_complete=completing.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @pass_session
 def exec_(

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import output, references
+from pyctr import completing, output, references
 from pyctr.connection import CONTENT, IMAGES, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -131,7 +131,7 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 @click.option("--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms.")
 @click.option("--snapshotter", default="", metavar="NAME", help="Which snapshotter to unpack for.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing.")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.images)
 @pass_session
 def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet: bool) -> None:
     """Fetch an image from its registry and unpack it."""
@@ -144,7 +144,7 @@ def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet:
 
 @image.command()
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Only these of its platforms.")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.images)
 @click.argument("target", required=False)
 @pass_session
 def push(session: Session, *, name: str, target: str | None, platforms: tuple[str, ...]) -> None:
@@ -178,7 +178,7 @@ def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> 
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Only these of its platforms.")
 @click.option("--all-platforms", is_flag=True, help="All of its platforms.")
 @click.option("--output", "-o", "target", default="-", metavar="FILE", help="Write here instead of standard output.")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.images)
 @pass_session
 def export(session: Session, *, name: str, target: str, platforms: tuple[str, ...], all_platforms: bool) -> None:
     """Write an image to an archive that docker, podman and ctr can load."""
@@ -196,7 +196,7 @@ def export(session: Session, *, name: str, target: str, platforms: tuple[str, ..
 
 @image.command()
 @click.option("--force", "-f", is_flag=True, help="Also if containers use it.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.images)
 @pass_session
 def rm(session: Session, *, names: tuple[str, ...], force: bool) -> int:
     """Remove images and what only they needed."""
@@ -225,7 +225,7 @@ def _users(connection: Connection, name: str) -> list[str]:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.images)
 @click.argument("target")
 @pass_session
 def tag(session: Session, *, name: str, target: str) -> None:
@@ -237,7 +237,7 @@ def tag(session: Session, *, name: str, target: str) -> None:
 
 @image.command()
 @output.format_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.images)
 @pass_session
 def inspect(session: Session, *, names: tuple[str, ...]) -> None:
     """Show everything about images."""

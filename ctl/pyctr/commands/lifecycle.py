@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import lookup, records, stopping, tasks
+from pyctr import completing, lookup, records, stopping, tasks
 from pyctr.connection import ENGINE, TASKS
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -26,7 +26,9 @@ def _running(reference: str) -> Iterator[None]:
         raise CommandError(f"container {reference} is not running") from None
 
 
-_CONTAINERS = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+_CONTAINERS = click.argument(
+    "containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers
+)
 
 
 @click.command()
@@ -126,7 +128,7 @@ def rm(session: Session, *, containers: tuple[str, ...], force: bool, volumes: b
 
 
 @click.command()
-@click.argument("container")
+@click.argument("container", shell_complete=completing.containers)
 @click.argument("name")
 @pass_session
 def rename(session: Session, *, container: str, name: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyctr import log_files, lookup, tasks
+from pyctr import completing, log_files, lookup, tasks
 from pyctr.connection import ENGINE
 from pyctr.errors import CommandError
 from pyctr.http2 import ConnectionLost
@@ -21,7 +21,7 @@ from pyctr_wire.pyctr import engine_pb2
 @click.option("--tail", "-n", default="all", show_default=True, metavar="LINES", help="Only the last lines.")
 @click.option("--since", metavar="TIME", help="Only since a moment (2026-01-31T12:00:00Z) or for a span (10m).")
 @click.option("--timestamps", "-t", is_flag=True, help="Show when each line was written.")
-@click.argument("container")
+@click.argument("container", shell_complete=completing.containers)
 @pass_session
 def logs(session: Session, *, container: str, follow: bool, tail: str, since: str | None, timestamps: bool) -> None:
     """Show what CONTAINER wrote."""

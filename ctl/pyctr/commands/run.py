@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pyctr import exit_codes, run_options, terminal
+from pyctr import completing, exit_codes, run_options, terminal
 from pyctr.connection import ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -147,7 +147,7 @@ def _load() -> None:
 @creation_options
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background and print its id.")
 @click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
-@click.argument("image")
+@click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
 def run(
@@ -205,7 +205,7 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
 
 @click.command(context_settings=_SETTINGS)
 @creation_options
-@click.argument("image")
+@click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
 def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from pyctr import lookup, records, run_session, stopping, tasks, terminal
+from pyctr import completing, lookup, records, run_session, stopping, tasks, terminal
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -18,7 +18,7 @@ from pyctr_wire.errors import ApiError
 @click.option("--attach", "-a", "attached", is_flag=True, help="Show its output and pass signals on.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on; implies --attach.")
 @click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers)
 @pass_session
 def start(session: Session, *, containers: tuple[str, ...], attached: bool, interactive: bool, detach_keys: str) -> int:
     """Start containers that were made or have ended."""
@@ -57,16 +57,17 @@ def _start_attached(session: Session, container: containers_pb2.Container, keys:
 @click.command()
 @click.option("--time", "-t", "grace", type=click.FloatRange(min=0), default=10, show_default=True,
               help="Seconds until SIGKILL.")  # fmt: skip
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers)
 @pass_session
 def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> int:
     """Stop containers and start them again."""
 
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
-        stopping.stop(session.connection, container, grace)
-        if records.ready_task(session.connection, container):
-            _start(session, container.id)
+        with records.kept(session.connection, container):
+            stopping.stop(session.connection, container, grace)
+            if records.ready_task(session.connection, container):
+                _start(session, container.id)
 
     return each(containers, one)
 
@@ -75,7 +76,7 @@ def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> i
 @click.option("--no-stdin", is_flag=True, help="Do not pass stdin on.")
 @click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on.")
 @click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
-@click.argument("container")
+@click.argument("container", shell_complete=completing.containers)
 @pass_session
 def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool, detach_keys: str) -> int:
     """Connect this terminal to a running container."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from pyctr import lookup, output
+from pyctr import completing, lookup, output
 from pyctr.connection import CONTAINERS, TASKS, Connection
 from pyctr.session import Session, pass_session
 from pyctr_wire import labels
@@ -90,7 +90,7 @@ def _names(connection: Connection) -> Mapping[str, str]:
 @click.command()
 @click.option("--no-stream", is_flag=True, help="Only once.")
 @output.format_option
-@click.argument("containers", nargs=-1, metavar="[CONTAINER...]")
+@click.argument("containers", nargs=-1, metavar="[CONTAINER...]", shell_complete=completing.containers)
 @pass_session
 def stats(session: Session, *, containers: tuple[str, ...], no_stream: bool) -> None:
     """Show what containers use; all that run if none is named."""

@@ -129,6 +129,9 @@ class Aftermath:
         ended = task_pb2.TaskExit.FromString(envelope.event.value)
         if ended.id != ended.container_id:
             return  # an exec
+        task = self._table.find(envelope.namespace, ended.container_id)
+        if task is not None and task.init.status is not Status.STOPPED:
+            return  # another task has been made for it since
         try:
             container = await self._rows.run(self._containers.get, envelope.namespace, ended.container_id)
         except NotFound:

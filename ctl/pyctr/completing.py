@@ -1,0 +1,56 @@
+"""What a shell offers for an argument that names something the daemon has."""
+
+from collections.abc import Iterable
+
+import click
+
+from pyctr.connection import CONTAINERS, IMAGES
+from pyctr.session import Session
+from pyctr_wire import labels
+from pyctr_wire.errors import ApiError
+
+_PATIENCE = 5.0  # seconds; a shell waits
+
+
+def _session(ctx: click.Context) -> Session:
+    """Return a session with the root's options: its own callback does not run for a completion."""
+    given = ctx.find_root().params
+    return Session(given["address"], given["namespace"])
+
+
+def _beginning(candidates: Iterable[str], incomplete: str) -> list[str]:
+    return sorted({one for one in candidates if one and one.startswith(incomplete)})
+
+
+def containers(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return names of containers; ids where there is no name, or where an id is being typed."""
+    from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
+
+    session = _session(ctx)
+    try:
+        found = session.connection.call(
+            CONTAINERS, "List", pb.ListContainersRequest(), pb.ListContainersResponse, timeout=_PATIENCE
+        ).containers
+    except ApiError:
+        return []
+    finally:
+        session.close()
+    names = _beginning((one.labels.get(labels.NAME, "") or one.id for one in found), incomplete)
+    return names or _beginning((one.id for one in found), incomplete)
+
+
+def images(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return names of images as docker shortens them."""
+    from pyctr import references
+    from pyctr_wire.containerd.services.images.v1 import images_pb2 as pb
+
+    session = _session(ctx)
+    try:
+        found = session.connection.call(
+            IMAGES, "List", pb.ListImagesRequest(), pb.ListImagesResponse, timeout=_PATIENCE
+        ).images
+    except ApiError:
+        return []
+    finally:
+        session.close()
+    return _beginning((references.familiar(one.name) for one in found), incomplete)
