@@ -127,7 +127,7 @@ def test_shells_complete_names(pyctr: Pyctr, name: str) -> None:
         }
         done = pyctr.run(wrapper=("env", *(f"{key}={value}" for key, value in variables.items())))
         assert done.returncode == 0, done.stderr
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
     assert complete("pyctr", "stop", name[:-1]).count(name) == 1
     assert complete("pyctr", "exec", name) == [name]
