@@ -61,9 +61,13 @@ class Connection:
         """The connection that new calls use, made when there is none. Raises NoDaemon."""
         if self._channel is not None:
             self._channel.pump(0)  # notices a daemon that went away while nobody looked
-        if self._channel is None or not self._channel.usable:
+        old = self._channel
+        if old is None or not old.usable:
             self._channel = self._connect()
-        return self._channel
+            if old is not None and old.idle:  # calls under way on it end there
+                old.close()
+            return self._channel
+        return old
 
     def _connect(self) -> Channel:
         path = socket_path(self.address)

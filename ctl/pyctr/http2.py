@@ -142,6 +142,11 @@ class Channel:
         widen = struct.pack(">I", _WIDE_WINDOW - _DEFAULT_WINDOW)
         self._outbox = _PREFACE + _frame(Kind.SETTINGS, 0, 0, settings) + _frame(Kind.WINDOW_UPDATE, 0, 0, widen)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call is open."""
+        return not self._calls
+
     def fileno(self) -> int:
         """Return the socket, for a selector."""
         return self._socket.fileno()

@@ -155,6 +155,25 @@ def test_a_new_daemon_is_found_by_an_old_connection(tmp_path: Path) -> None:
         second.stop(None).wait()
 
 
+def test_a_connection_that_takes_no_more_calls_is_closed_unless_one_is_under_way(tmp_path: Path) -> None:
+    server = _serve(tmp_path / "s")
+    connection = Connection(str(tmp_path / "s"), "blue")
+    try:
+        first = connection.channel
+        first.usable = False  # as after GOAWAY
+        second, call = connection.open(EVENTS, "Subscribe")
+        assert second is not first
+        assert first.fileno() < 0
+        second.send(call, b"", last=True)
+        second.usable = False
+        assert version(connection).version == "v9"
+        assert second.fileno() >= 0
+        second.close()
+    finally:
+        connection.close()
+        server.stop(None).wait()
+
+
 def test_a_daemon_that_dies_during_a_call_is_an_error_of_its_own(tmp_path: Path) -> None:
     server = _serve(tmp_path / "s")
     connection = Connection(str(tmp_path / "s"), "blue")
