@@ -39,6 +39,7 @@ _FILES: Final = {
 # What line editing looks for, where a program has it.
 _TERMINALS: Final = ("l/linux", "s/screen", "v/vt100", "x/xterm", "x/xterm-256color")
 _TERMINFO: Final = ("/usr/share/terminfo", "/lib/terminfo", "/etc/terminfo")
+_SHORT_NAMES: Final = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
 _MAX_LINKS: Final = 40
 
 
@@ -103,6 +104,12 @@ class Files:
         if any("libtinfo" in name or "libncurses" in name for name in loaded):
             self._add_terminals()
 
+    def add_short_names(self) -> None:
+        """Add /bin and its like where they are links on this machine: people and scripts say /bin/sh."""
+        for name in _SHORT_NAMES:
+            if os.path.islink(name) and os.path.realpath(name) in self.directories:
+                self.links[name] = os.readlink(name)
+
     def _add_terminals(self) -> None:
         for folder in _TERMINFO:
             for name in _TERMINALS:
@@ -124,6 +131,7 @@ def build(name: str, programs: Iterable[str]) -> IO[bytes]:
     files = Files()
     for path in paths:
         files.add_program(path)
+    files.add_short_names()
     with tempfile.TemporaryFile() as layer:
         diff_id = _write_layer(files, layer)
         config = {

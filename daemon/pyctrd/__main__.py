@@ -112,6 +112,9 @@ def _configured(options: argparse.Namespace) -> Config:
 
 
 def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if os.geteuid() != 0:
+        sys.stderr.write("pyctrd: it must be started by root, who alone may make containers\n")
+        return 1
     log.set_up(config.log.level, config.log.format)
     # Sockets must not be open to others before their mode is set, directories never to be written by them.
     os.umask(0o022)

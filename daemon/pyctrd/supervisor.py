@@ -137,8 +137,10 @@ class Supervisor:
             Path(config.address).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
             if self._predecessor is None:
                 public_socket.refuse_if_served(Path(config.address))
-        except (ApiError, OSError) as error:
+        except ApiError as error:
             raise Refused(str(error)) from error
+        except OSError as error:
+            raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
     def _build(self, group: asyncio.TaskGroup) -> Parts:
         """Build the parts; nothing runs in `group` before it is entered."""

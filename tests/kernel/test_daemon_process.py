@@ -68,6 +68,12 @@ def test_an_address_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert precious.read_text() == "data"
 
 
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert _refused("--root", str(file / "r"), "--state", str(tmp_path / "s")) == f"pyctrd: {file}/r: Not a directory"
+
+
 @pytest.mark.parametrize("umask", [0, 0o777])
 def test_nobody_else_gets_at_anything_whatever_the_umask_is(umask: int) -> None:
     """Nor where an older version left a directory open."""

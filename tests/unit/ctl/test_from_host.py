@@ -69,6 +69,16 @@ def test_symlinks_are_kept_and_followed(tmp_path: Path) -> None:
     assert not [path for path in (*files.sources, *files.links) if "//" in path]
 
 
+@pytest.mark.skipif(not Path("/bin").is_symlink(), reason="/bin is a directory of this machine")
+def test_programs_have_their_short_names() -> None:
+    """However they were named: what is in the image says #!/bin/sh."""
+    with from_host.build("x/y:z", [str(Path("/bin/true").resolve())]) as archive:
+        tar, _ = layer_of(read(archive))
+    with tar:
+        assert tar.getmember("bin").linkname == str(Path("/bin").readlink())
+        assert "sbin" not in tar.getnames()
+
+
 def test_a_scripts_interpreter_comes_along(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh -e\necho\n")
