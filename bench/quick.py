@@ -33,6 +33,7 @@ PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 KEEP = {"containerd.io/gc.root": "bench"}
 SIGKILL = 9
+SETTLE = 5.0  # seconds between the last call and the reading of memory
 
 
 class Daemon:
@@ -227,9 +228,12 @@ def main() -> None:
         running = [daemon.launch(["/bin/busybox", "sleep", "3600"])[0] for _ in range(options.density)]
         for _ in range(options.count):
             keep(daemon, "exec (ms)", daemon.exec(running[0]) * 1000)
+        time.sleep(SETTLE)
         for name in running:
             for figure, value in memory(shim_of(daemon.pid(name))):
                 keep(daemon, figure, value)
+        for name in running:
+            keep(daemon, "exec after 5 s of rest (ms)", daemon.exec(name) * 1000)
         for name in running:
             daemon.kill(name)
 

@@ -12,16 +12,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from google.protobuf.message import DecodeError
 
 import pyctr_shim
 from pyctr_shim import placement
 from pyctr_shim.identity import Identity, make_inheritance
+from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import Loop
+from pyctr_shim.oci import forks
 from pyctr_shim.server import listen_at
-from pyctr_shim.shim import Shim, prepare_process
+from pyctr_shim.shim import Shim, prepare_process, wake
 from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.types import introspection_pb2
 
@@ -94,21 +96,32 @@ def start(flags: Flags, stdin: bytes) -> bytes:
     return answer(parameters, bundle, address)
 
 
-def _serve(identity: Identity, listener: Any, tell_fd: int) -> None:
+def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
     """Be the shim: in a session of its own, no descriptor of the daemon's kept, told when it serves."""
+
+    def begin(common: Common) -> NoReturn:
+        forks.fork_siblings()
+        try:
+            shim = Shim(Loop(common.epoll_fd), identity, inheritance.boot_id, common)
+            shim.listen(listener)
+        except Exception as error:
+            os.write(tell_fd, f"{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        os.write(tell_fd, b"serving")
+        os.close(tell_fd)
+        shim.run()
+        os._exit(0)
+
+    def go_on(common: Common) -> NoReturn:
+        forks.fork_siblings()
+        wake(common).run()
+        os._exit(0)
+
     prepare_process()
     placement.leave_the_daemon()
     placement.become_the_next_victim()
-    try:
-        shim = Shim(Loop(), identity, make_inheritance())
-        shim.listen(listener)
-    except Exception as error:
-        os.write(tell_fd, f"{type(error).__name__}: {error}".encode())
-        os._exit(1)
-    os.write(tell_fd, b"serving")
-    os.close(tell_fd)
-    shim.run()
-    os._exit(0)
+    inheritance = make_inheritance()
+    Keeper(share(), inheritance.signal_fd).run(begin, go_on)
 
 
 def read_parameters(flags: Flags, stdin: bytes) -> Parameters:

@@ -10,7 +10,6 @@ because the wall clock may be set; the boot id says whether the monotonic one st
 import contextlib
 import json
 import os
-import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +30,20 @@ class Exit(NamedTuple):
     reason: str
 
 
+class Usage(NamedTuple):
+    """What a process used of the machine."""
+
+    user_seconds: float
+    system_seconds: float
+    max_rss_kib: int
+
+
 def record_name(exec_id: str) -> str:
     """Return the file name of a process's record; "" is the container's first process."""
     return f"exec-{exec_id}.json" if exec_id else "init.json"
 
 
-def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id: str) -> None:
+def write_record(bundle: str, end: Exit, usage: Usage, boot_id: str) -> None:
     """Put the record in place whole, and on the disk where the bundle is on one; raises OSError."""
     folder = f"{bundle}/exits"
     with contextlib.suppress(FileExistsError):
@@ -52,9 +59,9 @@ def write_record(bundle: str, end: Exit, usage: resource.struct_rusage, boot_id:
         "oom_killed": end.oom_killed,
         "reason": end.reason,
         "rusage": {
-            "user_seconds": usage.ru_utime,
-            "system_seconds": usage.ru_stime,
-            "max_rss_bytes": usage.ru_maxrss * 1024,
+            "user_seconds": usage.user_seconds,
+            "system_seconds": usage.system_seconds,
+            "max_rss_bytes": usage.max_rss_kib * 1024,
         },
         "boot_id": boot_id,
     }

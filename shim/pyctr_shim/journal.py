@@ -67,8 +67,27 @@ class Journal:
 
 
 _journal = Journal()
-open_log = _journal.open
-close_log = _journal.close
+
+
+def open_log(bundle: str) -> None:
+    """Log into a bundle from now on."""
+    _journal.open(bundle)
+
+
+def close_log() -> None:
+    """Drop what comes from now on."""
+    _journal.close()
+
+
+def current() -> Journal:
+    """Return where lines go, for a process with the same descriptors to `resume`."""
+    return _journal
+
+
+def resume(where: Journal) -> None:
+    """Log to where another process has."""
+    global _journal  # one process, one log
+    _journal = where
 
 
 def log(event: str, **fields: object) -> None:

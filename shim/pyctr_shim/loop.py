@@ -76,6 +76,11 @@ class Timer:
         self.when = when
         self._callback: Callable[[], None] | None = callback
 
+    @property
+    def pending(self) -> bool:
+        """Whether it is still to be called."""
+        return self._callback is not None
+
     def cancel(self) -> None:
         """Never call; harmless after the call."""
         self._callback = None
@@ -133,13 +138,27 @@ class Call:
 class Loop:
     """Dispatches ready descriptors, due timers and deferred calls until `stop`."""
 
-    def __init__(self) -> None:
-        """Open the epoll descriptor (close-on-exec)."""
-        self._epoll = select.epoll()
+    def __init__(self, epoll_fd: int = -1) -> None:
+        """Own an epoll descriptor, or open one (close-on-exec)."""
+        self._epoll = select.epoll() if epoll_fd < 0 else select.epoll.fromfd(epoll_fd)
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._soon: deque[Callable[[], None]] = deque()
         self._running = True
+        self._idle_seconds: float | None = None
+        self._when_idle: Callable[[], float] | None = None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """What pickle writes down of an idle loop."""
+        return self._epoll.fileno(), self._handlers, self._idle_seconds, self._when_idle
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Go on where another process with the same descriptors has left off."""
+        epoll_fd, handlers, idle_seconds, when_idle = state
+        self.__init__(epoll_fd)  # type: ignore[misc]
+        self._handlers = handlers
+        self._idle_seconds = idle_seconds
+        self._when_idle = when_idle
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call `handler` with the ready events of `fd` (borrowed) until `unwatch`.
@@ -167,6 +186,18 @@ class Loop:
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self._timers, timer)
         return timer
+
+    def when_idle(self, seconds: float, callback: Callable[[], float]) -> None:
+        """Call after `seconds` without any event or timer, and again after as many seconds as it returns."""
+        self._idle_seconds = seconds
+        self._when_idle = callback
+
+    @property
+    def has_plans(self) -> bool:
+        """Whether a timer or a deferred call is pending."""
+        self._timers = [timer for timer in self._timers if timer.pending]
+        heapq.heapify(self._timers)
+        return bool(self._timers or self._soon)
 
     def spawn(self, coroutine: Coroutine[Future[Any], None, None]) -> Call:
         """Run a coroutine now, up to its first wait; it must handle its own errors."""
@@ -214,7 +245,8 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for the next event and dispatch what is ready."""
-        for fd, events in self._epoll.poll(self._timeout()):
+        ready = self._epoll.poll(self._timeout())
+        for fd, events in ready:
             handler = self._handlers.get(fd)
             if handler is None:  # unwatched by a handler earlier in this round
                 continue
@@ -224,7 +256,9 @@ class Loop:
                 journal.log_exception("handler failed", fd=fd)
                 self.unwatch(fd)
             handler = None
-        self._run_timers()
+        fired = self._run_timers()
+        if self._when_idle is not None and not (ready or fired or self._soon):
+            self._idle_seconds = self._when_idle()
         while self._soon:
             self._guarded(self._soon.popleft())
 
@@ -233,17 +267,21 @@ class Loop:
         self._epoll.close()
 
     def _timeout(self) -> float | None:
-        """Seconds until the next timer, None to wait for ever. Source: epoll_wait(2)."""
+        """Seconds until the next timer or until this counts as idle, None to wait for ever. Source: epoll_wait(2)."""
         if self._soon:
             return 0
         if not self._timers:
-            return None
-        return max(0.0, self._timers[0].when - time.monotonic())
+            return self._idle_seconds
+        timeout = max(0.0, self._timers[0].when - time.monotonic())
+        return timeout if self._idle_seconds is None else min(timeout, self._idle_seconds)
 
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> bool:
         now = time.monotonic()
+        fired = False
         while self._timers and self._timers[0].when <= now:
             self._guarded(heapq.heappop(self._timers).fire)
+            fired = True
+        return fired
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:

@@ -27,7 +27,7 @@ _ANSWER_TIMEOUT: Final = 5.0  # containerd gives a Forward as much
 _SPOOL_AFTER: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
-_IDLE: Final = 2.0
+_IDLE: Final = 1.0
 _SERVICE: Final = "containerd.services.events.ttrpc.v1.Events"
 
 

@@ -1,69 +1,36 @@
-"""The end of processes: those that are watched, and orphans that the kernel hands to us.
+"""The end of processes, as the keeper tells of it.
 
-A watched process has a pidfd in the loop. The shim is a child subreaper, so the children of a container without
-a pid namespace of its own come to it when their parents end; SIGCHLD arrives through a signalfd, never as a
-handler, and says no more than "look". Nothing is reaped inside a call that forks and waits for its own child,
-because the loop does not run meanwhile.
+The keeper reaps whatever ends: those that are watched here, and orphans, which it has become the parent of. A process
+that ends is told of by a notice in a pipe, so it is dealt with by the loop and never inside a call.
 """
 
-import os
-import resource
-import signal
 from collections.abc import Callable
-from typing import Final
 
+from pyctr_shim.keeper import Common, Notice, read_notices
 from pyctr_shim.loop import READ, Loop
-from pyctr_sys.signalfd import read_signals
 
-Ended = Callable[[int, resource.struct_rusage], None]
-"""Called with a wait status (os.waitstatus_to_exitcode takes it) and the resources used."""
-
-_USR1: Final = int(signal.SIGUSR1)
+Ended = Callable[[Notice], None]
 
 
 class Reaper:
-    """Waits for the shim's children."""
+    """Passes each end on to whoever watches that process."""
 
-    def __init__(self, loop: Loop, signal_fd: int, when_usr1: Callable[[], None]) -> None:
-        """Serve the signals that arrive at `signal_fd`, which is owned from now on.
-
-        SIGUSR1 calls `when_usr1` (logs are opened anew). All others do nothing: a shim lives as long as its
-        container, whoever signals a process group.
-        """
-        self._loop = loop
+    def __init__(self, loop: Loop, common: Common, when_usr1: Callable[[], None]) -> None:
+        """Read the keeper's notices. SIGUSR1 calls `when_usr1` (logs are opened anew)."""
+        self._common = common
         self._when_usr1 = when_usr1
-        self._watched: dict[int, tuple[int, Ended]] = {}
-        self._signal_fd = signal_fd
-        loop.watch(signal_fd, READ, self._signalled)
+        self._watched: dict[int, Ended] = {}
+        loop.watch(common.notices_fd, READ, self._noticed)
 
-    def watch(self, pid: int, pidfd: int, ended: Ended) -> None:
-        """Call `ended` once, from the loop, when the child has been reaped; `pidfd` is borrowed until then."""
-        self._watched[pid] = (pidfd, ended)
-        self._loop.watch(pidfd, READ, lambda _events: self._reap(pid))
+    def watch(self, pid: int, ended: Ended) -> None:
+        """Call `ended` once, from the loop, when the process has been reaped."""
+        self._watched[pid] = ended
 
-    def _signalled(self, _events: int) -> None:
-        for number in read_signals(self._signal_fd):
-            if number == _USR1:
+    def _noticed(self, _events: int) -> None:
+        for notice in read_notices(self._common):
+            if notice.pid == 0:
                 self._when_usr1()
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Reap every child that has ended, watched or not."""
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None:
-                return
-            self._reap(found.si_pid)
-
-    def _reap(self, pid: int) -> None:
-        reaped, status, usage = os.wait4(pid, os.WNOHANG)
-        if reaped != pid:
-            return
-        watched = self._watched.pop(pid, None)
-        if watched is not None:
-            pidfd, ended = watched
-            self._loop.unwatch(pidfd)
-            ended(status, usage)
+                continue
+            ended = self._watched.pop(notice.pid, None)
+            if ended is not None:
+                ended(notice)

@@ -1,19 +1,26 @@
 """A shim: its parts put together, from the bundle's lock to the last event.
 
     lock the bundle → listen → say so in shim.json → serve → (Shutdown) → stop listening → flush events → end
+                                                      ↓ ↑
+                                                     asleep: all of it written down, and the worker ended
 
 The lock is held for the shim's whole life and by the kernel's grace no longer: who can take it knows that the shim
 is gone. A crash before shim.json leaves a bundle without an address, after it an address where nobody answers.
 """
 
+import copyreg
 import fcntl
 import json
 import os
+import pickle  # of what we write and read ourselves, in memory that is nobody else's
 import socket
+import time
+from collections.abc import Callable
 from typing import Final
 
 from pyctr_shim import journal
-from pyctr_shim.identity import Identity, Inheritance, write_file
+from pyctr_shim.identity import Identity, write_file
+from pyctr_shim.keeper import ASLEEP, Common
 from pyctr_shim.loop import READ, Loop
 from pyctr_shim.oci import runtime
 from pyctr_shim.publisher import Publisher
@@ -22,13 +29,14 @@ from pyctr_shim.server import Server, listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.task_service import TaskService
 from pyctr_shim.tasks import MakeContainer, Tasks
-from pyctr_sys.process import set_child_subreaper
+from pyctr_sys.process import set_child_subreaper, set_name
 
 VERSION: Final = 1
 _NEVER_USED: Final = 60.0
 _UNUSED: Final = 10.0
+_DROWSY: Final = 1.5  # idle seconds before it falls asleep: waking costs a fork and the copying of what it touches
+_LONGEST_DROWSY: Final = 60.0
 _FLUSH_LIMIT: Final = 2.0
-_WRITE: Final = os.O_WRONLY | os.O_CLOEXEC
 _READ_WRITE: Final = os.O_RDWR | os.O_CLOEXEC
 _LOCK_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -42,22 +50,26 @@ class Shim:
     """One shim, in the process that it is to live in."""
 
     def __init__(
-        self, loop: Loop, identity: Identity, inheritance: Inheritance, make: MakeContainer = runtime.create
+        self, loop: Loop, identity: Identity, boot_id: str, common: Common, make: MakeContainer = runtime.create
     ) -> None:
         """Lock the bundle and put the parts together; raises BundleTaken, or OSError if the bundle is not there."""
         self._identity = identity
-        self._boot_id = inheritance.boot_id
+        self._boot_id = boot_id
+        self._common = common
         self._lock_fd = lock_bundle(identity.bundle)
         journal.open_log(identity.bundle)
         self._loop = loop
         self._publisher = Publisher(loop, identity)
-        reaper = Reaper(loop, inheritance.signal_fd, self._reopen_logs)
-        self._tasks = Tasks(loop, reaper, self._publisher, identity, inheritance.boot_id, make)
-        service = TaskService(self._tasks, self._publisher, os.getpid(), self._shut_down)
+        reaper = Reaper(loop, common, self._reopen_logs)
+        self._tasks = Tasks(loop, reaper, self._publisher, identity, boot_id, make)
+        service = TaskService(self._tasks, self._publisher, common.keeper_pid, self._shut_down)
         self._server = Server(loop, service, self._quiet)
         self._attach_listener: socket.socket | None = None
         self._sockets: list[str] = []
         self._stopping = False
+        self._unused_until = time.monotonic() + _NEVER_USED
+        self._drowsy = _DROWSY
+        loop.when_idle(_DROWSY, self._idle)
 
     def listen(self, listener: socket.socket | None = None) -> None:
         """Listen at the identity's sockets, on `listener` if that has been done; raises OSError."""
@@ -70,15 +82,14 @@ class Shim:
         self._attach_listener.setblocking(False)
         self._sockets.append(identity.attach)
         self._loop.watch(self._attach_listener.fileno(), READ, self._attach)
-        write_description(identity, self._boot_id)
+        write_description(identity, self._common.keeper_pid, self._boot_id)
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that the daemon made beforehand."""
         self._server.adopt(connection)
 
     def run(self) -> None:
-        """Serve until told to shut down, or until nobody has any use for this shim."""
-        self._loop.call_later(_NEVER_USED, self._end_if_unused)
+        """Serve until told to shut down, or until nobody has any use for this shim; or fall asleep."""
         self._loop.run()
         self._publisher.close()
         self._server.close()
@@ -104,13 +115,36 @@ class Shim:
 
     def _quiet(self) -> None:
         """The last connection has closed."""
-        if self._tasks.empty:
-            self._loop.call_later(_UNUSED, self._end_if_unused)
+        self._unused_until = time.monotonic() + _UNUSED
 
-    def _end_if_unused(self) -> None:
-        if self._tasks.empty and self._server.quiet:
+    def _idle(self) -> float:
+        """Nothing has happened for a while; return in how many seconds that is to be told again."""
+        if not self._tasks.empty:
+            self._sleep()
+            # Somebody's call is under way, perhaps for as long as the container lives.
+            self._drowsy = min(self._drowsy * 2, _LONGEST_DROWSY)
+            return self._drowsy
+        if self._server.quiet and time.monotonic() > self._unused_until:
             journal.log("nobody uses this shim")
             self._shut_down()
+        return _DROWSY
+
+    def _sleep(self) -> None:
+        """Write everything down for the next worker and end; returns if that cannot be done now."""
+        if self._loop.has_plans:
+            return
+        self._drowsy = _DROWSY
+        try:
+            data = pickle.dumps((journal.current(), self), pickle.HIGHEST_PROTOCOL)
+        except (TypeError, AttributeError, pickle.PicklingError):  # a call or a logger is under way
+            return
+        try:
+            os.ftruncate(self._common.memory_fd, 0)
+            os.pwrite(self._common.memory_fd, data, 0)
+        except OSError as error:
+            journal.log("not enough memory to fall asleep", error=str(error))
+            return
+        os._exit(ASLEEP)
 
     def _reopen_logs(self) -> None:
         self._tasks.reopen_logs()
@@ -128,14 +162,35 @@ class Shim:
             peer.close()
 
 
+def wake(common: Common) -> Shim:
+    """Return the shim that an earlier worker has written down, in a worker with the same descriptors."""
+    size = os.fstat(common.memory_fd).st_size
+    where, shim = pickle.loads(os.pread(common.memory_fd, size, 0))  # noqa: S301 - written by _sleep
+    journal.resume(where)
+    assert isinstance(shim, Shim)
+    return shim
+
+
+def _socket_of(fd: int) -> socket.socket:
+    connection = socket.socket(fileno=fd)
+    connection.setblocking(False)
+    return connection
+
+
+def _reduce_socket(connection: socket.socket) -> tuple[Callable[[int], socket.socket], tuple[int]]:
+    return _socket_of, (connection.fileno(),)
+
+
+# For a successor with the same descriptors, a socket is its number; all sockets of a shim are non-blocking.
+copyreg.pickle(socket.socket, _reduce_socket)
+
+
 def prepare_process() -> None:
     """Make this process what a shim is, whoever it will be: nobody's session, parent of orphans, no one's stdio."""
     os.setsid()
     os.chdir("/")
     set_child_subreaper()
-    fd = os.open("/proc/self/comm", _WRITE)
-    os.write(fd, b"pyctr-shim")
-    os.close(fd)
+    set_name("pyctr-shim")
     null_fd = os.open("/dev/null", _READ_WRITE)
     for fd in range(3):
         os.dup2(null_fd, fd)
@@ -153,11 +208,11 @@ def lock_bundle(bundle: str) -> int:
     return fd
 
 
-def write_description(identity: Identity, boot_id: str) -> None:
+def write_description(identity: Identity, pid: int, boot_id: str) -> None:
     """Write shim.json, whole or not at all: where this shim answers."""
     description = {
         "version": VERSION,
-        "pid": os.getpid(),
+        "pid": pid,
         "address": identity.socket,
         "attach": identity.attach,
         "boot_id": boot_id,

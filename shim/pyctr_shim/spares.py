@@ -22,13 +22,15 @@ import select
 import socket
 import sys
 import time
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pyctr_shim import journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
+from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import Loop
-from pyctr_shim.oci import practice, runtime
-from pyctr_shim.shim import BundleTaken, Shim, prepare_process
+from pyctr_shim.oci import forks, practice, runtime
+from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
 from pyctr_sys import pagemap
 
@@ -74,7 +76,7 @@ def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: Pages)
         changes = poll.poll(_REFILL_AFTER * 1000) if 0 < len(spares) < _SPARES else []
         if not changes:
             while len(spares) < _SPARES:
-                fd = fork_spare(requests, inheritance, pages)
+                fd = fork_spare(requests, inheritance, pages, spares)
                 spares[fd] = None
                 poll.register(fd, select.POLLIN)
             changes = poll.poll()
@@ -88,15 +90,19 @@ def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: Pages)
             os.close(fd)
 
 
-def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages) -> int:
-    """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies."""
+def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, others: Iterable[int]) -> int:
+    """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies.
+
+    `others` are the descriptors of the other spares, which this one shall not keep open.
+    """
     told_fd, tell_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             if os.fork() == 0:
-                os.close(told_fd)
-                be_spare(requests, inheritance, pages, tell_fd)
+                for fd in (told_fd, *others):
+                    os.close(fd)
+                be_keeper(requests, inheritance, pages, tell_fd)
             os._exit(0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -106,12 +112,28 @@ def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages) 
     return told_fd
 
 
-def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int) -> None:
-    """Wait for a request, become that shim, and end with it."""
+def be_keeper(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int) -> NoReturn:
+    """Keep a shim: its first worker is the spare, later ones go on with what it has become."""
+
+    def begin(common: Common) -> NoReturn:
+        be_spare(requests, inheritance, pages, tell_fd, common)
+
+    def go_on(common: Common) -> NoReturn:
+        pagemap.populate(pages.shim)
+        forks.fork_siblings()
+        wake(common).run()
+        os._exit(0)
+
     prepare_process()
+    Keeper(share(), inheritance.signal_fd).run(begin, go_on)
+
+
+def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int, common: Common) -> NoReturn:
+    """Wait for a request, become that shim, and end with it."""
+    forks.fork_siblings()
     runtime.fork_ahead(pages.init)
     pagemap.populate(pages.shim)
-    loop = Loop()
+    loop = Loop(common.epoll_fd)
     packet, connection = receive(requests)
     if not packet:
         os._exit(0)
@@ -120,14 +142,14 @@ def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, te
     request = json.loads(packet)
     instance = request.get("instance", "")
     try:
-        shim = Shim(loop, read_identity(request), inheritance)
+        shim = Shim(loop, read_identity(request), inheritance.boot_id, common)
         shim.listen()
     except (BundleTaken, OSError, KeyError) as error:
         answer(requests, {"instance": instance, "error": f"{type(error).__name__}: {error}"})
         os._exit(1)
     if connection is not None:
         shim.adopt(connection)
-    answer(requests, {"instance": instance, "pid": os.getpid()})
+    answer(requests, {"instance": instance, "pid": common.keeper_pid})
     requests.close()
     shim.run()
     os._exit(0)

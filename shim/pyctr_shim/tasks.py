@@ -7,17 +7,18 @@ container's first process is told after the ends of all others, which the kernel
 """
 
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
 from pyctr_shim import journal
-from pyctr_shim.exit_record import Exit, forget_record, write_record
+from pyctr_shim.exit_record import Exit, Usage, forget_record, write_record
 from pyctr_shim.identity import Identity
+from pyctr_shim.keeper import Notice
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError
@@ -143,7 +144,6 @@ class Tasks:
         self._being_created.add(new.id)
         try:
             await init.streams.open()
-            self._watch_logger(init.streams.logger)
             container = self._make(new, init)
         finally:
             self._being_created.discard(new.id)
@@ -204,7 +204,6 @@ class Tasks:
         process.starting = True
         try:
             await process.streams.open()
-            self._watch_logger(process.streams.logger)
             stdio = runtime.Stdio(*process.streams.child_fds)
             joined = task.container.exec(process.spec, stdio)
         except OciError as error:
@@ -372,12 +371,12 @@ class Tasks:
             self._loop.spawn(self._end_logger(logger))
 
     def _watch(self, task: Task, process: Process) -> None:
-        assert process.pidfd is not None
-        self._reaper.watch(process.pid, process.pidfd, lambda status, usage: self._ended(task, process, status, usage))
+        self._reaper.watch(process.pid, partial(self._ended, task, process))
 
-    def _ended(self, task: Task, process: Process, status: int, usage: resource.struct_rusage) -> None:
+    def _ended(self, task: Task, process: Process, notice: Notice) -> None:
         """A process has been reaped: record, then tell. A crash in between leaves the record to be read."""
-        end = self._judge(task, process, os.waitstatus_to_exitcode(status))
+        end = self._judge(task, process, os.waitstatus_to_exitcode(notice.status))
+        usage = Usage(notice.user_seconds, notice.system_seconds, notice.max_rss_kib)
         process.ended(end)
         process.streams.catch_up()
         try:
@@ -429,14 +428,10 @@ class Tasks:
 
     def _watch_memory(self, task: Task) -> None:
         if task.init.end is None:
-            task.oom = OomWatch(self._loop, task.container.cgroup, lambda: self._oom_killed(task))
+            task.oom = OomWatch(self._loop, task.container.cgroup, partial(self._oom_killed, task))
 
     def _oom_killed(self, task: Task) -> None:
         self._publish("oom", events.TaskOOM(container_id=task.id))
-
-    def _watch_logger(self, logger: BinaryLogger | None) -> None:
-        if logger is not None:
-            self._reaper.watch(logger.pid, logger.pidfd, lambda _status, _usage: logger.ended.set(None))
 
     async def _end_logger(self, logger: BinaryLogger) -> None:
         """Its input has ended: let it finish by itself, then ask it to, then make it."""

@@ -20,7 +20,8 @@ from google.protobuf.message import Message
 
 from pyctr_shim import journal
 from pyctr_shim.identity import Identity, Inheritance
-from pyctr_shim.loop import Future, Loop
+from pyctr_shim.keeper import Common, Keeper, share
+from pyctr_shim.loop import READ, Future, Loop
 from pyctr_shim.oci import runtime, scratch
 from pyctr_shim.server import Server, listen_at
 from pyctr_shim.shim import Shim, prepare_process
@@ -146,7 +147,8 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
             try:
                 ours.close()
                 prepare_process()
-                _shim(Loop(), identity, inheritance, theirs).run()
+                common = share()
+                _shim(Loop(common.epoll_fd), identity, inheritance, common, theirs).run()
             finally:
                 os._exit(1)
         theirs.close()
@@ -160,16 +162,20 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
             os.waitpid(pid, 0)
             daemon.close()
             ours.close()
+            loop.close()
 
 
 def _live(inheritance: Inheritance) -> None:
-    """One life from beginning to end, with both sides on one loop."""
+    """One life from beginning to end, with daemon, keeper and worker on one loop."""
     with scratch.practice_directory() as directory:
         identity = _identity(directory)
-        loop = Loop()
+        common = share()
+        loop = Loop(common.epoll_fd)
+        keeper = Keeper(common, inheritance.signal_fd)
+        loop.watch(inheritance.signal_fd, READ, lambda _events: _attend(keeper))
         daemon = _daemon(loop, identity)
         ours, theirs = socket.socketpair()
-        shim = _shim(loop, identity, inheritance._replace(signal_fd=os.dup(inheritance.signal_fd)), theirs)
+        shim = _shim(loop, identity, inheritance, common, theirs)
         client = _Client(loop, ours)
 
         async def talk() -> None:
@@ -180,8 +186,13 @@ def _live(inheritance: Inheritance) -> None:
         loop.call_later(_PATIENCE, loop.stop)
         shim.run()
         call.cancel()
+        loop.unwatch(inheritance.signal_fd)
         daemon.close()
         ours.close()
+
+
+def _attend(keeper: Keeper) -> None:
+    keeper.forward()
 
 
 def _daemon(loop: Loop, identity: Identity) -> Server:
@@ -191,11 +202,11 @@ def _daemon(loop: Loop, identity: Identity) -> Server:
     return daemon
 
 
-def _shim(loop: Loop, identity: Identity, inheritance: Inheritance, connection: socket.socket) -> Shim:
+def _shim(loop: Loop, identity: Identity, inheritance: Inheritance, common: Common, connection: socket.socket) -> Shim:
     def make(*_arguments: object) -> runtime.Container:
         return cast("runtime.Container", _Container())
 
-    shim = Shim(loop, identity, inheritance, make)
+    shim = Shim(loop, identity, inheritance.boot_id, common, make)
     shim.listen()
     shim.adopt(connection)
     return shim

@@ -9,6 +9,7 @@ class Clone(IntFlag):
     """Flags of clone(2); those that name a namespace also serve unshare and setns."""
 
     NEWTIME = 0x00000080
+    FILES = 0x00000400
     PARENT = 0x00008000
     NEWNS = 0x00020000
     NEWCGROUP = 0x02000000
@@ -44,8 +45,9 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> int:
     """Fork with clone flags: 0 in the child, its pid in the parent.
 
     CPython is not told, unlike by os.fork: only for a process of one thread whose child execs or
-    ends by os._exit. `cgroup_fd` (borrowed) goes with INTO_CGROUP. Raises OSError: EBUSY if that
-    cgroup has controllers enabled for its children, ENOSPC, EAGAIN. Source: clone(2).
+    ends by os._exit. With PARENT, `exit_signal` is 0 and our own is meant. `cgroup_fd` (borrowed)
+    goes with INTO_CGROUP. Raises OSError: EBUSY if that cgroup has controllers enabled for its
+    children, ENOSPC, EAGAIN. Source: clone(2).
     """
     arguments = ffi.new("struct clone_args *", {"flags": flags, "exit_signal": exit_signal, "cgroup": cgroup_fd})
     return check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")

@@ -1,6 +1,7 @@
 """Processes by file descriptor: a number may be reused, a pidfd never stands for a stranger."""
 
 import os
+import select
 import signal
 
 
@@ -15,7 +16,10 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
 
 
 def wait(pidfd: int) -> os.waitid_result | None:
-    """Reap the child behind `pidfd`, waiting for its end. None if somebody else has reaped it."""
+    """Wait for a process's end and reap it. None if somebody else does that: the process is not our child."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
     try:
         return os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:

@@ -78,7 +78,7 @@ def test_shim_killed_in_delete(containers: Containers, name: str, nth: int) -> N
     """Whatever it had done: the status that it had recorded is the answer, and nothing is left."""
     containers.run("web", "sh", "-c", "exit 42")
     containers.wait("web")
-    with KillAt(containers.shim_pid("web"), name, nth):
+    with KillAt(containers.worker_pid("web"), name, nth):
         assert containers.delete("web").status == 42
 
 
@@ -87,7 +87,7 @@ def test_shim_killed_in_delete(containers: Containers, name: str, nth: int) -> N
 def test_shim_killed_in_exec(containers: Containers, name: str, nth: int) -> None:
     containers.run("web", "sleep", "1000")
     containers.add_exec("web", "sh", "sleep", "1000")
-    with KillAt(containers.shim_pid("web"), name, nth):
+    with KillAt(containers.worker_pid("web"), name, nth):
         request = tasks_pb2.StartRequest(container_id="web", exec_id="sh")
         started = containers.future("Start", request).exception() is None
         if started:  # the step was not part of it
@@ -100,7 +100,7 @@ def test_stopped_shim_is_unresponsive_alone(containers: Containers) -> None:
     containers.run("web", "sleep", "1000")
     containers.run("other", "sleep", "1000")
     shim = containers.shim_pid("web")
-    os.kill(shim, signal.SIGSTOP)
+    os.killpg(shim, signal.SIGSTOP)
     try:
         calls = [
             containers.future("Kill", tasks_pb2.KillRequest(container_id="web", signal=9)),
@@ -117,7 +117,7 @@ def test_stopped_shim_is_unresponsive_alone(containers: Containers) -> None:
         assert "task web: Kill: the shim did not answer" in calls[0].exception().details()
         assert [metric.id for metric in calls[1].result().metrics] == ["other"]
     finally:
-        os.kill(shim, signal.SIGCONT)
+        os.killpg(shim, signal.SIGCONT)
     # The signal had been on its way.
     assert containers.wait("web").status == 137
 
@@ -129,7 +129,7 @@ def test_daemon_starts_beside_stopped_shims(containers: Containers, daemon: Daem
         containers.run(id, "sleep", "1000")
     shims = [containers.shim_pid(id) for id in ids[:3]]
     for shim in shims:
-        os.kill(shim, signal.SIGSTOP)
+        os.killpg(shim, signal.SIGSTOP)
     try:
         daemon.kill()
         daemon.start()
@@ -137,7 +137,7 @@ def test_daemon_starts_beside_stopped_shims(containers: Containers, daemon: Daem
         assert all(containers.status(id) == types.RUNNING for id in ids)
     finally:
         for shim in shims:
-            os.kill(shim, signal.SIGCONT)
+            os.killpg(shim, signal.SIGCONT)
     for id in ids:
         containers.kill(id)
     assert {containers.wait(id).status for id in ids} == {137}

@@ -215,6 +215,15 @@ class Containers:
         """Return the pid of a container's shim."""
         return int(json.loads((self.bundles / id / "shim.json").read_text())["pid"])
 
+    def worker_pid(self, id: str) -> int:
+        """Return the pid of the process that works for a container's shim, having woken it if it slept."""
+        self.future("ListPids", tasks_pb2.ListPidsRequest(container_id=id)).result()
+        shim = self.shim_pid(id)
+        for pid in Path(f"/proc/{shim}/task/{shim}/children").read_text().split():
+            if Path(f"/proc/{pid}/comm").read_text() == "pyctr-shim:work\n":
+                return int(pid)
+        raise AssertionError(f"shim {shim} has no worker")
+
     def leftovers(self) -> list[str]:
         """Return what is left of tasks: bundles, sockets, shims, cgroups."""
         found = [str(path) for path in _entries(self.bundles)]

@@ -36,8 +36,17 @@ class Child:
         kill_and_reap(self.pidfd)
 
 
+_kinship: tuple[int, int] = (0, signal.SIGCHLD)  # clone's flag and signal: this process's children
+
+
+def fork_siblings() -> None:
+    """From now on all that is forked here is the child of our own parent, which reaps it."""
+    global _kinship  # a process is what forks
+    _kinship = (Clone.PARENT, 0)
+
+
 def kill_and_reap(pidfd: int) -> None:
-    """Kill a child, wait for its end and close the pidfd."""
+    """Kill what was forked, wait for its end and close the pidfd."""
     with suppress(ProcessLookupError):
         pidfd_send_signal(pidfd, signal.SIGKILL)
     wait(pidfd)
@@ -58,7 +67,8 @@ def _fork(flags: int, become: Callable[[Channel], NoReturn], cgroup_fd: int = 0)
     program.ignored_signals()
     ours, theirs = Channel.pair()
     try:
-        pid = clone3(flags, signal.SIGCHLD, cgroup_fd)
+        kinship, exit_signal = _kinship
+        pid = clone3(flags | kinship, exit_signal, cgroup_fd)
     except BaseException:
         ours.close()
         theirs.close()

@@ -11,7 +11,7 @@ import signal
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl
 
-from pyctr_shim.loop import Future, Loop
+from pyctr_shim.loop import READ, Future, Loop
 from pyctr_wire.errors import InvalidArgument, UnknownError
 
 READY_TIMEOUT: Final = 10.0
@@ -20,7 +20,7 @@ _FIRST_FREE: Final = 10
 
 
 class BinaryLogger(NamedTuple):
-    """A running logger: its process, the write ends of its two inputs, and its end, which the caller delivers."""
+    """A running logger: its process, the write ends of its two inputs, and its end."""
 
     pid: int
     pidfd: int
@@ -32,8 +32,8 @@ class BinaryLogger(NamedTuple):
 async def start(loop: Loop, uri: SplitResult, container_id: str, namespace: str) -> BinaryLogger:
     """Start the program and wait until it says that it is ready.
 
-    The caller owns pid and descriptors. Raises InvalidArgument for a relative path, UnknownError if the program
-    cannot be started, does not get ready in time, or (`binary-v2`) ends before it says so.
+    The caller owns the two write ends and the pidfd. Raises InvalidArgument for a relative path, UnknownError if
+    the program cannot be started, does not get ready in time, or (`binary-v2`) ends before it says so.
     """
     if not os.path.isabs(uri.path):
         raise InvalidArgument(f"logging binary {uri.path!r}: the path must be absolute")
@@ -50,17 +50,24 @@ async def start(loop: Loop, uri: SplitResult, container_id: str, namespace: str)
         raise UnknownError(f"logging binary {uri.path}: {error.strerror}") from error
     finally:
         _close(*read_ends, ready_write_fd)
-    logger = BinaryLogger(pid, os.pidfd_open(pid), *write_ends, Future())  # nobody reaps it before this coroutine waits
+    logger = BinaryLogger(pid, os.pidfd_open(pid), *write_ends, Future())
+    loop.watch(logger.pidfd, READ, lambda _events: _reap(loop, logger))
     try:
         await _ready(loop, ready_fd, uri)
     except BaseException:
         _close(*write_ends)
         signal.pidfd_send_signal(logger.pidfd, signal.SIGKILL)
-        os.close(logger.pidfd)
+        logger.ended.when_done(lambda: os.close(logger.pidfd))
         raise
     finally:
         os.close(ready_fd)
     return logger
+
+
+def _reap(loop: Loop, logger: BinaryLogger) -> None:
+    loop.unwatch(logger.pidfd)
+    os.waitpid(logger.pid, 0)  # it has ended
+    logger.ended.set(None)
 
 
 async def _ready(loop: Loop, ready_fd: int, uri: SplitResult) -> None:
