@@ -148,7 +148,7 @@ def _fork(common: Common, work: Work) -> int:
     """Fork a worker that dies with its keeper; as often as it takes."""
     while True:
         try:
-            pid = clone3(Clone.FILES, signal.SIGCHLD)
+            pid, pidfd = clone3(Clone.FILES, signal.SIGCHLD)
             break
         except OSError:  # no memory, or no pid: what waits for the worker goes on waiting
             time.sleep(_FORK_PAUSE)
@@ -160,4 +160,5 @@ def _fork(common: Common, work: Work) -> int:
                 work(common)
         finally:
             os._exit(1)
+    os.close(pidfd)
     return pid

@@ -1,9 +1,9 @@
-"""Capability sets of the calling thread: capset(2), prctl(2)."""
+"""Capability sets: what this process has, and the steps that change them. capset(2), prctl(2)."""
 
 from collections.abc import Iterable
-from functools import cache
 
 from pyctr_sys.calls import check, ffi, libc
+from pyctr_sys.steps import Steps
 
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_READ = 23
@@ -38,21 +38,16 @@ def capget() -> tuple[int, int, int]:
     )
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set three of the sets (bit masks). Raises PermissionError for what is not permitted now."""
-    header = ffi.new("struct cap_header *", (_VERSION_3, 0))
+def add_capset(steps: Steps, effective: int, permitted: int, inheritable: int) -> None:
+    """Set three of the sets (bit masks): EPERM for what is not permitted now."""
     masks = (effective, permitted, inheritable)
     low, high = tuple(m & 0xFFFFFFFF for m in masks), tuple(m >> 32 for m in masks)
-    check(libc.capset(header, ffi.new("struct cap_data[2]", [low, high])), "capset")
+    header = steps.buffer("struct cap_header *", (_VERSION_3, 0))
+    steps.call("capset", "capset", header, steps.buffer("struct cap_data[2]", [low, high]))
 
 
-@cache
 def bounding_set() -> int:
-    """Return the bounding set as a bit mask; numbers that the kernel does not know are 0.
-
-    Asked once, which takes a call per capability: this process's own only shrinks right before it executes
-    something else, and its children start with it.
-    """
+    """Return the bounding set as a bit mask; numbers that the kernel does not know are 0. Takes a call for each."""
     mask = 0
     for number in range(64):
         present = libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)
@@ -62,22 +57,19 @@ def bounding_set() -> int:
     return mask
 
 
-def drop_from_bounding_set(numbers: Iterable[int]) -> None:
-    """Remove capabilities from the bounding set. Raises PermissionError without CAP_SETPCAP."""
+def add_drop(steps: Steps, numbers: Iterable[int]) -> None:
+    """Remove capabilities from the bounding set: EPERM without CAP_SETPCAP."""
     for number in numbers:
-        check(libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+        steps.call("prctl(PR_CAPBSET_DROP)", "prctl", _PR_CAPBSET_DROP, number)
 
 
-def set_keep_capabilities(value: int) -> None:
+def add_keep(steps: Steps, value: int) -> None:
     """With 1, the permitted set survives a change from uid 0; the next exec resets it."""
-    check(libc.prctl(_PR_SET_KEEPCAPS, value, 0, 0, 0), "prctl(PR_SET_KEEPCAPS)")
+    steps.call("prctl(PR_SET_KEEPCAPS)", "prctl", _PR_SET_KEEPCAPS, value)
 
 
-def clear_ambient_set() -> None:
-    """Empty the ambient set."""
-    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
-
-
-def raise_ambient(number: int) -> None:
-    """Add to the ambient set. Raises PermissionError unless it is permitted and inheritable."""
-    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0), "prctl(PR_CAP_AMBIENT_RAISE)")
+def add_ambient(steps: Steps, numbers: Iterable[int]) -> None:
+    """Make these the ambient set: EPERM for what is not permitted and inheritable."""
+    steps.call("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in numbers:
+        steps.call("prctl(PR_CAP_AMBIENT_RAISE)", "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)

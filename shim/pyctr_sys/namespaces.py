@@ -10,6 +10,7 @@ class Clone(IntFlag):
 
     NEWTIME = 0x00000080
     FILES = 0x00000400
+    PIDFD = 0x00001000
     PARENT = 0x00008000
     NEWNS = 0x00020000
     NEWCGROUP = 0x02000000
@@ -41,13 +42,16 @@ def setns(fd: int, flags: int) -> None:
         check(-1, f"setns({Clone(flags)!r})")
 
 
-def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> int:
-    """Fork with clone flags: 0 in the child, its pid in the parent.
+def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
+    """Fork with clone flags: 0 and -1 in the child; its pid and a pidfd, close-on-exec, in the parent.
 
     CPython is not told, unlike by os.fork: only for a process of one thread whose child execs or
     ends by os._exit. With PARENT, `exit_signal` is 0 and our own is meant. `cgroup_fd` (borrowed)
     goes with INTO_CGROUP. Raises OSError: EBUSY if that cgroup has controllers enabled for its
     children, ENOSPC, EAGAIN. Source: clone(2).
     """
-    arguments = ffi.new("struct clone_args *", {"flags": flags, "exit_signal": exit_signal, "cgroup": cgroup_fd})
-    return check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")
+    pidfd = ffi.new("int *", -1)
+    fields = {"flags": flags | Clone.PIDFD, "pidfd": address(pidfd), "exit_signal": exit_signal, "cgroup": cgroup_fd}
+    arguments = ffi.new("struct clone_args *", fields)
+    pid = check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")
+    return pid, pidfd[0] if pid else -1

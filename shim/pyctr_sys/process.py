@@ -5,16 +5,16 @@ from enum import IntEnum
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
-_PR_SET_NAME = 15
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NO_NEW_PRIVS = 38
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _KEYCTL_SETPERM = 5
 _KEY_POSSESSOR_ALL = 0x3F000000
 _KEY_USER_SEARCH = 0x00080000
-_LAST_FD = 0xFFFFFFFF
+LAST_FD = 0xFFFFFFFF
 PROC_SUPER_MAGIC = 0x9FA0
 TMPFS_MAGIC = 0x01021994
 
@@ -29,18 +29,18 @@ class IoClass(IntEnum):
 
 def set_dumpable(value: int) -> None:
     """With 0, nobody but the host's root may trace this process or open its /proc/PID/fd."""
-    check(libc.prctl(_PR_SET_DUMPABLE, value, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+    check(libc.prctl(PR_SET_DUMPABLE, value, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
 
 
 def set_name(name: str) -> None:
     """Set what `ps -o comm` shows; cut at 15 bytes."""
     text = ffi.new("char[]", os.fsencode(name)[:15])
-    check(libc.prctl(_PR_SET_NAME, address(text), 0, 0, 0), "prctl(PR_SET_NAME)")
+    check(libc.prctl(PR_SET_NAME, address(text), 0, 0, 0), "prctl(PR_SET_NAME)")
 
 
 def set_parent_death_signal(number: int) -> None:
     """Be sent a signal when the parent ends; 0 for none. A change of user resets it, exec does not."""
-    check(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    check(libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 def set_child_subreaper() -> None:
@@ -50,10 +50,10 @@ def set_child_subreaper() -> None:
 
 def set_no_new_privs() -> None:
     """Give up gaining privileges by exec, for good."""
-    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
-def close_range(first: int, last: int = _LAST_FD) -> None:
+def close_range(first: int, last: int = LAST_FD) -> None:
     """Close all fds from `first` to `last`, both included. Source: close_range(2)."""
     if first <= last:
         check(syscall("close_range", first, last, 0), "close_range")

@@ -2,7 +2,8 @@
 
 from enum import IntFlag
 
-from pyctr_sys.calls import address, check, ffi, syscall
+from pyctr_sys.calls import ffi
+from pyctr_sys.steps import Steps
 
 _SET_MODE_FILTER = 1
 _INSTRUCTION_BYTES = 8
@@ -22,6 +23,14 @@ def load(program: bytes, flags: int = 0) -> None:
 
     Raises OSError: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a malformed program.
     """
+    steps = Steps()
+    add_load(steps, "seccomp(SET_MODE_FILTER)", program, flags)
+    steps.run()
+
+
+def add_load(steps: Steps, purpose: str, program: bytes, flags: int) -> None:
+    """Make `load` a step."""
     instructions = ffi.from_buffer(program)
-    prog = ffi.new("struct sock_fprog *", (len(program) // _INSTRUCTION_BYTES, instructions))
-    check(syscall("seccomp", _SET_MODE_FILTER, flags, address(prog)), "seccomp(SET_MODE_FILTER)")
+    steps.keep(instructions)
+    filter_ = steps.buffer("struct sock_fprog *", (len(program) // _INSTRUCTION_BYTES, instructions))
+    steps.call(purpose, "seccomp", _SET_MODE_FILTER, flags, filter_)

@@ -10,6 +10,7 @@ import resource
 import struct
 
 from pyctr_sys import capabilities, process, seccomp
+from pyctr_sys.steps import Steps
 
 MAKING_FILES = ("CHOWN", "FOWNER", "DAC_OVERRIDE", "FSETID", "MKNOD", "SETFCAP")
 READING_FILES = ("DAC_READ_SEARCH",)
@@ -48,9 +49,11 @@ def drop_privileges(kept: tuple[str, ...]) -> None:
     """Keep these capabilities and no others, for good. Raises OSError."""
     mask = sum(1 << capabilities.NAMES.index("CAP_" + name) for name in kept) & capabilities.capget()[1]
     unwanted = capabilities.bounding_set() & ~mask
-    capabilities.drop_from_bounding_set(n for n in range(unwanted.bit_length()) if unwanted >> n & 1)
-    capabilities.clear_ambient_set()
-    capabilities.capset(mask, mask, 0)
+    steps = Steps()
+    capabilities.add_drop(steps, (n for n in range(unwanted.bit_length()) if unwanted >> n & 1))
+    capabilities.add_capset(steps, mask, mask, 0)
+    capabilities.add_ambient(steps, ())
+    steps.run()
     process.set_no_new_privs()
     process.set_dumpable(0)
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import capabilities as kernel
+from pyctr_sys.steps import Steps
 
 _NUMBERS: Final = {name: number for number, name in enumerate(kernel.NAMES)}
 _SETS: Final = ("bounding", "effective", "permitted", "inheritable", "ambient")
@@ -42,20 +43,25 @@ def _mask(name: str, names: Iterable[str]) -> int:
     return mask
 
 
-def drop_bounding(sets: CapabilitySets, bounding_now: int) -> None:
+def own() -> tuple[int, int]:
+    """Return the bounding and the permitted set of this process, as bit masks."""
+    return kernel.bounding_set(), kernel.capget()[1]
+
+
+def add_bounding(steps: Steps, sets: CapabilitySets, bounding_now: int) -> None:
     """Shrink the bounding set; needs CAP_SETPCAP, so it comes before the change of user."""
-    excess = bounding_now & ~sets.bounding
-    kernel.drop_from_bounding_set(number for number in range(excess.bit_length()) if excess >> number & 1)
+    kernel.add_drop(steps, _numbers(bounding_now & ~sets.bounding))
 
 
-def apply(sets: CapabilitySets, permitted: int) -> None:
+def add_others(steps: Steps, sets: CapabilitySets, permitted: int) -> None:
     """Set the other four, `permitted` as given: it may be kept larger until a filter is loaded.
 
     Comes after the change of user, with PR_SET_KEEPCAPS before it.
     """
-    kernel.clear_ambient_set()
-    kernel.capset(sets.effective, permitted, sets.inheritable)
-    for number in range(sets.ambient.bit_length()):
-        # What is not inheritable and permitted cannot be ambient; runc lets that pass too.
-        if sets.ambient & sets.permitted & sets.inheritable & 1 << number:
-            kernel.raise_ambient(number)
+    kernel.add_capset(steps, sets.effective, permitted, sets.inheritable)
+    # What is not inheritable and permitted cannot be ambient; runc lets that pass too.
+    kernel.add_ambient(steps, _numbers(sets.ambient & sets.permitted & sets.inheritable))
+
+
+def _numbers(mask: int) -> list[int]:
+    return [number for number in range(mask.bit_length()) if mask >> number & 1]

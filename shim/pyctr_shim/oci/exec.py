@@ -1,17 +1,21 @@
 """A further process of a running container, from fork to exec.
 
-The parent has forked this child into the container's PID namespace already; here it joins the
-cgroup, then all other namespaces in one setns, and becomes what the process document says.
+The parent forks the child into the container's PID namespace; here it joins the cgroup, then all other
+namespaces in one setns, and becomes what the process document says. Everything that does not depend on
+the container's inside is worked out by the parent: for the child, each page that it touches is a page to copy.
 """
 
+import fcntl
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import (
+    capabilities,
     console,
-    identity,
     lockdown,
     lsm,
     program,
@@ -24,15 +28,19 @@ from pyctr_shim.oci import (
 from pyctr_shim.oci.cgroups import Cgroup
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
-from pyctr_sys.namespaces import Clone, setns
-from pyctr_sys.process import join_session_keyring, set_dumpable, set_name
+from pyctr_shim.oci.identity import Identity
+from pyctr_sys.namespaces import Clone
+from pyctr_sys.process import LAST_FD, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_PDEATHSIG, join_session_keyring
+from pyctr_sys.steps import Steps
 
 _BY_FORK: Final = Clone.NEWPID | Clone.NEWTIME  # what a process only gets for its children
+_NAME: Final = b"pyctr-exec"
+_STDIO: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the parent hands to the child by fork."""
+    """Which process is to join which container, and how."""
 
     id: str
     init_pid: int
@@ -49,62 +57,143 @@ class Request:
     in_cgroup: bool  # the fork has put it there already
 
 
-def become(request: Request, channel: Channel) -> NoReturn:
-    """Run in the forked child: join the container and execute the program; whatever fails is told to the parent."""
-    try:
-        lockdown.die_with_parent(channel)
-        init_pidfd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.init_pidfd)
-        error = _join(replace(request, init_pidfd=init_pidfd), channel)
-        channel.fail(str(error), error.errno)
-    except OciError as error:
-        channel.fail(str(error), error.errno)
-    except BrokenPipeError:
-        pass  # the parent is gone
-    except OSError as error:
-        channel.fail(f"error during exec: {describe(error)}", error.errno or 0)
-    except Exception as error:
-        # A bug of ours. The parent is the top that it reaches: this process has no log and no way to make a trace.
-        channel.fail(f"internal error during exec: {type(error).__name__}: {error}", 0)
-    finally:
-        os._exit(1)
+class Joiner:
+    """One exec: planned by the parent, done by the child."""
+
+    def __init__(self, request: Request) -> None:
+        """Plan, and open what the child needs. Raises OciError for a process document that cannot be followed."""
+        self._request = request
+        self._process = validate.load_process(request.process)
+        self._env = user.environment(self._process)
+        self._uid: int = (self._process.get("user") or {}).get("uid") or 0
+        self._filter = seccomp.read(request.seccomp, request.seccomp_flags)
+        # Joining a user namespace brings capabilities of its own: the child plans then.
+        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(_own_capabilities())
+        self._lowest = _STDIO + request.preserve_fds
+        self._opened: list[int] = []
+        try:
+            self._stdio_fds = [self._duplicate(fd) for fd in request.stdio]  # they may be 0 to 2 in another order
+            self._init_pidfd = self._above(request.init_pidfd)
+            self._cgroup_fds = [self._above(fd) for fd in self._open_cgroup()]
+        except BaseException:
+            self.close()
+            raise
+        self._join, self._enter, self._leave = Steps(), Steps(), Steps()
+        self._plan_steps()
+
+    def close(self) -> None:
+        """Close what was opened for the child, which has its own by now."""
+        for fd in self._opened:
+            os.close(fd)
+        self._opened.clear()
+
+    def prepare(self, channel: Channel) -> Callable[[], NoReturn]:
+        """Return what the child is to do, given its end of the channel."""
+        channel.move_above(self._lowest)
+        arrive = Steps()
+        arrive.call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number, fd in enumerate(self._stdio_fds):
+            arrive.call("dup3", "dup3", fd, number)
+        # A lock or a client's pipe kept open here would outlive the shim.
+        first = self._lowest
+        for fd in sorted((channel.fileno(), self._init_pidfd, *self._cgroup_fds)):
+            if first < fd:
+                arrive.call("close_range", "close_range", first, fd - 1)
+            first = fd + 1
+        arrive.call("close_range", "close_range", first, LAST_FD)
+        return partial(self._become, arrive, channel)
+
+    def _plan_identity(self, own: tuple[int, int]) -> Identity:
+        return Identity(self._process, self._filter, *own)
+
+    def _plan_steps(self) -> None:
+        zero = self._join.buffer("char[]", b"0")
+        for fd in self._cgroup_fds:
+            self._join.call(f"joining cgroup {self._request.cgroup.path}", "write", fd, zero, 1)
+        name = self._enter.buffer("char[]", _NAME)
+        self._enter.call("prctl", "prctl", PR_SET_DUMPABLE, 0)
+        self._enter.call("prctl", "prctl", PR_SET_NAME, name)
+        self._enter.call("joining namespaces", "setns", self._init_pidfd, self._request.namespaces & ~_BY_FORK)
+        program.add_signals(self._leave)
+        self._leave.call("prctl", "prctl", PR_SET_PDEATHSIG, 0)
+
+    def _open_cgroup(self) -> list[int]:
+        if self._request.in_cgroup:
+            return []
+        fds = self._request.cgroup.open_to_join()
+        self._opened += fds
+        return fds
+
+    def _above(self, fd: int) -> int:
+        """Return `fd`, or a duplicate of it that is out of the way of what is passed to the program."""
+        return fd if fd >= self._lowest else self._duplicate(fd)
+
+    def _duplicate(self, fd: int) -> int:
+        duplicate: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self._lowest)
+        self._opened.append(duplicate)
+        return duplicate
+
+    # -- in the child
+
+    def _become(self, arrive: Steps, channel: Channel) -> NoReturn:
+        """Join the container and execute the program; whatever fails is told to the parent."""
+        try:
+            arrive.run()
+            if channel.peer_has_ended():
+                os._exit(1)
+            error = self._execute(channel)
+            channel.fail(str(error), error.errno)
+        except OciError as error:
+            channel.fail(str(error), error.errno)
+        except BrokenPipeError:
+            pass  # the parent is gone
+        except OSError as error:
+            channel.fail(f"error during exec: {describe(error)}", error.errno or 0)
+        except Exception as error:
+            # A bug of ours. The parent is the top that it reaches: this process has no log and no way to make a trace.
+            channel.fail(f"internal error during exec: {type(error).__name__}: {error}", 0)
+        finally:
+            os._exit(1)
+
+    def _execute(self, channel: Channel) -> OciError:
+        """Go through all steps; returns only if the last one, the exec, fails."""
+        process = self._process
+        for fd in range(_STDIO, self._lowest):
+            os.set_inheritable(fd, True)
+        self._join.run()
+        rlimits.raise_hard(process.get("rlimits") or ())
+        scheduling.set_oom_score(process.get("oomScoreAdj"))
+        scheduling.apply(process)
+        scheduling.set_affinity(process)
+        if process.get("apparmorProfile"):
+            lsm.set_exec_label(lockdown.open_proc(), process)  # as the host's root: another user may not write it
+
+        # From here on the container can see this process, and its files can be found by it.
+        lockdown.forbid_imports()
+        self._enter.run()
+        if self._request.namespaces & Clone.NEWUSER:
+            user.become_root()
+        os.umask(0)
+        os.setsid()
+        if not self._request.no_new_keyring:
+            _join_keyring(self._request.id)
+        if process.get("terminal"):
+            _open_terminal(process, self._request.console_size, self._uid, channel)
+        else:
+            user.give_stdio(self._uid)
+        identity = self._identity or self._plan_identity(capabilities.own())
+        identity.assume()
+        user.add_home(self._env, self._uid)
+        path = program.find(process["args"][0], self._env)
+        self._leave.run()
+        identity.seal()
+        return program.execute(path, process["args"], self._env)
 
 
-def _join(request: Request, channel: Channel) -> OciError:
-    """Go through all steps; returns only if the last one, the exec, fails."""
-    process = validate.load_process(request.process)
-    if not request.in_cgroup:
-        request.cgroup.join()
-    rlimits.raise_hard(process.get("rlimits") or ())
-    scheduling.set_oom_score(process.get("oomScoreAdj"))
-    scheduling.apply(process)
-    scheduling.set_affinity(process)
-    filter_ = seccomp.read(request.seccomp, request.seccomp_flags)
-    lsm.set_exec_label(lockdown.open_proc(), process)  # as the host's root: another user may not write it
-
-    # From here on the container can see this process, and its files can be found by it.
-    lockdown.forbid_imports()
-    set_dumpable(0)
-    set_name("pyctr-exec")
-    setns(request.init_pidfd, request.namespaces & ~_BY_FORK)
-    if request.namespaces & Clone.NEWUSER:
-        user.become_root()
-    os.umask(0)
-    os.setsid()
-    if not request.no_new_keyring:
-        _join_keyring(request.id)
-    uid = (process.get("user") or {}).get("uid") or 0
-    if process.get("terminal"):
-        _open_terminal(process, request.console_size, uid, channel)
-    else:
-        user.give_stdio(uid)
-    ready = identity.assume(process, filter_)
-    env = user.environment(process)
-    user.add_home(env, uid)
-    path = program.find(process["args"][0], env)
-    program.reset_signals()
-    lockdown.outlive_parent()
-    ready.seal()
-    return program.execute(path, process["args"], env)
+@cache
+def _own_capabilities() -> tuple[int, int]:
+    """Return what this process has, and so its children do; asked once, as that takes a call for each capability."""
+    return capabilities.own()
 
 
 def _join_keyring(container: str) -> None:

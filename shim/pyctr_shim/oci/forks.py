@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from pyctr_shim.oci import exec as joining
@@ -19,7 +20,7 @@ from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
-from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+from pyctr_sys.pidfd import pidfd_send_signal, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +56,33 @@ def kill_and_reap(pidfd: int) -> None:
 
 def fork_init(request: init.Request) -> Child:
     """Fork a child that becomes init of a new PID namespace, or a stager."""
-    return _fork(0 if request.staged else Clone.NEWPID, lambda channel: init.become(request, channel))
+    return _fork(0 if request.staged else Clone.NEWPID, lambda channel: partial(init.become, request, channel))
 
 
 def fork_ahead(hierarchies: Hierarchies, pages: pagemap.Ranges) -> Child:
     """Fork a child that will be given its request later and does meanwhile what does not depend on it."""
-    return _fork(Clone.NEWPID, lambda channel: init.wait(channel, hierarchies, pages))
+    return _fork(Clone.NEWPID, lambda channel: partial(init.wait, channel, hierarchies, pages))
 
 
-def _fork(flags: int, become: Callable[[Channel], NoReturn], cgroup_fd: int = 0) -> Child:
+def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgroup_fd: int = 0) -> Child:
+    """Fork a child that does what `prepare` returns, given the child's end of a channel.
+
+    The child closes our end of it, though not before it does anything else.
+    """
     program.ignored_signals()
     ours, theirs = Channel.pair()
     try:
+        become = prepare(theirs)
         kinship, exit_signal = _kinship
-        pid = clone3(flags | kinship, exit_signal, cgroup_fd)
+        pid, pidfd = clone3(flags | kinship, exit_signal, cgroup_fd)
     except BaseException:
         ours.close()
         theirs.close()
         raise
     if pid == 0:
-        ours.close()
-        become(theirs)
+        become()
     theirs.close()
-    return Child(pid, pidfd_open(pid), ours)
+    return Child(pid, pidfd, ours)
 
 
 def send_request(child: Child, request: init.Request) -> bool:
@@ -103,35 +108,33 @@ def send_request(child: Child, request: init.Request) -> bool:
 def fork_into(request: joining.Request) -> Child:
     """Fork a child that joins a container: into its PID namespace, and on version 2 into its cgroup.
 
-    Raises ProcessLookupError if the container has ended.
+    Raises ProcessLookupError if the container has ended, OciError for what is asked wrongly.
     """
-
-    def become(channel: Channel) -> NoReturn:
-        joining.become(request, channel)
-
+    joiner = joining.Joiner(request)
     # Joining a PID namespace is for a process's next children: this one does it for a moment.
     own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if request.namespaces & Clone.NEWPID:
             setns(request.init_pidfd, Clone.NEWPID)
         if not request.in_cgroup:
-            return _fork(0, become)
+            return _fork(0, joiner.prepare)
         try:
-            return _fork_into_cgroup(request.cgroup.directory_for_clone(), become)
+            return _fork_into_cgroup(request.cgroup.directory_for_clone(), joiner.prepare)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             # An init that is a systemd has moved itself further down and left no room for processes here.
-            return _fork_into_cgroup(request.cgroup.directory_of(request.init_pid), become)
+            return _fork_into_cgroup(request.cgroup.directory_of(request.init_pid), joiner.prepare)
     finally:
         # Never reached in the child, which ends in `become`.
         setns(own_fd, Clone.NEWPID)
         os.close(own_fd)
+        joiner.close()
 
 
-def _fork_into_cgroup(directory: str, become: Callable[[Channel], NoReturn]) -> Child:
+def _fork_into_cgroup(directory: str, prepare: Callable[[Channel], Callable[[], NoReturn]]) -> Child:
     cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _fork(Clone.INTO_CGROUP, become, cgroup_fd)
+        return _fork(Clone.INTO_CGROUP, prepare, cgroup_fd)
     finally:
         os.close(cgroup_fd)

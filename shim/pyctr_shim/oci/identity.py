@@ -7,60 +7,67 @@ without no_new_privs the permitted set is kept until then: only capset and execv
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pyctr_shim.oci import capabilities, rlimits, seccomp, user
-from pyctr_shim.oci.capabilities import CapabilitySets
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.seccomp import Filter
-from pyctr_sys.capabilities import SYS_ADMIN, bounding_set, capget, capset
-from pyctr_sys.process import set_dumpable, set_no_new_privs
+from pyctr_sys.capabilities import SYS_ADMIN, add_capset
+from pyctr_sys.process import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS
+from pyctr_sys.steps import StepFailed, Steps
 
 
-@dataclass(frozen=True, slots=True)
 class Identity:
-    """A process that has become its user, and what is left to do right before it executes its program."""
+    """How a process becomes its user, worked out: by itself, or by its parent before the fork."""
 
-    sets: CapabilitySets
-    filter: Filter | None
-    keeps_permitted: bool
+    def __init__(
+        self, process: Mapping[str, Any], filter_: Filter | None, bounding_now: int, permitted_now: int
+    ) -> None:
+        """Plan for a process with these capability sets. Raises OciError naming a capability that no kernel has."""
+        sets = capabilities.parse(process.get("capabilities") or {}, bounding_now & permitted_now)
+        no_new_privileges = bool(process.get("noNewPrivileges"))
+        keeps_permitted = filter_ is not None and not no_new_privileges
+        self._limits = process.get("rlimits") or ()
+        self._directory: str = process["cwd"]
+        self._before, self._switch, self._after, self._seal = Steps(), Steps(), Steps(), Steps()
+        capabilities.add_bounding(self._before, sets, bounding_now)
+        user.add_switch(self._switch, process.get("user") or {})
+        self._switch.call("prctl", "prctl", PR_SET_DUMPABLE, 0)  # a change of ids may have reset it
+        capabilities.add_others(self._switch, sets, permitted_now if keeps_permitted else sets.permitted)
+        if no_new_privileges:
+            self._after.call("process.noNewPrivileges", "prctl", PR_SET_NO_NEW_PRIVS, 1)
+        if filter_ is not None:
+            if keeps_permitted:
+                add_capset(self._seal, sets.effective | 1 << SYS_ADMIN, permitted_now, sets.inheritable)
+            seccomp.add_load(self._seal, filter_)
+            if keeps_permitted:
+                add_capset(self._seal, sets.effective, sets.permitted, sets.inheritable)
+
+    def assume(self) -> None:
+        """Become the process's user, with its capabilities and limits, in its working directory.
+
+        Raises OciError naming the field that could not be had.
+        """
+        rlimits.apply(self._limits)
+        _run(self._before)
+        # Tried twice, as in runc: root may enter what the user may not, and the reverse (root_squash).
+        entered = _enter(self._directory, only_try=True)
+        _run(self._switch)
+        if not entered:
+            _enter(self._directory)
+        _check_inside()
+        _run(self._after)
 
     def seal(self) -> None:
         """Load the filter and give up what was kept for that; the program follows at once."""
-        if self.filter is None:
-            return
-        if self.keeps_permitted:
-            _, permitted, inheritable = capget()
-            capset(self.sets.effective | 1 << SYS_ADMIN, permitted, inheritable)
-        seccomp.load(self.filter)
-        if self.keeps_permitted:
-            capset(self.sets.effective, self.sets.permitted, self.sets.inheritable)
+        _run(self._seal)
 
 
-def assume(process: Mapping[str, Any], filter_: Filter | None) -> Identity:
-    """Become the process's user, with its capabilities and limits, in its working directory.
-
-    Raises OciError naming the field that could not be had.
-    """
-    bounding_now = bounding_set()
-    _, permitted_now, _ = capget()
-    sets = capabilities.parse(process.get("capabilities") or {}, bounding_now & permitted_now)
-    no_new_privileges = bool(process.get("noNewPrivileges"))
-    keeps_permitted = filter_ is not None and not no_new_privileges
-    rlimits.apply(process.get("rlimits") or ())
-    capabilities.drop_bounding(sets, bounding_now)
-    # Tried twice, as in runc: root may enter what the user may not, and the reverse (root_squash).
-    entered = _enter(process["cwd"], only_try=True)
-    user.switch(process.get("user") or {})
-    set_dumpable(0)  # a change of ids may have reset it
-    capabilities.apply(sets, permitted_now if keeps_permitted else sets.permitted)
-    if not entered:
-        _enter(process["cwd"])
-    _check_inside()
-    if no_new_privileges:
-        set_no_new_privs()
-    return Identity(sets, filter_, keeps_permitted)
+def _run(steps: Steps) -> None:
+    try:
+        steps.run()
+    except StepFailed as error:
+        raise OciError(error.strerror or "", error.errno or 0) from None
 
 
 def _enter(directory: str, *, only_try: bool = False) -> bool:

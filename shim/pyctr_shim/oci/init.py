@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from pyctr_shim.oci import (
+    capabilities,
     console,
     devices,
     hooks,
@@ -102,8 +103,8 @@ def become(request: Request, channel: Channel) -> NoReturn:
     """Run in the forked child: set up the container, wait for the start, execute its program."""
 
     def take() -> Request:
-        lockdown.die_with_parent(channel)
         start_fd = lockdown.take_stdio(request.stdio, channel, request.preserve_fds, also=request.start_fd)
+        lockdown.die_with_parent(channel)
         return replace(request, start_fd=start_fd)
 
     _go(channel, take, None)
@@ -304,7 +305,7 @@ def _clone_init(build: _Build) -> None:
         flags |= Clone.INTO_CGROUP
     ready_fd, go_fd = os.pipe()
     # A sibling, not a child: the parent is who waits for it. It inherits this process's exit signal.
-    pid = clone3(flags, 0, max(cgroup_fd, 0))
+    pid, _pidfd = clone3(flags, 0, max(cgroup_fd, 0))
     if pid:
         # Told first: whatever fails now, the parent knows whom to end.
         build.channel.send(Message.INIT, pid=pid)
@@ -416,7 +417,8 @@ def _become_user(build: _Build) -> None:
         console.take(build.terminal_fd, uid)
     else:
         user.give_stdio(uid)
-    ready = identity.assume(process, build.filter)
+    ready = identity.Identity(process, build.filter, *capabilities.own())
+    ready.assume()
     env = user.environment(process)
     user.add_home(env, uid)
     path = program.find(process["args"][0], env)

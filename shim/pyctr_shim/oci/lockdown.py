@@ -37,7 +37,8 @@ def take_stdio(stdio: tuple[int, int, int], channel: Channel, preserved: int, al
 def die_with_parent(channel: Channel) -> None:
     """End when the parent does, at whatever step: nothing is made after it that its successor does not find.
 
-    Until `outlive_parent`. Ends the process if the parent is gone already.
+    Until `outlive_parent`. Ends the process if the parent is gone already, which the channel only tells once the
+    parent's end of it is closed here.
     """
     set_parent_death_signal(signal.SIGKILL)
     if channel.peer_has_ended():

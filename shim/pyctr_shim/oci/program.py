@@ -9,7 +9,9 @@ from functools import cache
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.steps import Steps
 
+_SIGSET_BYTES: Final = 8  # the kernel's; zeros in its struct sigaction, of 32 bytes or less, are the default
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -57,9 +59,17 @@ def ignored_signals() -> tuple[int, ...]:
 
 def reset_signals() -> None:
     """Give signals the meaning and the mask that programs expect to start with."""
+    steps = Steps()
+    add_signals(steps)
+    steps.run()
+
+
+def add_signals(steps: Steps) -> None:
+    """Make `reset_signals` steps."""
+    default, nothing = steps.buffer("uint64_t[8]", []), steps.buffer("uint64_t *", 0)
     for number in ignored_signals():
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        steps.call("rt_sigaction", "rt_sigaction", number, default, 0, _SIGSET_BYTES)
+    steps.call("rt_sigprocmask", "rt_sigprocmask", signal.SIG_SETMASK, nothing, 0, _SIGSET_BYTES)
 
 
 def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciError:

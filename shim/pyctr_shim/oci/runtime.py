@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from pyctr_shim.oci import detached, forks, hooks, init, state, validate
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
-from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
@@ -257,7 +257,7 @@ def _create(request: init.Request) -> Container | None:
                 return None
             if message is Message.INIT:
                 stager_pidfd = child.pidfd
-                child = replace(child, pid=fields["pid"], pidfd=pidfd_open(fields["pid"]))
+                child = replace(child, pid=fields["pid"], pidfd=_pidfd_of_init(fields["pid"]))
                 wait(stager_pidfd)  # it has little left to do and needs nothing from here
                 os.close(stager_pidfd)
             elif message is Message.CONSOLE:
@@ -281,6 +281,13 @@ def _create(request: init.Request) -> Container | None:
         except OciError as left:
             raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
         raise
+
+
+def _pidfd_of_init(pid: int) -> int:
+    try:
+        return pidfd_open(pid)
+    except ProcessLookupError:
+        raise OciError("container init ended at once") from None
 
 
 def _container(request: init.Request, child: forks.Child, console_fd: int, fields: Mapping[str, Any]) -> Container:
@@ -341,6 +348,8 @@ def _exec(request: joining.Request) -> Process:
         child = forks.fork_into(request)
     except ProcessLookupError:
         raise OciError("cannot exec in a stopped container") from None
+    except OSError as error:
+        raise OciError(f"error during exec: {describe(error)}", error.errno or 0) from None
     console_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:

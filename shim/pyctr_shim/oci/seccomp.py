@@ -15,6 +15,7 @@ from typing import Any, Final
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import seccomp as kernel
 from pyctr_sys.calls import ffi
+from pyctr_sys.steps import Steps
 
 LIBRARY: Final = "libseccomp.so.2"
 _CACHE_FORMAT: Final = 1
@@ -95,12 +96,9 @@ def read(path: str, flags: int) -> Filter | None:
         raise OciError(f"seccomp filter {path}: {error.strerror}", error.errno or 0) from None
 
 
-def load(filter_: Filter) -> None:
+def add_load(steps: Steps, filter_: Filter) -> None:
     """Put the filter over this process."""
-    try:
-        kernel.load(filter_.program, filter_.flags)
-    except OSError as error:
-        raise OciError(f"linux.seccomp: loading the filter: {error.strerror}", error.errno or 0) from None
+    kernel.add_load(steps, "linux.seccomp: loading the filter", filter_.program, filter_.flags)
 
 
 def _write(path: str, program: bytes) -> None:

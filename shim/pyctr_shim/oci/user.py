@@ -6,7 +6,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.capabilities import set_keep_capabilities
+from pyctr_sys.capabilities import add_keep
+from pyctr_sys.steps import Steps
 
 _PASSWD_BYTES: Final = 1 << 20
 _NULL_DEVICE: Final = os.makedev(1, 3)
@@ -24,21 +25,19 @@ def give_stdio(uid: int) -> None:
             continue  # a read-only file system or a uid that is not mapped here: no worse than in runc
 
 
-def switch(user: Mapping[str, Any]) -> None:
+def add_switch(steps: Steps, user: Mapping[str, Any]) -> None:
     """Take on uid, gid, supplementary groups and umask, keeping permitted capabilities until they are set.
 
-    Raises OciError, also for ids that the user namespace does not map.
+    EINVAL for ids that the user namespace does not map.
     """
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, user.get("additionalGids") or []
-    try:
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        set_keep_capabilities(1)
-        os.setresuid(uid, uid, uid)
-        set_keep_capabilities(0)
-    except OSError as error:
-        raise OciError(f"process.user: {uid}:{gid}: {error.strerror}", error.errno or 0) from None
-    os.umask(0o022 if user.get("umask") is None else user["umask"])
+    purpose = f"process.user: {uid}:{gid}"
+    steps.call(purpose, "setgroups", len(groups), steps.buffer("uint32_t[]", groups or 1))
+    steps.call(purpose, "setresgid", gid, gid, gid)
+    add_keep(steps, 1)
+    steps.call(purpose, "setresuid", uid, uid, uid)
+    add_keep(steps, 0)
+    steps.call("process.user.umask", "umask", 0o022 if user.get("umask") is None else user["umask"])
 
 
 def become_root() -> None:

@@ -7,9 +7,9 @@ import textwrap
 _PRELUDE = """
 import fcntl, os, signal
 from pyctr_shim.keeper import Keeper, Notice, read_notices, share
-from pyctr_sys.signalfd import signalfd
+from pyctr_sys.signalfd import take_over_signals
 
-signal_fd = signalfd([signal.SIGCHLD, signal.SIGUSR1])
+signal_fd = take_over_signals()
 common = share()
 keeper = Keeper(common, signal_fd)
 
