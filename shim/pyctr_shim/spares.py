@@ -56,6 +56,7 @@ def serve(request_fd: int) -> None:
     placement.leave_the_daemon()
     placement.become_the_next_victim()
     inheritance = make_inheritance()
+    forks.look_up_once()
     warm_up(inheritance)
     gc.collect()
     gc.disable()

@@ -21,6 +21,8 @@ ffi.cdef(
     int capget(void *header, void *data);
     int capset(void *header, const void *data);
     int fstatfs(int fd, void *buf);
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset);
+    int mprotect(void *addr, size_t length, int prot);
     int madvise(uintptr_t addr, size_t length, int advice);
     int syncfs(int fd);
 

@@ -1,6 +1,7 @@
 """Namespaces and clones: unshare(2), setns(2), clone3(2)."""
 
 from enum import IntFlag
+from typing import Any
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
 
@@ -9,8 +10,10 @@ class Clone(IntFlag):
     """Flags of clone(2); those that name a namespace also serve unshare and setns."""
 
     NEWTIME = 0x00000080
+    VM = 0x00000100
     FILES = 0x00000400
     PIDFD = 0x00001000
+    VFORK = 0x00004000
     PARENT = 0x00008000
     NEWNS = 0x00020000
     NEWCGROUP = 0x02000000
@@ -51,7 +54,12 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
     children, ENOSPC, EAGAIN. Source: clone(2).
     """
     pidfd = ffi.new("int *", -1)
-    fields = {"flags": flags | Clone.PIDFD, "pidfd": address(pidfd), "exit_signal": exit_signal, "cgroup": cgroup_fd}
-    arguments = ffi.new("struct clone_args *", fields)
+    arguments = clone_arguments(flags, exit_signal, cgroup_fd, pidfd)
     pid = check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")
     return pid, pidfd[0] if pid else -1
+
+
+def clone_arguments(flags: int, exit_signal: int, cgroup_fd: int, pidfd: Any) -> Any:
+    """Return a C `struct clone_args` that lets the kernel put a pidfd into the C int that `pidfd` points to."""
+    fields = {"flags": flags | Clone.PIDFD, "pidfd": address(pidfd), "exit_signal": exit_signal, "cgroup": cgroup_fd}
+    return ffi.new("struct clone_args *", fields)

@@ -53,6 +53,20 @@ def open_in_root(root_fd: int, path: str, flags: int = O_PATH, mode: int = 0) ->
     return openat2(root_fd, path, flags, _IN_ROOT, mode)
 
 
+def open_regular(root_fd: int, path: str) -> int:
+    """Open a file for reading that must be a regular one: opening a device or a pipe can have effects of its own.
+
+    Needs /proc. Raises FileNotFoundError also for anything else than a regular file.
+    """
+    path_fd = open_in_root(root_fd, path)
+    try:
+        if not stat.S_ISREG(os.fstat(path_fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(path_fd)
+
+
 def make_directories(root_fd: int, path: str, mode: int = 0o755) -> int:
     """Return an O_PATH fd of the directory `path`, made with its parents where missing.
 

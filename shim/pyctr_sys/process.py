@@ -4,6 +4,7 @@ import os
 from enum import IntEnum
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
+from pyctr_sys.steps import Steps
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -12,6 +13,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _KEYCTL_SETPERM = 5
+_KEY_SPEC_SESSION_KEYRING = -3
 _KEY_POSSESSOR_ALL = 0x3F000000
 _KEY_USER_SEARCH = 0x00080000
 LAST_FD = 0xFFFFFFFF
@@ -84,6 +86,14 @@ def join_session_keyring(name: str) -> None:
     text = ffi.new("char[]", os.fsencode(name))
     key = check(syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, address(text)), "keyctl(JOIN_SESSION_KEYRING)", name)
     check(syscall("keyctl", _KEYCTL_SETPERM, key, _KEY_POSSESSOR_ALL | _KEY_USER_SEARCH), "keyctl(SETPERM)", name)
+
+
+def add_session_keyring(steps: Steps, name: str) -> None:
+    """Make `join_session_keyring` steps."""
+    text = steps.buffer("char[]", os.fsencode(name))
+    steps.call("keyctl(JOIN_SESSION_KEYRING)", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, text)
+    permissions = _KEY_POSSESSOR_ALL | _KEY_USER_SEARCH
+    steps.call("keyctl(SETPERM)", "keyctl", _KEYCTL_SETPERM, _KEY_SPEC_SESSION_KEYRING, permissions)
 
 
 def set_io_priority(io_class: IoClass, level: int) -> None:

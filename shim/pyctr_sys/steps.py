@@ -6,6 +6,7 @@ therefore worked out by its parent, down to numbers and buffers, and the child r
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pyctr_sys.calls import NUMBERS, address, ffi, libc
@@ -40,6 +41,28 @@ class Steps:
         """Return the address of a C object that shall live as long as the list."""
         self._buffers.append(made)
         return address(made)
+
+    def strings(self, texts: Sequence[str]) -> int:
+        """Return the address of a C array of these strings, ended by a null pointer."""
+        made = [ffi.new("char[]", os.fsencode(text)) for text in texts]
+        self._buffers += made
+        return self.buffer("char *[]", [*made, ffi.NULL])
+
+    def add(self, others: "Steps") -> None:
+        """Append the calls of another list."""
+        self._steps += others._steps  # noqa: SLF001 - our own kind
+        self._buffers += others._buffers  # noqa: SLF001
+
+    def table(self) -> Any:
+        """Return the calls as a C array, six words each: number and arguments. It lives as long as the list."""
+        words = [word for step in self._steps for word in step[1:]]
+        made = ffi.new("uintptr_t[]", words)
+        self._buffers.append(made)
+        return made
+
+    def purpose(self, index: int) -> str:
+        """Return what a call is for."""
+        return self._steps[index][0]
 
     def run(self) -> None:
         """Make the calls, again if interrupted. Raises StepFailed at the first that fails."""

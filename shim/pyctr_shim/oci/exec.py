@@ -29,13 +29,26 @@ from pyctr_shim.oci.cgroups import Cgroup
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.identity import Identity
+from pyctr_sys import spawn
 from pyctr_sys.namespaces import Clone
-from pyctr_sys.process import LAST_FD, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_PDEATHSIG, join_session_keyring
+from pyctr_sys.openat2 import O_PATH, open_in_root
+from pyctr_sys.process import (
+    LAST_FD,
+    PR_SET_DUMPABLE,
+    PR_SET_NAME,
+    PR_SET_PDEATHSIG,
+    add_session_keyring,
+    join_session_keyring,
+    set_dumpable,
+)
 from pyctr_sys.steps import Steps
 
 _BY_FORK: Final = Clone.NEWPID | Clone.NEWTIME  # what a process only gets for its children
 _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
+_HERE: Final = -100  # AT_FDCWD
+_PATH: Final = O_PATH | os.O_CLOEXEC
+_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +75,13 @@ class Joiner:
 
     def __init__(self, request: Request) -> None:
         """Plan, and open what the child needs. Raises OciError for a process document that cannot be followed."""
-        self._request = request
+        self.request = request
         self._process = validate.load_process(request.process)
         self._env = user.environment(self._process)
         self._uid: int = (self._process.get("user") or {}).get("uid") or 0
         self._filter = seccomp.read(request.seccomp, request.seccomp_flags)
         # Joining a user namespace brings capabilities of its own: the child plans then.
-        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(_own_capabilities())
+        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(own_capabilities())
         self._lowest = _STDIO + request.preserve_fds
         self._opened: list[int] = []
         try:
@@ -81,6 +94,40 @@ class Joiner:
         self._join, self._enter, self._leave = Steps(), Steps(), Steps()
         self._plan_steps()
 
+    def straight(self) -> Steps | None:
+        """Return all that is to be done as steps for a spawned process; None where that cannot be.
+
+        Terminals, user namespaces and what is seldom asked for need decisions inside the container. Steps that
+        fail are no verdict: whoever forks instead finds out the reason, or that there is none.
+        """
+        request, process = self.request, self._process
+        if self._identity is None or request.namespaces & Clone.NEWTIME or request.preserve_fds or os.geteuid():
+            return None
+        if any(process.get(field) for field in _NOT_STRAIGHT) or spawn.code() is None:
+            return None
+        try:
+            root_fd = self._opening(os.open(f"/proc/{request.init_pid}/root", _PATH | os.O_DIRECTORY))
+            directory_fd = self._opening(open_in_root(root_fd, process["cwd"], _PATH | os.O_DIRECTORY))
+            user.add_home(self._env, self._uid, root_fd)
+            path = program.find_below(root_fd, process["args"][0], self._env)
+            if path is None:
+                return None
+            steps = self._arrival(directory_fd)
+            self._add_oom_score(steps, directory_fd)
+            for part in (self._join, self._enter):
+                steps.add(part)
+            steps.call("umask", "umask", 0)
+            steps.call("setsid", "setsid")
+            if not request.no_new_keyring:
+                add_session_keyring(steps, f"_ses.{request.id}")
+            self._identity.add_to(steps, directory_fd, self._leave)
+            program.add_execute(steps, path, process["args"], self._env)
+        except (OSError, ValueError):
+            return None
+        user.give_stdio(self._uid, self._stdio_fds)
+        set_dumpable(0)  # the process that is spawned has our memory until it executes its program
+        return steps
+
     def close(self) -> None:
         """Close what was opened for the child, which has its own by now."""
         for fd in self._opened:
@@ -90,18 +137,33 @@ class Joiner:
     def prepare(self, channel: Channel) -> Callable[[], NoReturn]:
         """Return what the child is to do, given its end of the channel."""
         channel.move_above(self._lowest)
+        return partial(self._become, self._arrival(channel.fileno()), channel)
+
+    def _arrival(self, kept_fd: int) -> Steps:
+        """Return the first steps: the stdio in place, and nothing else open but what is still needed."""
         arrive = Steps()
         arrive.call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
         for number, fd in enumerate(self._stdio_fds):
             arrive.call("dup3", "dup3", fd, number)
         # A lock or a client's pipe kept open here would outlive the shim.
         first = self._lowest
-        for fd in sorted((channel.fileno(), self._init_pidfd, *self._cgroup_fds)):
+        for fd in sorted((kept_fd, self._init_pidfd, *self._cgroup_fds)):
             if first < fd:
                 arrive.call("close_range", "close_range", first, fd - 1)
             first = fd + 1
         arrive.call("close_range", "close_range", first, LAST_FD)
-        return partial(self._become, arrive, channel)
+        return arrive
+
+    def _add_oom_score(self, steps: Steps, kept_fd: int) -> None:
+        score = self._process.get("oomScoreAdj")
+        if score is None:
+            return
+        kept = (kept_fd, self._init_pidfd, *self._cgroup_fds)
+        lowest_free = next(fd for fd in range(_STDIO, _STDIO + len(kept) + 1) if fd not in kept)
+        text = str(score).encode()
+        name = steps.buffer("char[]", b"/proc/self/oom_score_adj")
+        steps.call("process.oomScoreAdj", "openat", _HERE, name, os.O_WRONLY | os.O_CLOEXEC)
+        steps.call("process.oomScoreAdj", "write", lowest_free, steps.buffer("char[]", text), len(text))
 
     def _plan_identity(self, own: tuple[int, int]) -> Identity:
         return Identity(self._process, self._filter, *own)
@@ -109,24 +171,28 @@ class Joiner:
     def _plan_steps(self) -> None:
         zero = self._join.buffer("char[]", b"0")
         for fd in self._cgroup_fds:
-            self._join.call(f"joining cgroup {self._request.cgroup.path}", "write", fd, zero, 1)
+            self._join.call(f"joining cgroup {self.request.cgroup.path}", "write", fd, zero, 1)
         name = self._enter.buffer("char[]", _NAME)
         self._enter.call("prctl", "prctl", PR_SET_DUMPABLE, 0)
         self._enter.call("prctl", "prctl", PR_SET_NAME, name)
-        self._enter.call("joining namespaces", "setns", self._init_pidfd, self._request.namespaces & ~_BY_FORK)
+        self._enter.call("joining namespaces", "setns", self._init_pidfd, self.request.namespaces & ~_BY_FORK)
         program.add_signals(self._leave)
         self._leave.call("prctl", "prctl", PR_SET_PDEATHSIG, 0)
 
     def _open_cgroup(self) -> list[int]:
-        if self._request.in_cgroup:
+        if self.request.in_cgroup:
             return []
-        fds = self._request.cgroup.open_to_join()
+        fds = self.request.cgroup.open_to_join()
         self._opened += fds
         return fds
 
     def _above(self, fd: int) -> int:
         """Return `fd`, or a duplicate of it that is out of the way of what is passed to the program."""
         return fd if fd >= self._lowest else self._duplicate(fd)
+
+    def _opening(self, fd: int) -> int:
+        self._opened.append(fd)
+        return fd
 
     def _duplicate(self, fd: int) -> int:
         duplicate: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self._lowest)
@@ -171,14 +237,14 @@ class Joiner:
         # From here on the container can see this process, and its files can be found by it.
         lockdown.forbid_imports()
         self._enter.run()
-        if self._request.namespaces & Clone.NEWUSER:
+        if self.request.namespaces & Clone.NEWUSER:
             user.become_root()
         os.umask(0)
         os.setsid()
-        if not self._request.no_new_keyring:
-            _join_keyring(self._request.id)
+        if not self.request.no_new_keyring:
+            _join_keyring(self.request.id)
         if process.get("terminal"):
-            _open_terminal(process, self._request.console_size, self._uid, channel)
+            _open_terminal(process, self.request.console_size, self._uid, channel)
         else:
             user.give_stdio(self._uid)
         identity = self._identity or self._plan_identity(capabilities.own())
@@ -191,7 +257,7 @@ class Joiner:
 
 
 @cache
-def _own_capabilities() -> tuple[int, int]:
+def own_capabilities() -> tuple[int, int]:
     """Return what this process has, and so its children do; asked once, as that takes a call for each capability."""
     return capabilities.own()
 

@@ -8,8 +8,8 @@ whose child executes something else or ends by os._exit.
 import errno
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -21,6 +21,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
 from pyctr_sys.pidfd import pidfd_send_signal, wait
+from pyctr_sys.spawn import code, spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ def fork_siblings() -> None:
     _kinship = (Clone.PARENT, 0)
 
 
+def look_up_once() -> None:
+    """Find out what every fork needs to know, for this process and all that are forked from it."""
+    program.handled_signals()
+    joining.own_capabilities()
+    code()
+
+
 def kill_and_reap(pidfd: int) -> None:
     """Kill what was forked, wait for its end and close the pidfd."""
     with suppress(ProcessLookupError):
@@ -69,7 +77,7 @@ def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgro
 
     The child closes our end of it, though not before it does anything else.
     """
-    program.ignored_signals()
+    look_up_once()
     ours, theirs = Channel.pair()
     try:
         become = prepare(theirs)
@@ -105,36 +113,63 @@ def send_request(child: Child, request: init.Request) -> bool:
     return True
 
 
-def fork_into(request: joining.Request) -> Child:
+def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:
+    """Have a process join a container and execute its program, in one go; return its pid and a pidfd.
+
+    None where that cannot be, or did not work: `fork_into` then says why, or does it. Raises ProcessLookupError if
+    the container has ended.
+    """
+    steps = joiner.straight()
+    if steps is None:
+        return None
+    flags, exit_signal = _kinship
+    with _pid_namespace_of(joiner.request):
+        try:
+            if not joiner.request.in_cgroup:
+                return spawn(steps, flags, exit_signal)
+            with _directory(joiner.request.cgroup.directory_for_clone()) as cgroup_fd:
+                return spawn(steps, flags | Clone.INTO_CGROUP, exit_signal, cgroup_fd)
+        except OSError:
+            return None
+
+
+def fork_into(joiner: joining.Joiner) -> Child:
     """Fork a child that joins a container: into its PID namespace, and on version 2 into its cgroup.
 
-    Raises ProcessLookupError if the container has ended, OciError for what is asked wrongly.
+    Raises ProcessLookupError if the container has ended.
     """
-    joiner = joining.Joiner(request)
-    # Joining a PID namespace is for a process's next children: this one does it for a moment.
-    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if request.namespaces & Clone.NEWPID:
-            setns(request.init_pidfd, Clone.NEWPID)
+    request = joiner.request
+    with _pid_namespace_of(request):
         if not request.in_cgroup:
             return _fork(0, joiner.prepare)
         try:
-            return _fork_into_cgroup(request.cgroup.directory_for_clone(), joiner.prepare)
+            with _directory(request.cgroup.directory_for_clone()) as cgroup_fd:
+                return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             # An init that is a systemd has moved itself further down and left no room for processes here.
-            return _fork_into_cgroup(request.cgroup.directory_of(request.init_pid), joiner.prepare)
+            with _directory(request.cgroup.directory_of(request.init_pid)) as cgroup_fd:
+                return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
+
+
+@contextmanager
+def _pid_namespace_of(request: joining.Request) -> Iterator[None]:
+    """Join a container's PID namespace for this process's next children, for a moment; a forked child never leaves."""
+    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if request.namespaces & Clone.NEWPID:
+            setns(request.init_pidfd, Clone.NEWPID)
+        yield
     finally:
-        # Never reached in the child, which ends in `become`.
         setns(own_fd, Clone.NEWPID)
         os.close(own_fd)
-        joiner.close()
 
 
-def _fork_into_cgroup(directory: str, prepare: Callable[[Channel], Callable[[], NoReturn]]) -> Child:
-    cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def _directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _fork(Clone.INTO_CGROUP, prepare, cgroup_fd)
+        yield fd
     finally:
-        os.close(cgroup_fd)
+        os.close(fd)

@@ -58,6 +58,14 @@ class Identity:
         _check_inside()
         _run(self._after)
 
+    def add_to(self, steps: Steps, directory_fd: int, leave: Steps) -> None:
+        """Make it all steps: as `assume`, in a directory that has been opened, then `leave`, then as `seal`."""
+        rlimits.add_to(steps, self._limits)
+        steps.add(self._before)
+        steps.call("process.cwd", "fchdir", directory_fd)
+        for part in (self._switch, self._after, leave, self._seal):
+            steps.add(part)
+
     def seal(self) -> None:
         """Load the filter and give up what was kept for that; the program follows at once."""
         _run(self._seal)

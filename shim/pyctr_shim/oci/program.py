@@ -9,6 +9,7 @@ from functools import cache
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.openat2 import open_in_root
 from pyctr_sys.steps import Steps
 
 _SIGSET_BYTES: Final = 8  # the kernel's; zeros in its struct sigaction, of 32 bytes or less, are the default
@@ -49,12 +50,12 @@ def _why_not(path: str) -> int:
 
 
 @cache
-def ignored_signals() -> tuple[int, ...]:
-    """Return the signals that this process ignores, as CPython does SIGPIPE and SIGXFSZ.
+def handled_signals() -> tuple[int, ...]:
+    """Return the signals that this process ignores or handles, as CPython does SIGPIPE, SIGXFSZ and SIGINT.
 
     Looked up once, before the first fork: what is ignored stays so, here and across exec.
     """
-    return tuple(number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN)
+    return tuple(number for number in signal.valid_signals() if signal.getsignal(number) not in (signal.SIG_DFL, None))
 
 
 def reset_signals() -> None:
@@ -67,9 +68,40 @@ def reset_signals() -> None:
 def add_signals(steps: Steps) -> None:
     """Make `reset_signals` steps."""
     default, nothing = steps.buffer("uint64_t[8]", []), steps.buffer("uint64_t *", 0)
-    for number in ignored_signals():
+    for number in handled_signals():
         steps.call("rt_sigaction", "rt_sigaction", number, default, 0, _SIGSET_BYTES)
     steps.call("rt_sigprocmask", "rt_sigprocmask", signal.SIG_SETMASK, nothing, 0, _SIGSET_BYTES)
+
+
+def find_below(root_fd: int, name: str, env: Mapping[str, str]) -> str | None:
+    """Return what `find` would in a container whose root is `root_fd`; None where only the container's user knows."""
+    if "/" in name:
+        return name
+    for directory in env.get("PATH", _DEFAULT_PATH).split(":"):
+        path = f"{directory}/{name}"
+        if not directory.startswith("/"):
+            return None
+        try:
+            fd = open_in_root(root_fd, path)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+        try:
+            mode = os.fstat(fd).st_mode
+        finally:
+            os.close(fd)
+        return path if stat.S_ISREG(mode) and mode & 0o111 else None
+    return None
+
+
+def add_execute(steps: Steps, path: str, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+    """Make `execute` a step. Raises ValueError for a NUL in an argument or a variable."""
+    variables = [f"{name}={value}" for name, value in env.items()]
+    if any("\0" in text for text in (path, *arguments, *variables)):
+        raise ValueError("NUL in arguments or environment")
+    vectors = [steps.strings(arguments), steps.strings(variables)]
+    steps.call("exec", "execve", steps.buffer("char[]", os.fsencode(path)), *vectors)
 
 
 def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciError:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.steps import Steps
 
 _NUMBERS: Final = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 _NUMBERS["RLIMIT_LOCKS"] = 10  # Linux has kept the number of what no longer counts
@@ -47,6 +48,13 @@ def apply(rlimits: Iterable[Mapping[str, Any]]) -> None:
             resource.setrlimit(number, (_least(soft, most), _least(hard, most)))
         except OSError as error:
             raise OciError(f"process.rlimits: {limit['type']}: {error.strerror}", error.errno or 0) from None
+
+
+def add_to(steps: Steps, rlimits: Iterable[Mapping[str, Any]]) -> None:
+    """Make them steps, for a process that may raise hard limits; EINVAL if soft exceeds hard, EPERM if it may not."""
+    for limit in rlimits:
+        values = steps.buffer("uint64_t[2]", [limit["soft"], limit["hard"]])
+        steps.call(f"process.rlimits: {limit['type']}", "prlimit64", 0, _NUMBERS[limit["type"]], values, 0)
 
 
 def _value(number: int) -> int:

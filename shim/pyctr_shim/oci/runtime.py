@@ -13,6 +13,7 @@ import os
 import signal
 from array import array
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
@@ -343,13 +344,21 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
 
 
 def _exec(request: joining.Request) -> Process:
-    """Fork a child and follow it to its exec."""
+    """Make a process that joins, straight away or by a fork that can tell what is wrong."""
     try:
-        child = forks.fork_into(request)
+        with closing(joining.Joiner(request)) as joiner:
+            spawned = forks.spawn_into(joiner)
+            if spawned is not None:
+                return Process(*spawned, None)
+            child = forks.fork_into(joiner)
     except ProcessLookupError:
         raise OciError("cannot exec in a stopped container") from None
     except OSError as error:
         raise OciError(f"error during exec: {describe(error)}", error.errno or 0) from None
+    return _follow_to_exec(child)
+
+
+def _follow_to_exec(child: forks.Child) -> Process:
     console_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:

@@ -7,15 +7,17 @@ from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.capabilities import add_keep
+from pyctr_sys.openat2 import open_regular
 from pyctr_sys.steps import Steps
 
+_USERS: Final = "/etc/passwd"
 _PASSWD_BYTES: Final = 1 << 20
 _NULL_DEVICE: Final = os.makedev(1, 3)
 
 
-def give_stdio(uid: int) -> None:
-    """Make fds 0 to 2 the user's own, so that /dev/stdout can be opened again; the null device stays as it is."""
-    for fd in (0, 1, 2):
+def give_stdio(uid: int, fds: Sequence[int] = (0, 1, 2)) -> None:
+    """Make the stdio the user's own, so that /dev/stdout can be opened again; the null device stays as it is."""
+    for fd in fds:
         status = os.fstat(fd)
         if status.st_uid == uid or (stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL_DEVICE):
             continue
@@ -58,23 +60,24 @@ def environment(process: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def add_home(env: MutableMapping[str, str], uid: int) -> None:
+def add_home(env: MutableMapping[str, str], uid: int, root_fd: int = -1) -> None:
     """Set HOME from the container's own /etc/passwd where nobody has set it; `/` if that says nothing.
 
-    The file is the container's: read as text, up to 1 MiB, and only if it is a regular file.
+    The container's root is `root_fd`, or where this process is. The file is the container's: read as text, up to
+    1 MiB, and only if it is a regular file.
     """
     if env.get("HOME"):
         return
     env["HOME"] = "/"
-    for fields in _passwd():
+    for fields in _passwd(root_fd):
         if len(fields) > 5 and fields[2] == str(uid):
             env["HOME"] = fields[5] or "/"
             return
 
 
-def _passwd() -> Sequence[list[str]]:
+def _passwd(root_fd: int) -> Sequence[list[str]]:
     try:
-        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = _open_passwd() if root_fd < 0 else open_regular(root_fd, _USERS)
     except OSError:
         return []
     try:
@@ -84,3 +87,8 @@ def _passwd() -> Sequence[list[str]]:
     finally:
         os.close(fd)
     return [os.fsdecode(line).split(":") for line in data.split(b"\n")]
+
+
+def _open_passwd() -> int:
+    """Open it inside, where /proc is the container's and devices are kept away by its cgroup."""
+    return os.open(_USERS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.shim_harness import DEADLINE, Host, Running, eventually, host, pb
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
+from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 _OWN_MEMORY_KIB = 1400
