@@ -15,6 +15,7 @@ pages. At the end of fd 3 the zygote and its spares end; shims do not.
 """
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -132,7 +133,8 @@ def be_keeper(requests: socket.socket, inheritance: Inheritance, pages: Pages, t
 def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int, common: Common) -> NoReturn:
     """Wait for a request, become that shim, and end with it."""
     forks.fork_siblings()
-    runtime.fork_ahead(pages.init)
+    with contextlib.suppress(OSError):  # then it is forked when it is asked for
+        runtime.fork_ahead(pages.init)
     pagemap.populate(pages.shim)
     loop = Loop(common.epoll_fd)
     packet, connection = receive(requests)

@@ -29,7 +29,6 @@ from pyctr_shim.oci.cgroups import Cgroup
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.identity import Identity
-from pyctr_sys import spawn
 from pyctr_sys.namespaces import Clone
 from pyctr_sys.openat2 import O_PATH, open_in_root
 from pyctr_sys.process import (
@@ -41,6 +40,7 @@ from pyctr_sys.process import (
     join_session_keyring,
     set_dumpable,
 )
+from pyctr_sys.routines import routines
 from pyctr_sys.steps import Steps
 
 _BY_FORK: Final = Clone.NEWPID | Clone.NEWTIME  # what a process only gets for its children
@@ -103,7 +103,7 @@ class Joiner:
         request, process = self.request, self._process
         if self._identity is None or request.namespaces & Clone.NEWTIME or request.preserve_fds or os.geteuid():
             return None
-        if any(process.get(field) for field in _NOT_STRAIGHT) or spawn.code() is None:
+        if any(process.get(field) for field in _NOT_STRAIGHT) or routines() is None:
             return None
         try:
             root_fd = self._opening(os.open(f"/proc/{request.init_pid}/root", _PATH | os.O_DIRECTORY))

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
@@ -20,8 +20,9 @@ from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
-from pyctr_sys.pidfd import pidfd_send_signal, wait
-from pyctr_sys.spawn import code, spawn
+from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+from pyctr_sys.routines import routines
+from pyctr_sys.spawn import spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def look_up_once() -> None:
     """Find out what every fork needs to know, for this process and all that are forked from it."""
     program.handled_signals()
     joining.own_capabilities()
-    code()
+    routines()
 
 
 def kill_and_reap(pidfd: int) -> None:
@@ -68,8 +69,18 @@ def fork_init(request: init.Request) -> Child:
 
 
 def fork_ahead(hierarchies: Hierarchies, pages: pagemap.Ranges) -> Child:
-    """Fork a child that will be given its request later and does meanwhile what does not depend on it."""
-    return _fork(Clone.NEWPID, lambda channel: partial(init.wait, channel, hierarchies, pages))
+    """Fork a child that will be given its request later and does meanwhile what does not depend on it.
+
+    Raises OSError, also if the child could not get ready.
+    """
+    child = _fork(0, lambda channel: partial(init.wait, channel, hierarchies, pages))
+    answer = child.channel.receive()
+    if answer is None or answer[0] is not Message.INIT:
+        child.end()
+        raise ChildProcessError(errno.ECHILD, f"forked ahead: {answer}")
+    os.close(child.pidfd)
+    pid = answer[1]["pid"]
+    return Child(pid, pidfd_open(pid), child.channel)
 
 
 def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgroup_fd: int = 0) -> Child:
@@ -93,12 +104,13 @@ def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgro
     return Child(pid, pidfd, ours)
 
 
-def send_request(child: Child, request: init.Request) -> bool:
-    """Give a child that was forked ahead its request. Returns False if it has ended meanwhile."""
+def send_request(child: Child, request: init.Request) -> Child | None:
+    """Give a child that was forked ahead its request, and a channel of its own. None if it has ended meanwhile."""
+    ours, theirs = Channel.pair()
     try:
         child.channel.send(
             Message.CREATE,
-            request.stdio,
+            (*request.stdio, theirs.fileno()),
             id=request.id,
             bundle=request.bundle,
             state_directory=request.state_directory,
@@ -109,8 +121,12 @@ def send_request(child: Child, request: init.Request) -> bool:
             seccomp_cache=request.seccomp_cache,
         )
     except BrokenPipeError:
-        return False
-    return True
+        ours.close()
+        return None
+    finally:
+        theirs.close()
+        child.channel.close()
+    return replace(child, channel=ours)
 
 
 def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:

@@ -2,8 +2,9 @@
 
     message    direction        when                                              answer
     CREATE     parent → child   to one forked ahead: what to create, with its stdio     -
+                                and the channel for all further messages
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
-    INIT       stager → parent  the container's init is another process: its pid   -
+    INIT       child → parent   the container's init is another process: its pid   -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
     CONSOLE    init → parent    with an fd: the terminal's master side             -
     CREATED    init → parent    ready to execute                                   START
@@ -26,7 +27,7 @@ from pyctr_shim.oci.errors import OciError
 
 _LARGEST: Final = 64 * 1024  # well below the default send buffer, so that a packet is never refused
 _LONGEST_TEXT: Final = 8192
-_MOST_FDS: Final = 3
+_MOST_FDS: Final = 4
 _FD_SPACE: Final = socket.CMSG_SPACE(4 * _MOST_FDS)
 
 
@@ -74,6 +75,11 @@ class Channel:
             connection, _ = server.accept()
         self._socket.close()
         self._socket = connection
+
+    def switch_to(self, fd: int) -> None:
+        """Go on with another socket, which is owned from now on, and close this one."""
+        self._socket.close()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
 
     def send(self, message: Message, fds: Sequence[int] = (), **fields: Any) -> None:
         """Send one message, with fds (borrowed) where it carries some. Raises BrokenPipeError."""

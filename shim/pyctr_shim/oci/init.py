@@ -48,6 +48,8 @@ from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3
 from pyctr_sys.openat2 import make_directories
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
+from pyctr_sys.routines import routines
+from pyctr_sys.spawn import step_out
 
 _IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
 
@@ -116,8 +118,9 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
         lockdown.close_all_but(channel)
         lockdown.die_with_parent(channel)
         set_name("pyctr-ahead")
-        made = namespaces.make_ahead()
         pagemap.populate(pages)
+        _be_init(channel)
+        made = namespaces.make_ahead()
         answer = channel.receive()
     except OSError as error:
         channel.fail(f"forked ahead: {describe(error)}", error.errno or 0)
@@ -127,10 +130,27 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
     _, fields, fds = answer
 
     def take() -> Request:
-        lockdown.use_stdio(fds)
+        lockdown.use_stdio(fds[:-1])
+        channel.switch_to(fds[-1])
         return _request_from(fields, hierarchies)
 
     _go(channel, take, made)
+
+
+def _be_init(channel: Channel) -> None:
+    """Go on as init of a new PID namespace, having told the parent its pid.
+
+    Where that can be, the process that there was keeps the memory, so that it is not the exec that takes it down:
+    whoever starts a container does not wait for that.
+    """
+    if routines() is not None:
+        channel.send(Message.INIT, pid=step_out(Clone.NEWPID))
+    else:
+        pid, _pidfd = clone3(Clone.NEWPID | Clone.PARENT, 0)
+        if pid:
+            channel.send(Message.INIT, pid=pid)
+            os._exit(0)
+    lockdown.die_with_parent(channel)
 
 
 def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:

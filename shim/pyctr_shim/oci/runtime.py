@@ -337,10 +337,10 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
     if request.hierarchies is not mounted():
         return None
     child = _ahead.pop()
-    if forks.send_request(child, request):
-        return child
-    child.end()
-    return None
+    given = forks.send_request(child, request)
+    if given is None:
+        forks.kill_and_reap(child.pidfd)
+    return given
 
 
 def _exec(request: joining.Request) -> Process:

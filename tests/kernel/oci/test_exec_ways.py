@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import pytest
 
 from pyctr_shim.oci import forks, runtime
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys import spawn
+from pyctr_sys.routines import routines
 from support.oci_bundle import Lab, process
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(spawn.code() is None, reason=f"no spawn on {platform.machine()}"),
+    pytest.mark.skipif(routines() is None, reason=f"no spawn on {platform.machine()}"),
 ]
 CAPABILITIES = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_ERRNO"}]}
@@ -122,14 +121,3 @@ def test_the_process_document_may_not_follow_links_of_proc(lab: Lab, monkeypatch
     _, one, other = both_ways(lab, container, process("sh", "-c", "echo $HOME; pwd", cwd="/cwd"), monkeypatch)
     assert one == other
     assert one.output == "/\n/\n" or isinstance(one, tuple)
-
-
-@pytest.mark.skipif(shutil.which("as") is None, reason="needs as and objcopy (package binutils)")
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64's code")
-def test_the_code_is_what_its_listing_says(tmp_path: Path) -> None:
-    assert spawn.__doc__ is not None
-    listing = spawn.__doc__.partition("no `spawn`:")[2].replace(";", "#")
-    (tmp_path / "code.s").write_text(f".intel_syntax noprefix\n{listing}\n")
-    subprocess.run(["as", "-o", tmp_path / "code.o", tmp_path / "code.s"], check=True)
-    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", tmp_path / "code.o", tmp_path / "code"], check=True)
-    assert (tmp_path / "code").read_bytes() == spawn._CODE["x86_64"]
