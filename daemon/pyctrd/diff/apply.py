@@ -7,11 +7,14 @@ import stat
 from pyctrd.diff import attributes
 from pyctrd.diff import tar_stream as tar
 from pyctrd.diff.errors import ArchiveError, TooLarge
+from pyctrd.diff.filling import Filler, finish, write
 from pyctrd.diff.tar_stream import Entry, TarReader
 from pyctrd.diff.tree import Directory, Tree
 from pyctrd.diff.whiteouts import AUFS, OPAQUE, PREFIX, clean, hidden_by, shown
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Larger files, in bytes, are worth no second process.
+_SMALL = 64 << 10
 _NODE_TYPES = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 # Errors that another archive would not have met.
 _ASKED_FOR = frozenset(
@@ -22,10 +25,11 @@ _ASKED_FOR = frozenset(
 )  # fmt: skip
 
 
-def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
+def apply(reader: TarReader, tree: Tree, max_file_size: int, filler: Filler | None = None) -> None:
     """Unpack all entries of `reader` into `tree`. Files may be `max_file_size` bytes long, holes included.
 
-    Raises ArchiveError and OSError, whose texts name the entry, and TooLarge.
+    Small ones are filled by `filler`, if there is one. Raises ArchiveError and OSError, whose texts name the entry,
+    and TooLarge.
     """
     entries = iter(reader)
     name = b""
@@ -38,17 +42,23 @@ def apply(reader: TarReader, tree: Tree, max_file_size: int) -> None:
             break
         name = entry.name
         try:
-            _place(entry, reader, tree, max_file_size)
+            _place(entry, reader, tree, filler, max_file_size)
         except ArchiveError as error:
             raise ArchiveError(f"entry {shown(name)}: {error}") from error
         except OSError as error:
-            if error.errno in _ASKED_FOR:
-                raise ArchiveError(f"entry {shown(name)}: {error.strerror}") from error
-            raise OSError(error.errno, f"entry {shown(name)}: {error.strerror}") from error
+            raise _named(name, error) from error
+    if filler is not None and (failure := filler.wait()) is not None:
+        raise _named(*failure)
     tree.finish()
 
 
-def _place(entry: Entry, reader: TarReader, tree: Tree, max_file_size: int) -> None:
+def _named(name: bytes, error: OSError) -> Exception:
+    """Return `error` as one of the entry `name`."""
+    text = f"entry {shown(name)}: {error.strerror}"
+    return ArchiveError(text) if error.errno in _ASKED_FOR else OSError(error.errno, text)
+
+
+def _place(entry: Entry, reader: TarReader, tree: Tree, filler: Filler | None, max_file_size: int) -> None:
     """Make what `entry` says."""
     name = entry.name.rstrip(b"/")
     parent, _, base = name.rpartition(b"/")
@@ -69,7 +79,7 @@ def _place(entry: Entry, reader: TarReader, tree: Tree, max_file_size: int) -> N
     if kind == tar.REGULAR:
         if entry.real_size > max_file_size:
             raise TooLarge(f"entry {shown(entry.name)} is {entry.real_size} bytes long")
-        _make_file(entry, reader, tree, directory, base)
+        _make_file(entry, reader, tree, filler, directory, base)
     elif kind == tar.DIRECTORY:
         path = clean(entry.name)
         made, new = tree.make_directory(directory, base, path, entry.mode)
@@ -77,6 +87,8 @@ def _place(entry: Entry, reader: TarReader, tree: Tree, max_file_size: int) -> N
         made.refresh()
         tree.set_times(path, attributes.times(entry))
     else:
+        if kind == tar.HARD_LINK and filler is not None:
+            filler.wait()  # owner, mode and times that come with the link are the file's too, and come last
         try:
             _make_by_name(entry, tree, directory, base)
         except FileExistsError:
@@ -86,25 +98,29 @@ def _place(entry: Entry, reader: TarReader, tree: Tree, max_file_size: int) -> N
     tree.claim(directory, base)
 
 
-def _make_file(entry: Entry, reader: TarReader, tree: Tree, directory: Directory, base: bytes) -> None:
+def _make_file(
+    entry: Entry, reader: TarReader, tree: Tree, filler: Filler | None, directory: Directory, base: bytes
+) -> None:
     """Make a regular file with its content."""
     try:
         fd = os.open(base, _NEW_FILE, entry.mode, dir_fd=directory.fd)
     except FileExistsError:
         tree.make_way(directory, base)
         fd = os.open(base, _NEW_FILE, entry.mode, dir_fd=directory.fd)
+    if filler is not None and entry.size <= _SMALL and entry.segments is None:
+        filler.add(fd, reader.whole(), entry, untouched=directory.plain)
+        return
     try:
         if entry.segments is None:
             for piece in reader.content():
-                _write(fd, piece)
+                write(fd, piece)
         else:
             for offset, size in entry.segments:
                 os.lseek(fd, offset, os.SEEK_SET)
                 for piece in reader.part(size):
-                    _write(fd, piece)
+                    write(fd, piece)
             os.ftruncate(fd, entry.real_size)
-        attributes.dress(fd, entry, untouched=directory.plain)
-        os.utime(fd, ns=attributes.times(entry))
+        finish(fd, entry, untouched=directory.plain)
     finally:
         os.close(fd)
 
@@ -128,10 +144,3 @@ def _make_by_name(entry: Entry, tree: Tree, directory: Directory, base: bytes) -
         except OverflowError as error:
             raise ArchiveError(f"device number {entry.major}:{entry.minor} is out of range") from error
         os.mknod(base, _NODE_TYPES[entry.kind] | entry.mode, device, dir_fd=directory.fd)
-
-
-def _write(fd: int, piece: memoryview) -> None:
-    """Write all of `piece`."""
-    written = os.write(fd, piece)
-    while written < len(piece):  # the disk is filling up; the next call says so
-        written += os.write(fd, piece[written:])

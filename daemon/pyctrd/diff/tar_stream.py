@@ -100,6 +100,15 @@ class ByteStream:
         """Return exactly `size` bytes. Raises ArchiveError if fewer are left."""
         return b"".join(self.pieces(size))
 
+    def piece(self, size: int) -> bytes | memoryview:
+        """Return exactly `size` bytes, not copied where possible. Raises ArchiveError if fewer are left."""
+        at = self._at
+        end = at + size
+        if end <= self._end:
+            self._at = end
+            return self._view[at:end]
+        return self.take(size)
+
     def pieces(self, size: int) -> Iterator[memoryview]:
         """Yield the next `size` bytes in pieces. Raises ArchiveError if fewer are left."""
         while size:
@@ -167,6 +176,11 @@ class TarReader:
         """Yield the content of the entry that was returned last, or what is left of it, in pieces."""
         size, self._left = self._left, 0
         return self._stream.pieces(size)
+
+    def whole(self) -> bytes | memoryview:
+        """Return the content of the entry that was returned last at once; for small ones."""
+        size, self._left = self._left, 0
+        return self._stream.piece(size)
 
     def part(self, size: int) -> Iterator[memoryview]:
         """Yield the next `size` bytes of that content, of which as many must be left."""

@@ -6,7 +6,8 @@ It is started with its socket as standard input and the daemon's import path as 
     mount what the request names    with all privileges, nothing of the archive read
     import the codec                from the host's files, which are gone afterwards
     leave the host's files          `stage`
-    drop privileges, filter calls   `cage`
+    fork what fills small files     `filling`
+    drop privileges, filter calls   `cage`, in both processes
     start threads, read the blob
 """
 
@@ -23,6 +24,7 @@ from pyctrd.diff.apply import apply
 from pyctrd.diff.compare import Comparison
 from pyctrd.diff.compression import Compression, compressor, decompressor
 from pyctrd.diff.errors import ArchiveError, TooLarge
+from pyctrd.diff.filling import Filler
 from pyctrd.diff.pipeline import Pipeline, Sink
 from pyctrd.diff.stage import Stage
 from pyctrd.diff.tar_stream import ByteStream, TarReader
@@ -30,6 +32,8 @@ from pyctrd.diff.tar_writer import TarWriter
 from pyctrd.diff.tree import Tree
 
 _SOCKET_FD = 0
+# What is smaller, in bytes, has no files that would make up for the start of a second process.
+_LARGE_BLOB = 1 << 20
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM))
 
 
@@ -93,11 +97,14 @@ def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> byte
     with Stage() as stage:
         target_fd, style = stage.target(request.mounts)
         lower_fd = stage.lower(request.mounts)
-    _lock_in(daemon, cage.MAKING_FILES, request.max_file_size)
+    many = os.fstat(blob_fd).st_size >= _LARGE_BLOB
+    filler = Filler(lambda: _lock_in(cage.MAKING_FILES, request.max_file_size)) if many else None
+    _lock_in(cage.MAKING_FILES, request.max_file_size)
+    _end_with(daemon)
     pipeline = Pipeline(chunks)
     stream = ByteStream(iter(pipeline))
     opaque = OpaqueDirectories(daemon)
-    apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size)
+    apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size, filler)
     opaque.flush()
     stream.drain()
     if request.sync_fs:
@@ -112,23 +119,27 @@ def _compare(request: messages.CompareRequest, out_fd: int, daemon: socket) -> b
         left_fd = stage.show(request.left, "left")
         right_fd = stage.show(request.right, "right")
         upper_fd = stage.added(request.left, request.right)
-    _lock_in(daemon, cage.READING_FILES, 0)
+    _lock_in(cage.READING_FILES, 0)
+    _end_with(daemon)
     sink = Sink(codec, out_fd)
     epoch = request.epoch if request.epoch >= 0 else None
     Comparison(left_fd, right_fd, TarWriter(sink.write), epoch=epoch, upper_fd=upper_fd).write()
     return _succeeded(*sink.finish())
 
 
-def _lock_in(daemon: socket, kept: tuple[str, ...], max_file_size: int) -> None:
-    """Give up everything that the work to come does not take, and live no longer than the daemon."""
+def _lock_in(kept: tuple[str, ...], max_file_size: int) -> None:
+    """Give up everything that the work to come does not take."""
     cage.drop_privileges(kept)
     cage.limit_resources(max_file_size)
     cage.filter_system_calls()
-    Thread(target=_end_with, args=(daemon,), daemon=True).start()
 
 
 def _end_with(daemon: socket) -> None:
-    """End this process when the daemon has gone: whoever starts next must not find files still changing."""
+    """Live no longer than the daemon: whoever starts next must not find files still changing."""
+    Thread(target=_wait_for_end, args=(daemon,), daemon=True).start()
+
+
+def _wait_for_end(daemon: socket) -> None:
     poller = poll()
     poller.register(daemon.fileno(), 0)  # POLLHUP comes unasked
     while not any(event & POLLHUP for _, event in poller.poll()):
