@@ -3,12 +3,16 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pyctr_wire.containerd.types.transfer.progress_pb2 import Progress
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+
+# What is said of something that has all its bytes.
+_WHOLE: Final = frozenset({"complete", "already exists", "extracted", "saved", "pushed content"})
 
 
 class Display(Protocol):
@@ -50,7 +54,7 @@ class Bars:
                 self.live.console.print(progress.event, style="dim", highlight=False)
             return
         total = progress.total or progress.desc.size
-        done = total if progress.event in ("complete", "already exists", "extracted") else progress.progress
+        done = total if progress.event in _WHOLE else progress.progress
         kind, _, digest = progress.name.partition("-sha256:")
         task = self._tasks.get(progress.name)
         if task is None:

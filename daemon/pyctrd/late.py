@@ -37,7 +37,7 @@ def add(parts: "Parts") -> None:
     for servicer in (
         diff.Diff(differ),
         streaming.Streaming(streams),
-        transfer.Transfer(transfers, streams),
+        transfer.Transfer(transfers, streams, parts.operations),
         _engine(parts, transfers),
     ):
         parts.dispatch.add(servicer)

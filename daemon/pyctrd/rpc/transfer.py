@@ -17,9 +17,10 @@ from pyctrd.core.platforms import Platform, normalize
 from pyctrd.registry.credentials import Credentials
 from pyctrd.rpc import convert
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
+from pyctrd.runtime.operations import Operation, Operations
 from pyctrd.streams.manager import Stream, StreamManager
 from pyctrd.transfer import requests
-from pyctrd.transfer.progress import Report
+from pyctrd.transfer.progress import Listener, Report
 from pyctrd.transfer.service import Transfers
 
 _Message = TypeVar("_Message", bound=Message)
@@ -30,10 +31,11 @@ class Transfer:
 
     SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Transfer"]
 
-    def __init__(self, transfers: Transfers, streams: StreamManager) -> None:
-        """Serve `transfers`, to which clients talk over `streams` while they run."""
+    def __init__(self, transfers: Transfers, streams: StreamManager, operations: Operations) -> None:
+        """Serve `transfers`, to which clients talk over `streams` while they run and which `operations` lists."""
         self._transfers = transfers
         self._streams = streams
+        self._operations = operations
 
     async def Transfer(self, request: pb.TransferRequest, context: Context) -> Empty:
         """Move an image; when this returns it is there. Unimplemented for a pair that makes no sense."""
@@ -49,8 +51,45 @@ class Transfer:
                 credentials = ClientCredentials(self._streams.get(ns, one.auth_stream), one.reference)
         name = request.options.progress_stream
         listener = ProgressStream(self._streams.get(ns, name)) if name else None
-        await self._transfers.transfer(ns, lease_of(context), source, destination, credentials, listener)
+        with self._operations.listed(ns, *_subject(source, destination)) as operation:
+            staged = _Staged(operation, listener)
+            await self._transfers.transfer(ns, lease_of(context), source, destination, credentials, staged)
         return Empty()
+
+
+def _subject(source: requests.Endpoint, destination: requests.Endpoint) -> tuple[str, str]:
+    """Return what a transfer is about, and what it does with that."""
+    match source, destination:
+        case requests.Registry(), _:
+            return f"image {source.reference}", "pull"
+        case _, requests.Registry():
+            return f"image {destination.reference}", "push"
+        case requests.ImageStore(), requests.ImageStore():
+            return f"image {source.name}", "tag"
+        case requests.ImageStore(), _:
+            return f"image {source.name}", "export"
+        case _:
+            return f"archive {source.stream}", "import"
+
+
+class _Staged:
+    """Keeps the stage of an operation up to date, and tells the client if it listens."""
+
+    def __init__(self, operation: Operation, client: Listener | None) -> None:
+        self._operation = operation
+        self._client = client
+
+    async def send(self, report: Report) -> None:
+        """Take in a report. Raises Cancelled if the client went away."""
+        if report.descriptor is None:
+            self._operation.stage = report.event
+        if self._client is not None:
+            await self._client.send(report)
+
+    async def close(self) -> None:
+        """End the client's stream."""
+        if self._client is not None:
+            await self._client.close()
 
 
 class ClientCredentials:

@@ -1,5 +1,6 @@
 """What the daemon is doing: every operation with its stage, start and deadline, and the last ones that failed."""
 
+import asyncio
 import itertools
 import os
 import time
@@ -52,6 +53,18 @@ class Operations:
         An ApiError passes as it is: its text was written for clients. An OSError leaves as UnknownError with
         the object, the operation and the stage in front.
         """
+        with self.listed(namespace, subject, name, timeout=timeout) as operation:
+            try:
+                yield operation
+            except OSError as error:
+                text = f"{subject}: {name}: {operation.stage}: {os.strerror(error.errno) if error.errno else error}"
+                if error.filename:
+                    text += f": {error.filename}"
+                raise UnknownError(text) from error
+
+    @contextmanager
+    def listed(self, namespace: str, subject: str, name: str, *, timeout: float | None = None) -> Iterator[Operation]:
+        """Enter an operation as `begin` does, whose errors pass as they are."""
         now = datetime.now(UTC)
         operation = Operation(
             f"op{next(self._ids)}", namespace, subject, name, "begin", now,
@@ -63,12 +76,9 @@ class Operations:
         except ApiError as error:
             self._fail(operation, str(error))
             raise
-        except OSError as error:
-            text = f"{subject}: {name}: {operation.stage}: {os.strerror(error.errno) if error.errno else error}"
-            if error.filename:
-                text += f": {error.filename}"
-            self._fail(operation, text)
-            raise UnknownError(text) from error
+        except asyncio.CancelledError:
+            self._fail(operation, "its client went away")
+            raise
         except BaseException as error:
             self._fail(operation, f"{type(error).__name__}: {error}")
             raise

@@ -1,5 +1,7 @@
 """The table of what is under way."""
 
+import asyncio
+
 import pytest
 
 from pyctr_wire.errors import NotFound, UnknownError
@@ -43,3 +45,11 @@ def test_failures_are_bounded() -> None:
             raise NotFound("x")
     assert operations.about("c9") == []
     assert len(operations.about("c10")) == 1
+
+
+def test_a_client_that_goes_away_is_a_reason() -> None:
+    operations = Operations()
+    with pytest.raises(asyncio.CancelledError), operations.listed("default", "image x", "pull"):
+        raise asyncio.CancelledError
+    (kept,) = operations.about("x")
+    assert kept.error == "its client went away"
