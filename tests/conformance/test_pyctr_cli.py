@@ -128,6 +128,10 @@ def test_limits_sysctls_and_devices(pyctr: Pyctr, name: str) -> None:
     out = pyctr("exec", name, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward; echo $(ls -l /dev/nothing)")
     assert out.splitlines()[0] == "1"
     assert "1, 5" in out
+    script = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes; echo x >x"  # version 2, version 1
+    seen = pyctr.run("exec", name, "sh", "-c", script)
+    assert seen.stdout == f"{64 << 20}\n"
+    assert seen.returncode != 0
     used = json.loads(pyctr("stats", "--no-stream", "--format", "json", name))
     assert used["MemUsage"].endswith("64MiB")
     assert used["PIDs"] == 1

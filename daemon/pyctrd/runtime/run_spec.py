@@ -158,9 +158,7 @@ def _mounts(options: RunOptions, found: Found) -> list[dict[str, Any]]:
     """Return all mounts in order; a user's mount replaces a default one at the same place and what is below it."""
     chosen = run_options.user_mounts(options.mounts)
     taken = {str(mount["destination"]) for mount in chosen}
-    defaults = default_spec.default_mounts()
-    if found.cgroup_namespaces:
-        defaults.append(default_spec.cgroup_mount())
+    defaults = [*default_spec.default_mounts(), default_spec.cgroup_mount()]
     if options.network == "host":
         defaults += [_bind(path, path, "ro") for path in found.network_files]
     if options.init:

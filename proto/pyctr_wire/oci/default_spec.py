@@ -75,7 +75,7 @@ def default_mounts() -> list[dict[str, Any]]:
 
 
 def cgroup_mount() -> dict[str, Any]:
-    """Return the mount that shows a container its own cgroup, where there are cgroup namespaces."""
+    """Return the mount that shows a container its own cgroup: many programs size themselves by the limits in it."""
     return _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro")
 
 
