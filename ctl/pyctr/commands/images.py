@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import completing, output, references
+from pyctr import completing, output, output_file, references
 from pyctr.connection import CONTENT, IMAGES, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -188,7 +188,7 @@ def export(session: Session, *, name: str, target: str, platforms: tuple[str, ..
     if target == "-" and sys.stdout.isatty():
         raise CommandError("an archive is nothing for a terminal: name a file with -o, or use a pipe")
     with ExitStack() as stack:
-        stream = sys.stdout.buffer if target == "-" else stack.enter_context(Path(target).open("wb"))
+        stream = sys.stdout.buffer if target == "-" else stack.enter_context(output_file.written(target))
         transfer.export_archive(
             session.connection, found.name, stream, platforms=platforms, every_platform=all_platforms
         )
@@ -286,7 +286,7 @@ def from_host(session: Session, *, name: str, programs: tuple[str, ...], target:
         if target is not None:
             import shutil
 
-            with Path(target).open("wb") as file:
+            with output_file.written(target) as file:
                 shutil.copyfileobj(archive, file)
             return
         for stored in transfer.import_archive(session.connection, archive, platform="", snapshotter=""):

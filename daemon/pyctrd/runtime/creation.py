@@ -34,7 +34,7 @@ from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
-from pyctrd.core.platforms import Platform
+from pyctrd.core.platforms import Platform, normalize
 from pyctrd.runtime import image_lookup, run_options, run_spec
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
 from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
@@ -139,7 +139,7 @@ class Creator:
         self._leases = leases
         self._logs = logs
         self._volumes = volumes
-        self._host = Platform("linux", platform.machine())
+        self._host = normalize(Platform("linux", platform.machine()))
 
     def create(self, request: Request) -> Created:
         """Make a container.
