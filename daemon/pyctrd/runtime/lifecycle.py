@@ -270,8 +270,11 @@ def _unclaimed(task: Task, token: str) -> Task:
 
 
 def _known(task: Task) -> Deleted:
-    """Return what the table knows of the task's end."""
+    """Return what the table knows of the task's end, or else its record: that is there before the event is told."""
     ended = task.init.exit
     if ended is None:
-        raise UnknownError(f"task {task.id}: its shim does not know it and has recorded no exit")
+        record = task.bundle.exit_of("")
+        if record is None:
+            raise UnknownError(f"task {task.id}: its shim does not know it and has recorded no exit")
+        return Deleted(record.pid, record.exit)
     return Deleted(task.init.pid, ended)

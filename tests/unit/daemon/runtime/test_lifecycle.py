@@ -194,6 +194,17 @@ async def test_delete_whose_client_left_answers_the_retry_once(tmp_path: Path, z
             await daemon.lifecycle.delete(NS, "web")
 
 
+async def test_a_record_is_enough_where_the_shim_knows_no_more(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """It has deleted the container, the answer was lost, and the event of the exit is still on its way."""
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        one.record("", 4000, 7)
+        one.script["Delete"].append(NotFound("container not created"))
+        deleted = await daemon.lifecycle.delete(NS, "web")
+        assert (deleted.pid, deleted.exit.exit_status) == (4000, 7)
+        await gone(daemon)
+
+
 async def test_created_task_is_deleted(tmp_path: Path, zygote: ScriptedZygote) -> None:
     async with engine(tmp_path, zygote) as daemon:
         await daemon.create()
