@@ -258,7 +258,7 @@ class Loop:
             handler = None
         fired = self._run_timers()
         if self._when_idle is not None and not (ready or fired or self._soon):
-            self._idle_seconds = self._when_idle()
+            self._guarded(self._idle)
         while self._soon:
             self._guarded(self._soon.popleft())
 
@@ -282,6 +282,10 @@ class Loop:
             self._guarded(heapq.heappop(self._timers).fire)
             fired = True
         return fired
+
+    def _idle(self) -> None:
+        assert self._when_idle is not None
+        self._idle_seconds = self._when_idle()
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:

@@ -8,6 +8,7 @@ The lock is held for the shim's whole life and by the kernel's grace no longer: 
 is gone. A crash before shim.json leaves a bundle without an address, after it an address where nobody answers.
 """
 
+import contextlib
 import copyreg
 import fcntl
 import json
@@ -141,13 +142,20 @@ class Shim:
         try:
             os.ftruncate(self._common.memory_fd, 0)
             os.pwrite(self._common.memory_fd, data, 0)
+            statuses = self._tasks.statuses(self._identity.id)
+            write_file(f"{self._identity.bundle}/asleep", json.dumps(statuses).encode())
         except OSError as error:
-            journal.log("not enough memory to fall asleep", error=str(error))
+            journal.log("no room to fall asleep in", error=str(error))
             return
         os._exit(ASLEEP)
 
     def _reopen_logs(self) -> None:
         self._tasks.reopen_logs()
+
+    def woken(self) -> None:
+        """Go on after another worker: what it wrote down for the daemon may be wrong from now on."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._identity.bundle}/asleep")
 
     def _attach(self, _events: int) -> None:
         assert self._attach_listener is not None
@@ -168,6 +176,7 @@ def wake(common: Common) -> Shim:
     where, shim = pickle.loads(os.pread(common.memory_fd, size, 0))  # noqa: S301 - written by _sleep
     journal.resume(where)
     assert isinstance(shim, Shim)
+    shim.woken()
     return shim
 
 

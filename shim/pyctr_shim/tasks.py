@@ -119,6 +119,11 @@ class Tasks:
         task = self._tasks.get(task_id)
         return task.init.pid if task is not None else 0
 
+    def statuses(self, task_id: str) -> dict[str, tuple[int, str]]:
+        """Return pid and status of each process of a container by exec id, "" for the first one."""
+        task = self._tasks.get(task_id)
+        return {one.exec_id: (one.pid, one.status.value) for one in task.processes()} if task is not None else {}
+
     def streams(self, exec_id: str) -> Streams:
         """Return the streams of a process of this shim's own container, for the attach socket; raises NotFound."""
         return self.find(self._identity.id).process(exec_id).streams

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -59,11 +60,13 @@ class ScriptedShim:
         self._lock_fd = os.open(self.bundle / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._server: asyncio.Server | None = None
+        # Whose end is the shim's, for those who are not connected.
+        self._stand_in = subprocess.Popen(["sleep", "infinity"])
 
     async def serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Connection(self), self.request.socket)
-        record = {"pid": os.getpid(), "address": f"unix://{self.request.socket}", "attach": self.request.attach}
+        record = {"pid": self._stand_in.pid, "address": f"unix://{self.request.socket}", "attach": self.request.attach}
         (self.bundle / "shim.json").write_text(json.dumps({**record, "version": 1}))
         await loop.create_unix_connection(lambda: _Connection(self), sock=connection)
 
@@ -79,6 +82,8 @@ class ScriptedShim:
         for transport in list(self._transports):
             transport.abort()
         os.close(self._lock_fd)
+        self._stand_in.kill()
+        self._stand_in.wait()
 
     def kill(self) -> None:
         """Let it die if it lives."""

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pyctr_wire.errors import AlreadyExists
-from pyctrd.core.tasks import Exit
+from pyctrd.core.tasks import Exit, Status
 
 VERSION: Final = 1
 
@@ -101,6 +101,16 @@ class Bundle:
         if record is None:
             return None
         return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
+
+    def asleep(self) -> dict[str, tuple[int, Status]] | None:
+        """Return pid and status of each process by exec id, "" for init; None unless the shim sleeps."""
+        record = _read_json(self.path / "asleep")
+        if record is None:
+            return None
+        try:
+            return {str(exec_id): (int(pid), Status(status)) for exec_id, (pid, status) in record.items()}
+        except (TypeError, ValueError):
+            return None
 
     def exits(self) -> dict[str, ExitRecord]:
         """Return the recorded exits by exec id, "" for init."""

@@ -20,7 +20,7 @@ from pyctrd.core.tasks import LOST_EXIT_STATUS, Exit, Status
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Job, Joining, Owners
-from pyctrd.runtime.shims import Shims
+from pyctrd.runtime.shims import Shims, whereabouts
 from pyctrd.runtime.table import Process, Task
 from pyctrd.runtime.tasks import Tasks
 
@@ -45,12 +45,13 @@ class Undertaker:
         self._group = group
 
     def watch(self, task: Task) -> None:
-        """Bury the task when the connection to its shim closes by itself."""
+        """Bury the task when its shim ends, or its connection closes by itself. Without calls that one may rest."""
         assert task.shim is not None
         if task.shim.closed:
             self._noticed(task)
         else:
             task.shim.on_close = lambda: self._noticed(task)
+            task.shim.may_rest(lambda: whereabouts(task.bundle))
 
     def _noticed(self, task: Task) -> None:
         task.shim = None

@@ -7,7 +7,7 @@ stopped shim makes its own task unresponsive and delays nobody.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -85,7 +85,13 @@ class Recovery:
             _log.error("task.not_recovered", namespace=task.namespace, container=task.id, error=str(error))
 
     async def _adopt(self, task: Task) -> None:
-        """Connect to a live shim and learn its task's state; one that does not answer is asked until it does."""
+        """Connect to a live shim and learn its task's state; one that does not answer is asked until it does.
+
+        One that sleeps has written that down, and is not woken: whatever happens to its task it will tell.
+        """
+        asleep = task.bundle.asleep()
+        if asleep is not None and self._adopt_asleep(task, asleep):
+            return
         try:
             task.shim = await self._shims.find(task.bundle)
         except ShimGone:
@@ -105,6 +111,21 @@ class Recovery:
                 await self._discard(task)
         except DeadlineExceeded:
             return
+
+    def _adopt_asleep(self, task: Task, known: Mapping[str, tuple[int, Status]]) -> bool:
+        """Take over a sleeping shim's task; False if it has to be asked after all."""
+        for process in task.processes:
+            process.pid, status = known.get(process.exec_id, (process.pid, Status.STOPPED))
+            if process.exit is None:
+                if status is Status.STOPPED:  # gone, or ended without a record
+                    return False
+                process.status = status
+        try:
+            task.shim = self._shims.at_rest(task.bundle)
+        except ShimGone:
+            return False
+        self._undertaker.watch(task)
+        return True
 
     async def _take_over_dead(self, task: Task) -> None:
         bundle = task.bundle

@@ -1,11 +1,16 @@
-"""A ttrpc client on the event loop: one connection to one shim, any number of calls at once, a deadline on each."""
+"""A ttrpc client on the event loop: one connection to one shim, any number of calls at once, a deadline on each.
+
+A client that nobody calls may rest: it closes the connection, so that the shim, which may be asleep, need not wake
+up when this daemon ends, and connects again for the next call. Meanwhile the end of the shim's process tells of its
+loss.
+"""
 
 import asyncio
 import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -13,6 +18,7 @@ from pyctr_wire import ttrpc
 from pyctr_wire.errors import ApiError, DeadlineExceeded, PermissionDenied, ResourceExhausted, Unavailable
 
 TASK_SERVICE: Final = "containerd.task.v3.Task"
+REST_AFTER: Final = 1.0  # seconds without a call; less than it takes a shim to fall asleep
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -21,8 +27,15 @@ class ShimGone(Unavailable):
     """The connection to the shim is closed."""
 
 
+class Whereabouts(NamedTuple):
+    """A live shim's socket, and the process whose end is the shim's."""
+
+    path: str
+    pid: int
+
+
 class ShimClient(asyncio.Protocol):
-    """The connection; `on_close` is called once when the peer has closed it, not after `close`."""
+    """The way to a shim; `on_close` is called once when the shim has ended or broken it, not after `close`."""
 
     def __init__(self, name: str, metadata: Mapping[str, str]) -> None:
         """Name the peer for error texts ("task web") and give the metadata of every call."""
@@ -33,6 +46,12 @@ class ShimClient(asyncio.Protocol):
         self._next_id = 1
         self._transport: asyncio.Transport | None = None
         self._gone = asyncio.Event()
+        self._find: Callable[[], Whereabouts | None] | None = None
+        self._path = ""
+        self._pidfd = -1
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._resting: asyncio.Event | None = None  # set once the connection that is being closed is closed
+        self._connecting = asyncio.Lock()
         self.on_close: Callable[[], None] | None = None
 
     @classmethod
@@ -49,24 +68,26 @@ class ShimClient(asyncio.Protocol):
 
         Raises ShimGone if nobody listens there, PermissionDenied if the listener is another user's.
         """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            # Connecting to a unix socket never blocks: it succeeds, or fails with EAGAIN when the backlog is full.
-            connection.connect(path)
-            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        except OSError as error:
-            connection.close()
-            raise ShimGone(f"{name}: shim at {path}: {os.strerror(error.errno or 0)}") from error
-        if uid != os.geteuid():
-            connection.close()
-            raise PermissionDenied(f"{name}: shim at {path} runs as user {uid}")
-        return await cls.over(connection, name, metadata)
+        return await cls.over(_connect(path, name), name, metadata)
+
+    @classmethod
+    def at_rest(cls, where: Whereabouts, name: str, metadata: Mapping[str, str]) -> "ShimClient":
+        """Return a client that connects when it is called. Raises ShimGone if there is no such process."""
+        client = cls(name, metadata)
+        client._find = lambda: where
+        if not client._watch_process():
+            raise ShimGone(f"{name}: shim {where.pid} has ended")
+        return client
+
+    def may_rest(self, find: Callable[[], Whereabouts | None]) -> None:
+        """Close the connection from now on when nobody calls for a while; `find` tells then where the shim is."""
+        self._find = find
+        self._rest_later()
 
     @property
     def closed(self) -> bool:
         """Whether no call can be made any more."""
-        return self._transport is None
+        return self._transport is None and self._pidfd < 0
 
     async def call(
         self, method: str, request: Message, reply: type[Reply], seconds: float, *, service: str = TASK_SERVICE
@@ -76,8 +97,10 @@ class ShimClient(asyncio.Protocol):
         Raises the ApiError that the shim answers, DeadlineExceeded if it does not answer in time, ShimGone if the
         connection is or gets closed. Cancelling only forgets the call: the shim carries it out.
         """
-        if self._transport is None:
-            raise ShimGone(f"{self._name}: {method}: ttrpc: closed")
+        transport = self._transport
+        if transport is None or self._resting is not None:
+            transport = await self._connect_again(method)
+        self._stay_awake()
         stream_id = self._next_id
         self._next_id += 2
         data = ttrpc.encode_request(
@@ -88,7 +111,7 @@ class ShimClient(asyncio.Protocol):
         self._calls[stream_id] = future
         # Cheaper than asyncio.timeout, and every call has one.
         timer = loop.call_later(seconds, _expire, future)
-        self._transport.write(ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
+        transport.write(ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
         try:
             return reply.FromString(await future)
         except ConnectionResetError:
@@ -98,6 +121,7 @@ class ShimClient(asyncio.Protocol):
         finally:
             timer.cancel()
             self._calls.pop(stream_id, None)
+            self._rest_later()
 
     async def wait_closed(self, seconds: float) -> None:
         """Return when the peer has closed the connection; raises TimeoutError if it has not in `seconds`."""
@@ -107,6 +131,9 @@ class ShimClient(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection; calls under way fail with ShimGone."""
         self.on_close = None
+        self._find = None
+        self._stay_awake()
+        self._forget_process()
         if self._transport is not None:
             self._transport.close()
 
@@ -131,12 +158,91 @@ class ShimClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._transport = None
-        self._gone.set()
+        if self._resting is not None:
+            self._resting.set()
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(ConnectionResetError())
+        if self._pidfd < 0:
+            self._lost()
+
+    # --- resting ---
+
+    def _rest_later(self) -> None:
+        if self._find is not None and self._rest_timer is None and not self._calls and self._transport is not None:
+            self._rest_timer = asyncio.get_running_loop().call_later(REST_AFTER, self._rest)
+
+    def _stay_awake(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+
+    def _rest(self) -> None:
+        self._rest_timer = None
+        if self._transport is not None and (self._pidfd >= 0 or self._watch_process()):
+            self._resting = asyncio.Event()
+            self._transport.close()
+
+    def _watch_process(self) -> bool:
+        """Learn of the shim's end by its process; False if that is not to be had."""
+        where = self._find() if self._find is not None else None
+        if where is None:
+            return False
+        try:
+            self._pidfd = os.pidfd_open(where.pid)
+        except OSError:
+            return False
+        self._path = where.path
+        asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+        return True
+
+    def _forget_process(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _process_ended(self) -> None:
+        self._forget_process()
+        if self._transport is None:
+            self._lost()
+
+    def _lost(self) -> None:
+        self._gone.set()
         if self.on_close is not None:
             self.on_close()
+
+    async def _connect_again(self, method: str) -> asyncio.Transport:
+        async with self._connecting:
+            if self._resting is not None:
+                await self._resting.wait()
+                self._resting = None
+            if self._transport is None:
+                if self._pidfd < 0:
+                    raise ShimGone(f"{self._name}: {method}: ttrpc: closed")
+                connection = _connect(self._path, self._name)
+                self._decoder = ttrpc.FrameDecoder()
+                self._next_id = 1
+                await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connection)
+            assert self._transport is not None
+            return self._transport
+
+
+def _connect(path: str, name: str) -> socket.socket:
+    """Return a socket connected to a listening shim; raises what `ShimClient.connect` does."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        # Connecting to a unix socket never blocks: it succeeds, or fails with EAGAIN when the backlog is full.
+        connection.connect(path)
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except OSError as error:
+        connection.close()
+        raise ShimGone(f"{name}: shim at {path}: {os.strerror(error.errno or 0)}") from error
+    if uid != os.geteuid():
+        connection.close()
+        raise PermissionDenied(f"{name}: shim at {path} runs as user {uid}")
+    return connection
 
 
 def _expire(future: "asyncio.Future[bytes]") -> None:

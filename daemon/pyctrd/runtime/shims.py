@@ -20,7 +20,7 @@ from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
 from pyctrd.runtime.bundle import Bundle
-from pyctrd.runtime.shim_client import ShimClient, ShimGone
+from pyctrd.runtime.shim_client import ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds
@@ -133,6 +133,14 @@ class Shims:
         path = shim.address.removeprefix("unix://")
         return await ShimClient.connect(path, f"task {bundle.manifest.id}", _metadata(bundle.manifest.namespace))
 
+    def at_rest(self, bundle: Bundle) -> ShimClient:
+        """Return the way to a live shim that sleeps, which does not wake it; raises ShimGone."""
+        where = whereabouts(bundle)
+        name = f"task {bundle.manifest.id}"
+        if where is None:
+            raise ShimGone(f"{name}: its shim has not written its address")
+        return ShimClient.at_rest(where, name, _metadata(bundle.manifest.namespace))
+
     async def find(self, bundle: Bundle) -> ShimClient:
         """Return a connection to a live shim that may still be starting; raises ShimGone if it is not to be had."""
         loop = asyncio.get_running_loop()
@@ -233,6 +241,12 @@ class Shims:
             text = result.stderr[-_MAX_ERROR_TEXT:].decode(errors="replace").strip()
             raise UnknownError(f"task {manifest.id}: shim {action}: exit status {result.returncode}: {text}")
         return result.stdout
+
+
+def whereabouts(bundle: Bundle) -> Whereabouts | None:
+    """Return where a bundle's shim is, once it has said so; one of another make never does."""
+    shim = bundle.shim()
+    return Whereabouts(shim.address.removeprefix("unix://"), shim.pid) if shim is not None else None
 
 
 def _metadata(namespace: str) -> dict[str, str]:

@@ -119,8 +119,10 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
         lockdown.die_with_parent(channel)
         set_name("pyctr-ahead")
         pagemap.populate(pages)
-        _be_init(channel)
+        pid = _be_init(channel)
         made = namespaces.make_ahead()
+        if pid:
+            channel.send(Message.INIT, pid=pid)
         answer = channel.receive()
     except OSError as error:
         channel.fail(f"forked ahead: {describe(error)}", error.errno or 0)
@@ -137,20 +139,21 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
     _go(channel, take, made)
 
 
-def _be_init(channel: Channel) -> None:
-    """Go on as init of a new PID namespace, having told the parent its pid.
+def _be_init(channel: Channel) -> int:
+    """Go on as init of a new PID namespace and return its pid as the host has it, 0 if the parent has been told.
 
     Where that can be, the process that there was keeps the memory, so that it is not the exec that takes it down:
     whoever starts a container does not wait for that.
     """
     if routines() is not None:
-        channel.send(Message.INIT, pid=step_out(Clone.NEWPID))
+        pid = step_out(Clone.NEWPID)
     else:
         pid, _pidfd = clone3(Clone.NEWPID | Clone.PARENT, 0)
         if pid:
             channel.send(Message.INIT, pid=pid)
             os._exit(0)
     lockdown.die_with_parent(channel)
+    return pid
 
 
 def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:

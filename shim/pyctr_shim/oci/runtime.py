@@ -33,6 +33,10 @@ __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "
 SECCOMP_CACHE: Final = os.environ.get("PYCTR_SECCOMP_CACHE", "/var/lib/pyctr/seccomp")
 
 
+class InitVanished(OciError):
+    """A container's init has ended before it was ready, and has not said why."""
+
+
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
     """How to create, beside what config.json says.
@@ -236,8 +240,15 @@ def create(
         hierarchies=hierarchies,
         staged=hierarchies.is_v2,
     )
+    was_ahead = bool(_ahead)
     try:
-        container = _create(request) or _create(replace(request, staged=True))
+        try:
+            container = _create(request) or _create(replace(request, staged=True))
+        except InitVanished:
+            if not was_ahead:
+                raise
+            # Killed while it waited, which says nothing about this container.
+            container = _create(request)
     finally:
         if listening:
             listening.close()
@@ -272,7 +283,7 @@ def _create(request: init.Request) -> Container | None:
                 _raise_failure(fields)
             elif message is Message.CREATED:
                 return _container(request, child, console_fd, fields)
-        _raise_failure({"text": "container init ended without a word", "errno": 0})
+        _raise_vanished()
     except BaseException as error:
         if console_fd >= 0:
             os.close(console_fd)
@@ -282,6 +293,10 @@ def _create(request: init.Request) -> Container | None:
         except OciError as left:
             raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
         raise
+
+
+def _raise_vanished() -> NoReturn:
+    raise InitVanished("container init ended without a word")
 
 
 def _pidfd_of_init(pid: int) -> int:

@@ -140,6 +140,72 @@ async def test_adoption(tmp_path: Path, zygote: ScriptedZygote) -> None:
         await new.start("created")
 
 
+async def test_resting(tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without calls there is no connection, the next call makes one, and the shim's loss is seen all the same."""
+    monkeypatch.setattr("pyctrd.runtime.shim_client.REST_AFTER", 0.01)
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        for _ in range(3):
+            await until(lambda: not one.connected)
+            await asyncio.gather(*(daemon.exec(f"e{len(one.calls)}-{number}") for number in range(3)))
+        await until(lambda: not one.connected)
+        one.exit("", 3)
+        assert (await daemon.tasks.wait(NS, "web", "")).exit_status == 3
+        assert (await daemon.lifecycle.delete(NS, "web")).exit.exit_status == 3
+        two = await daemon.run("other")
+        await until(lambda: not two.connected)
+        two.die()
+        assert (await daemon.tasks.wait(NS, "other", "")).exit_status == 255
+        await until(lambda: daemon.programs.commands == ["delete"])
+
+
+async def test_calls_while_the_connection_is_being_closed(
+    tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyctrd.runtime.shim_client.REST_AFTER", 0)
+    async with engine(tmp_path, zygote) as daemon:
+        await daemon.run()
+        for number in range(100):
+            await daemon.exec(f"e{number}")
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+
+
+async def test_sleeping_shims_are_not_woken(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as old:
+        one = await old.run()
+        for exec_id in ("gone", "runs"):
+            await old.exec(exec_id)
+            await old.start(exec_id=exec_id)
+    (one.bundle / "asleep").write_text('{"": [4000, "paused"], "runs": [4002, "running"], "gone": [4001, "created"]}')
+    calls = list(one.calls)
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        task = new.tasks.find(NS, "web")
+        assert (task.init.status, task.init.pid) == (Status.PAUSED, 4000)
+        assert (task.execs["runs"].status, task.execs["runs"].pid) == (Status.RUNNING, 4002)
+        assert task.execs["gone"].status is Status.CREATED
+        assert one.calls == calls
+        assert not one.connected
+        one.exit("runs", 5)
+        assert (await new.tasks.wait(NS, "web", "runs")).exit_status == 5
+        await new.tasks.kill(NS, shim.KillRequest(id="web", signal=9))
+        assert one.calls == [*calls, "Kill"]
+        assert (await new.tasks.wait(NS, "web", "")).exit_status == 137
+
+
+@pytest.mark.parametrize("text", ['{"": [4000, "stopped"]}', "{}", "[]", '{"": "running"}', '{"": [1, "odd"]}', "not"])
+async def test_sleeping_shims_that_know_more_are_asked(tmp_path: Path, zygote: ScriptedZygote, text: str) -> None:
+    """An end that could not be recorded, or words that say nothing."""
+    async with engine(tmp_path, zygote) as old:
+        one = await old.run()
+    (one.bundle / "asleep").write_text(text)
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        assert one.calls[-1] == "State"
+        assert new.tasks.find(NS, "web").init.status is Status.RUNNING
+
+
 async def test_exec_that_runs_on_is_found(tmp_path: Path, zygote: ScriptedZygote) -> None:
     async with engine(tmp_path, zygote) as old:
         one = await old.run()
