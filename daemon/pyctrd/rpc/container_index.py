@@ -81,7 +81,7 @@ class ContainerIndex:
         if container not in known.stale and (entry := known.entries.get(container)) is not None:
             return entry
         version = known.version
-        entry = await self._rows.run(self._read, namespace, container)
+        entry = self._rows.at_once(self._read, namespace, container)
         # A refresh under way may have read an older one, and would not know that this one is newer.
         if known.version is version and not known.refresh.locked():
             known.entries[container] = entry

@@ -36,7 +36,7 @@ class Images:
 
     async def Get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
         """Return an image. NotFound."""
-        image = await self._rows.run(self._store.get, namespace_of(context), request.name)
+        image = self._rows.at_once(self._store.get, namespace_of(context), request.name)
         return pb.GetImageResponse(image=convert.image_to_proto(image))
 
     async def List(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:

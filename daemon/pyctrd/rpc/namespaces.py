@@ -34,7 +34,7 @@ class Namespaces:
 
     async def Get(self, request: pb.GetNamespaceRequest, context: Context) -> pb.GetNamespaceResponse:
         """Return a namespace; one that is not there has no labels, and that is all."""
-        namespace = await self._rows.run(self._store.get, request.name)
+        namespace = self._rows.at_once(self._store.get, request.name)
         return pb.GetNamespaceResponse(namespace=convert.namespace_to_proto(namespace))
 
     async def List(self, request: pb.ListNamespacesRequest, context: Context) -> pb.ListNamespacesResponse:

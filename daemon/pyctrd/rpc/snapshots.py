@@ -98,7 +98,7 @@ class Snapshots:
     async def Stat(self, request: pb.StatSnapshotRequest, context: Context) -> pb.StatSnapshotResponse:
         """Return what is known of a snapshot. NotFound."""
         snapshotter = self._snapshotters.named(request.snapshotter)
-        info = await self._rows.run(snapshotter.stat, namespace_of(context), request.key)
+        info = self._rows.at_once(snapshotter.stat, namespace_of(context), request.key)
         return pb.StatSnapshotResponse(info=convert.snapshot_to_proto(info))
 
     async def Update(self, request: pb.UpdateSnapshotRequest, context: Context) -> pb.UpdateSnapshotResponse:

@@ -1,11 +1,15 @@
 """Offload: what was accepted runs to its end, and what was acquired is released, whoever was cancelled."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
+from pyctr_wire.errors import NotFound
 from pyctrd.offload import Offload
 
 
@@ -69,3 +73,97 @@ async def test_what_is_acquired_for_a_cancelled_caller_is_released(offload: Offl
     go_on.set()
 
     assert await asyncio.get_running_loop().run_in_executor(None, released.wait, 30)
+
+
+async def test_calls_beyond_the_number_of_workers_queue(offload: Offload) -> None:
+    go_on, running = threading.Event(), threading.Semaphore(0)
+
+    def work(number: int) -> tuple[int, int]:
+        running.release()
+        assert go_on.wait(30)
+        return number, threading.get_ident()
+
+    calls = [asyncio.ensure_future(offload.run(work, number)) for number in range(5)]
+    for _ in range(2):
+        assert await asyncio.get_running_loop().run_in_executor(None, running.acquire, True, 30)
+    assert not running.acquire(blocking=False)
+    go_on.set()
+
+    results = await asyncio.gather(*calls)
+    assert [number for number, _ in results] == [0, 1, 2, 3, 4]
+    assert len({thread for _, thread in results}) <= 2
+
+
+async def test_idle_tells_whether_something_is_under_way(offload: Offload) -> None:
+    """A call whose caller has gone counts as well."""
+    go_on = threading.Event()
+    assert await offload.idle(0)
+    caller = asyncio.ensure_future(offload.run(go_on.wait, 30))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+    assert not await offload.idle(0.01)
+    go_on.set()
+    assert await offload.idle(30)
+
+
+async def test_nothing_of_a_call_outlives_it(offload: Offload) -> None:
+    """Neither what was passed in nor what came out: it may own a descriptor, and the thread may not run for days."""
+
+    class Thing:
+        def fail(self) -> None:
+            raise OSError
+
+    gc.disable()  # nor may it take a collection to let go
+    try:
+        thing = Thing()
+        gone = weakref.ref(thing)
+        assert await offload.run(lambda it: it, thing) is thing
+        with pytest.raises(OSError):
+            await offload.run(thing.fail)
+        del thing
+        assert await offload.idle(30)
+        await offload.run(lambda: None)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_failure_that_nobody_waits_for_is_logged(offload: Offload) -> None:
+    """But for those that were meant for a client."""
+    go_on = threading.Event()
+
+    def fail(error: Exception) -> None:
+        assert go_on.wait(30)
+        raise error
+
+    with structlog.testing.capture_logs() as logs:
+        for error in (OSError("lost"), NotFound("container")):
+            caller = asyncio.ensure_future(offload.run(fail, error))
+            await asyncio.sleep(0)
+            caller.cancel()
+        go_on.set()
+        assert await offload.idle(30)
+
+    assert [log["event"] for log in logs] == ["call.failed_unobserved"]
+
+
+async def test_closing_waits_for_what_was_accepted() -> None:
+    pool, done = Offload(1), threading.Event()
+    waiting = asyncio.ensure_future(pool.run(done.set))
+    await asyncio.sleep(0)
+    pool.close()
+    assert done.is_set()
+    await waiting
+    with pytest.raises(RuntimeError):
+        await pool.run(done.set)
+
+
+async def test_at_once_needs_no_thread_but_an_open_door() -> None:
+    pool = Offload(1)
+    assert pool.at_once(threading.get_ident) == threading.get_ident()
+    pool.close()
+    with pytest.raises(RuntimeError):
+        pool.at_once(threading.get_ident)

@@ -18,16 +18,19 @@ NS = "default"
 
 
 class ScriptedRows:
-    """Containers in a dictionary; `pauses` hold up reads, each after it has looked."""
+    """Containers in a dictionary; `pauses` hold up lists, each after it has looked, and `meanwhile` a get, once."""
 
     def __init__(self) -> None:
         self.containers: dict[str, Container] = {}
         self.pauses: list[threading.Event] = []
         self.paused = threading.Semaphore(0)
+        self.meanwhile: Callable[[], object] | None = None
 
     def get(self, ns: str, id: str) -> Container:
         found = self.containers.get(id)
-        self._pause()
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         if found is None:
             raise NotFound(id)
         return found
@@ -95,7 +98,8 @@ async def test_a_change_during_a_get_is_seen_by_the_next(fixture: Fixture, *, lo
         await fixture.images()
         fixture.write("a", "2")
 
-    await fixture.during(lambda: asyncio.ensure_future(fixture.image("a")), lambda: fixture.write("a", "3"))
+    fixture.rows.meanwhile = lambda: fixture.write("a", "3")
+    await fixture.image("a")
 
     assert await fixture.image("a") == "3"
     assert await fixture.images() == {"a": "3"}
@@ -137,11 +141,8 @@ async def test_a_get_that_a_delete_overtakes_leaves_nothing(fixture: Fixture) ->
     await fixture.images()
     fixture.write("a", "2")
 
-    async def delete_and_list() -> None:
-        fixture.delete("a")
-        assert await fixture.images() == {}
-
-    await fixture.during(lambda: asyncio.ensure_future(fixture.image("a")), delete_and_list)
+    fixture.rows.meanwhile = lambda: fixture.delete("a")
+    assert await fixture.image("a") == "2"
 
     assert await fixture.images() == {}
     with pytest.raises(NotFound):
