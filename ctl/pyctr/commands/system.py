@@ -1,5 +1,6 @@
 """The daemon itself: `version`, `info`, `df`, `gc`, `ops`, `why`, `plugin`."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,18 +23,21 @@ from pyctr_wire.pyctr import engine_pb2
 @pass_session
 def version(session: Session) -> None:
     """Show the versions of pyctr and its daemon."""
-    server = session.connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
-    document = {
-        "Client": {"Version": metadata.version("pyctr")},
-        "Server": {"Version": server.version, "Revision": server.revision, "Address": session.address},
-    }
+    client = {"Version": metadata.version("pyctr")}
+    if session.format == "table":  # ours is known whether or not a daemon answers
+        _show_side("Client", client)
+    answer = session.connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
+    server = {"Version": answer.version, "Revision": answer.revision, "Address": session.address}
     if session.format == "table":
-        for side, fields in document.items():
-            click.echo(f"{side}:")
-            for name, value in fields.items():
-                click.echo(f"  {name + ':':<10} {value}")
+        _show_side("Server", server)
     else:
-        output.show_one(session.format, document)
+        output.show_one(session.format, {"Client": client, "Server": server})
+
+
+def _show_side(side: str, fields: Mapping[str, str]) -> None:
+    click.echo(f"{side}:")
+    for name, value in fields.items():
+        click.echo(f"  {name + ':':<10} {value}")
 
 
 @click.command()

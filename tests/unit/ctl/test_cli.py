@@ -72,6 +72,13 @@ def test_without_a_daemon_the_error_says_what_to_do() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_the_clients_version_needs_no_daemon() -> None:
+    done = pyctr("version")
+    assert done.returncode == 1
+    assert done.stdout.startswith("Client:\n  Version:")
+    assert "is pyctrd running?" in done.stderr
+
+
 def test_addresses_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for names, address, namespace in (
         ({}, "/run/pyctr/pyctrd.sock", "default"),
