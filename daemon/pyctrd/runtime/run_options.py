@@ -136,8 +136,12 @@ def check_sysctls(sysctls: Mapping[str, str], *, host_network: bool) -> None:
 def user_mounts(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
     """Return OCI mounts for what a user asked for, parents before children. Raises InvalidArgument."""
     result = []
+    taken: set[str] = set()
     for mount in mounts:
         target = _mount_target(mount.target)
+        if target in taken:
+            raise InvalidArgument(f"mount target {target!r} is given twice")
+        taken.add(target)
         if mount.type == "bind" and not Path(mount.source).exists():
             raise InvalidArgument(f"bind source path does not exist: {mount.source}")
         result.append(

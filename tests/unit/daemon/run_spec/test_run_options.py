@@ -128,6 +128,12 @@ def test_mounts_that_are_refused(mount: Mount) -> None:
         run_options.user_mounts([mount])
 
 
+def test_a_place_is_mounted_at_once() -> None:
+    mounts = [Mount("bind", "/", "/a", ("rbind",)), Mount("tmpfs", "tmpfs", "/b/../a/")]
+    with pytest.raises(InvalidArgument, match="'/a' is given twice"):
+        run_options.user_mounts(mounts)
+
+
 def test_devices() -> None:
     (device,) = run_options.devices(["/dev/null:/dev/nothing:r"])
     assert device.node["path"] == "/dev/nothing"
