@@ -58,6 +58,7 @@ def serve(request_fd: int) -> None:
     placement.become_the_next_victim()
     inheritance = make_inheritance()
     forks.look_up_once()
+    practice.plan_execs()
     warm_up(inheritance)
     gc.collect()
     gc.disable()

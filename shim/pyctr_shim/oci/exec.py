@@ -38,7 +38,6 @@ from pyctr_sys.process import (
     PR_SET_PDEATHSIG,
     add_session_keyring,
     join_session_keyring,
-    set_dumpable,
 )
 from pyctr_sys.routines import routines
 from pyctr_sys.steps import Steps
@@ -125,7 +124,6 @@ class Joiner:
         except (OSError, ValueError):
             return None
         user.give_stdio(self._uid, self._stdio_fds)
-        set_dumpable(0)  # the process that is spawned has our memory until it executes its program
         return steps
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+from pyctr_sys.process import set_dumpable
 from pyctr_sys.routines import routines
 from pyctr_sys.spawn import spawn
 
@@ -139,6 +140,7 @@ def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:
     if steps is None:
         return None
     flags, exit_signal = _kinship
+    set_dumpable(0)  # nobody in the container may look into a process that has our memory
     with _pid_namespace_of(joiner.request):
         try:
             if not joiner.request.in_cgroup:
