@@ -67,7 +67,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     """Mount a file system, or change a mount. Raises OSError. Source: mount(2)."""
     words = [ffi.NULL if word is None else os.fsencode(word) for word in (source, target, kind, data)]
     if libc.mount(words[0], words[1], words[2], flags, words[3]) < 0:
-        check(-1, f"mount {kind or source or ''} ({MountFlag(flags)!r}, {data or ''!r})", target)
+        check(-1, f"mount {kind or source or ''} ({MountFlag(flags).name or flags}, {data or ''!r})", target)
 
 
 def umount2(target: str, flags: int = 0) -> None:

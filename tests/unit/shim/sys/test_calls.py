@@ -84,3 +84,11 @@ def test_structures_have_the_kernels_sizes() -> None:
 def test_a_program_that_is_none_is_refused() -> None:
     with pytest.raises(OSError, match="PROG_LOAD"):
         bpf.load_device_program(b"\0" * 8)
+
+
+def test_a_failed_mount_says_what_was_tried() -> None:
+    """In the words of mount(2), for whoever reads the error of a container's start."""
+    with pytest.raises(OSError, match=r"mount nonsense \(NOSUID\|NODEV, 'size=1'\): "):
+        mount.mount("source", "/nonexistent", "nonsense", mount.MountFlag.NOSUID | mount.MountFlag.NODEV, "size=1")
+    with pytest.raises(OSError, match=r"mount nonsense \(0, ''\): "):
+        mount.mount("source", "/nonexistent", "nonsense", 0)
