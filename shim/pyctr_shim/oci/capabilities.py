@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
@@ -46,6 +47,12 @@ def _mask(name: str, names: Iterable[str]) -> int:
 def own() -> tuple[int, int]:
     """Return the bounding and the permitted set of this process, as bit masks."""
     return kernel.bounding_set(), kernel.capget()[1]
+
+
+@cache
+def inherited() -> tuple[int, int]:
+    """Return `own`, asked once, for a process and those that it forks; not for who has joined a user namespace."""
+    return own()
 
 
 def add_bounding(steps: Steps, sets: CapabilitySets, bounding_now: int) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import (
@@ -80,7 +80,7 @@ class Joiner:
         self._uid: int = (self._process.get("user") or {}).get("uid") or 0
         self._filter = seccomp.read(request.seccomp, request.seccomp_flags)
         # Joining a user namespace brings capabilities of its own: the child plans then.
-        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(own_capabilities())
+        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(capabilities.inherited())
         self._lowest = _STDIO + request.preserve_fds
         self._opened: list[int] = []
         try:
@@ -252,12 +252,6 @@ class Joiner:
         self._leave.run()
         identity.seal()
         return program.execute(path, process["args"], self._env)
-
-
-@cache
-def own_capabilities() -> tuple[int, int]:
-    """Return what this process has, and so its children do; asked once, as that takes a call for each capability."""
-    return capabilities.own()
 
 
 def _join_keyring(container: str) -> None:

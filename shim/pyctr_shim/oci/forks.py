@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
+from pyctr_shim.oci import capabilities, init, program
 from pyctr_shim.oci import exec as joining
-from pyctr_shim.oci import init, program
 from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_sys import pagemap
@@ -52,7 +52,7 @@ def fork_siblings() -> None:
 def look_up_once() -> None:
     """Find out what every fork needs to know, for this process and all that are forked from it."""
     program.handled_signals()
-    joining.own_capabilities()
+    capabilities.inherited()
     routines()
 
 

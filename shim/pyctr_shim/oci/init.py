@@ -440,7 +440,8 @@ def _become_user(build: _Build) -> None:
         console.take(build.terminal_fd, uid)
     else:
         user.give_stdio(uid)
-    ready = identity.Identity(process, build.filter, *capabilities.own())
+    own = capabilities.own() if build.plan.has(Clone.NEWUSER) else capabilities.inherited()
+    ready = identity.Identity(process, build.filter, *own)
     ready.assume()
     env = user.environment(process)
     user.add_home(env, uid)
