@@ -6,6 +6,7 @@ so a process that ends within its own Start is seen only after that Start has be
 container's first process is told after the ends of all others, which the kernel or we have killed by then.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -29,7 +30,7 @@ from pyctr_shim.reaper import Reaper
 from pyctr_shim.stdio.binary_logger import BinaryLogger
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
 from pyctr_wire.containerd.events import task_pb2 as events
-from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, NotFound, UnknownError
+from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Internal, NotFound, UnknownError
 
 _KILL_LIMIT: Final = 10.0
 _REMOVE_LIMIT: Final = 2.0
@@ -322,18 +323,12 @@ class Tasks:
 
     async def _delete_task(self, task: Task, told: Future[Exit | ApiError]) -> None:
         try:
-            if task.init.end is None:
-                task.init.kill(signal.SIGKILL)
-            if not await self._loop.wait(task.init.exited, _KILL_LIMIT) or task.init.end is None:
-                raise UnknownError(f"process {task.init.pid} outlives SIGKILL by {_KILL_LIMIT:.0f} s")
-            end = task.init.end
-            for process in task.processes():
-                await self._drain(process)
-            if task.oom is not None:
-                task.oom.close()
-            await self._remove(task)
-        except ApiError as error:
+            end = await self._end_and_remove(task)
+        except Exception as error:
             task.deletion = None
+            if not isinstance(error, ApiError):
+                journal.log_exception("deletion failed")
+                error = Internal(f"delete of task {task.id}: {error!r}")
             told.set(error)
             return
         del self._tasks[task.id]
@@ -341,6 +336,19 @@ class Tasks:
         deleted.exited_at.FromNanoseconds(end.exited_at_ns)
         self._publish("delete", deleted)
         told.set(end)
+
+    async def _end_and_remove(self, task: Task) -> Exit:
+        if task.init.end is None:
+            with contextlib.suppress(NotFound):  # reaped already, and not yet told of
+                task.init.kill(signal.SIGKILL)
+        if not await self._loop.wait(task.init.exited, _KILL_LIMIT) or task.init.end is None:
+            raise UnknownError(f"process {task.init.pid} outlives SIGKILL by {_KILL_LIMIT:.0f} s")
+        for process in task.processes():
+            await self._drain(process)
+        if task.oom is not None:
+            task.oom.close()
+        await self._remove(task)
+        return task.init.end
 
     async def _remove(self, task: Task) -> None:
         """Remove cgroup and state. A process that has been killed may be in its cgroup for a moment after its end."""

@@ -12,7 +12,7 @@ import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented, UnknownError
-from support.shim_harness import Host, eventually, host
+from support.shim_harness import Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 
@@ -229,6 +229,26 @@ def test_processes_without_a_pid_namespace_of_their_own_end_with_the_first(shims
     children = Path(f"/proc/{container.shim_pid}/task/{container.shim_pid}/children")
     eventually(lambda: not children.read_text().strip(), "orphans reaped")
     container.end()
+
+
+def test_what_could_not_start_can_be_deleted_at_once(shims: Host) -> None:
+    """Its process may have been reaped by then, and not told of."""
+    script = shims.rootfs / "bin/without-interpreter"
+    script.write_text("#!/nosuch\n")
+    script.chmod(0o755)
+    for number in range(20):
+        name = f"nostart{number}"
+        bundle = shims.container(name, "true")
+        spec = json.loads((bundle / "config.json").read_text())
+        spec["process"]["args"] = ["/bin/without-interpreter"]
+        (bundle / "config.json").write_text(json.dumps(spec))
+        client, request, shim_pid = shims.shim(name)
+        pid = client.call("Create", pb.CreateTaskRequest(id=name, bundle=str(bundle))).pid
+        container = Running(shims, name, bundle, client, request, shim_pid, pid)
+        with pytest.raises(UnknownError, match="no such file or directory"):
+            container.start()
+        assert container.delete().exit_status != 0
+        container.shut_down()
 
 
 def test_an_oom_kill_is_told_and_is_the_reason(shims: Host) -> None:
