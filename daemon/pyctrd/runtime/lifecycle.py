@@ -37,6 +37,7 @@ START_TIMEOUT: Final = 60.0
 DELETE_TIMEOUT: Final = 60.0
 
 RESULTS_KEPT: Final = 1024
+_NOT_AT_ONCE: Final = 0.05  # seconds: who deletes a task has more to delete, and is not to wait for us meanwhile
 
 _log = structlog.stdlib.get_logger("pyctrd.runtime")
 
@@ -246,6 +247,8 @@ class Lifecycle:
         """End the shim of a deleted task and remove its bundle; the id may be in use again by now."""
         if task.shim is not None:
             task.shim.on_close = None
+        await asyncio.sleep(_NOT_AT_ONCE)
+        if task.shim is not None:
             try:
                 await self._shims.shut_down(retired, task.shim)
             except UnknownError as error:
