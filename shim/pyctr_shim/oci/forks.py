@@ -6,6 +6,7 @@ whose child executes something else or ends by os._exit.
 """
 
 import errno
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgro
         theirs.close()
         raise
     if pid == 0:
+        gc.disable()  # a collection here would run finalizers of what is the parent's
         become()
     theirs.close()
     return Child(pid, pidfd, ours)
