@@ -100,7 +100,6 @@ def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
     """Be the shim: in a session of its own, no descriptor of the daemon's kept, told when it serves."""
 
     def begin(common: Common) -> NoReturn:
-        forks.fork_siblings()
         try:
             shim = Shim(Loop(common.epoll_fd), identity, inheritance.boot_id, common)
             shim.listen(listener)
@@ -113,7 +112,6 @@ def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
         os._exit(0)
 
     def go_on(common: Common) -> NoReturn:
-        forks.fork_siblings()
         wake(common).run()
         os._exit(0)
 
@@ -121,6 +119,7 @@ def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
     placement.leave_the_daemon()
     placement.become_the_next_victim()
     inheritance = make_inheritance()
+    forks.fork_siblings()
     Keeper(share(), inheritance.signal_fd).run(begin, go_on)
 
 

@@ -123,17 +123,16 @@ def be_keeper(requests: socket.socket, inheritance: Inheritance, pages: Pages, t
 
     def go_on(common: Common) -> NoReturn:
         pagemap.populate(pages.shim)
-        forks.fork_siblings()
         wake(common).run()
         os._exit(0)
 
     prepare_process()
+    forks.fork_siblings()
     Keeper(share(), inheritance.signal_fd).run(begin, go_on)
 
 
 def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int, common: Common) -> NoReturn:
     """Wait for a request, become that shim, and end with it."""
-    forks.fork_siblings()
     with contextlib.suppress(OSError):  # then it is forked when it is asked for
         runtime.fork_ahead(pages.init)
     pagemap.populate(pages.shim)

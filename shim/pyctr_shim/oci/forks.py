@@ -45,7 +45,7 @@ _kinship: tuple[int, int] = (0, signal.SIGCHLD)  # clone's flag and signal: this
 
 
 def fork_siblings() -> None:
-    """From now on all that is forked here is the child of our own parent, which reaps it."""
+    """From now on all that is forked here, or by a child of ours, is the child of that one's parent, which reaps it."""
     global _kinship  # a process is what forks
     _kinship = (Clone.PARENT, 0)
 
