@@ -279,7 +279,7 @@ def _open_sources(build: _Build) -> None:
 def _set_own_limits(build: _Build) -> None:
     process = build.process
     build.notes += scheduling.set_oom_score(process.get("oomScoreAdj"))
-    build.notes += rlimits.raise_hard(process.get("rlimits") or ())
+    rlimits.raise_hard(process.get("rlimits") or ())
     scheduling.apply(process)
     scheduling.set_personality(build.linux.get("personality"))
     if build.plan.has(Clone.NEWUSER):

@@ -1,5 +1,6 @@
-"""Resource limits. Without CAP_SYS_RESOURCE a hard limit cannot be raised: it is cut, and that is noted."""
+"""Resource limits. A hard limit is raised first of all, with the runtime's privileges, or the process is refused."""
 
+import errno
 import resource
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -18,9 +19,8 @@ def known(name: str) -> bool:
     return name in _NAMES
 
 
-def raise_hard(rlimits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Raise hard limits while this process may; returns a note for each that stays lower than asked."""
-    notes = []
+def raise_hard(rlimits: Iterable[Mapping[str, Any]]) -> None:
+    """Raise hard limits while this process may. Raises OciError for one that stays lower than asked."""
     for limit in rlimits:
         number, hard = _NUMBERS[limit["type"]], _value(limit["hard"])
         soft, most = resource.getrlimit(number)
@@ -28,13 +28,22 @@ def raise_hard(rlimits: Iterable[Mapping[str, Any]]) -> list[str]:
             continue
         try:
             resource.setrlimit(number, (soft, hard))
-        except (PermissionError, ValueError):
-            notes.append(f"process.rlimits: {limit['type']} cut to {most}: raising it needs CAP_SYS_RESOURCE")
-    return notes
+        except (OSError, ValueError) as error:  # ValueError stands for EPERM
+            text = f"process.rlimits: {limit['type']}: hard limit {limit['hard']} is above the runtime's own, {most}"
+            raise OciError(f"{text}: {_why_not(number, hard)}", getattr(error, "errno", errno.EPERM)) from None
+
+
+def _why_not(number: int, hard: int) -> str:
+    if number == resource.RLIMIT_NOFILE:
+        with open("/proc/sys/fs/nr_open", "rb") as file:
+            most = int(file.read())
+        if _least(hard, most) != hard:
+            return f"this machine's most is {most} (sysctl fs.nr_open)"
+    return "raising it needs CAP_SYS_RESOURCE"
 
 
 def apply(rlimits: Iterable[Mapping[str, Any]]) -> None:
-    """Set limits, never above what `raise_hard` has reached. Raises OciError if soft exceeds hard.
+    """Set limits that `raise_hard` has made room for. Raises OciError if soft exceeds hard.
 
     Comes late: a limit on open files or memory binds this code too.
     """
@@ -43,11 +52,10 @@ def apply(rlimits: Iterable[Mapping[str, Any]]) -> None:
         soft, hard = _value(limit["soft"]), _value(limit["hard"])
         if _least(soft, hard) != soft:
             raise OciError(f"process.rlimits: {limit['type']}: soft limit {soft} exceeds hard limit {hard}")
-        _, most = resource.getrlimit(number)
         try:
-            resource.setrlimit(number, (_least(soft, most), _least(hard, most)))
-        except OSError as error:
-            raise OciError(f"process.rlimits: {limit['type']}: {error.strerror}", error.errno or 0) from None
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError) as error:  # a type that is given twice may be below itself by now
+            raise OciError(f"process.rlimits: {limit['type']}: {error}", getattr(error, "errno", errno.EPERM)) from None
 
 
 def add_to(steps: Steps, rlimits: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Who a container's process is and what it may do."""
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -105,14 +106,44 @@ def test_no_new_privileges(lab: Lab) -> None:
     assert lab.run(spec).output.split() == ["NoNewPrivs:", "1"]
 
 
-def test_rlimits_are_set_and_cut_where_they_cannot_be_raised(lab: Lab) -> None:
-    spec = lab.spec("sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hc")
+def test_rlimits(lab: Lab) -> None:
+    spec = lab.spec("sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -c")
+    _, core = resource.getrlimit(resource.RLIMIT_CORE)
     spec["process"]["rlimits"] = [
         {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
-        {"type": "RLIMIT_CORE", "soft": 0, "hard": (1 << 64) - 1},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": core % (1 << 64)},
     ]
 
-    assert lab.run(spec).output.split()[:2] == ["100", "200"]
+    assert lab.run(spec).output.split() == ["100", "200", "0"]
+
+
+@pytest.mark.parametrize("in_exec", [False, True], ids=["run", "exec"])
+def test_a_limit_above_our_own_is_reached_or_refused(lab: Lab, in_exec: bool) -> None:
+    """Never cut in silence; the runtime raises it before it gives up its capabilities."""
+    _, most = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    assert most != resource.RLIM_INFINITY, "Linux starts with 800 KB"
+    document = process("sh", "-c", "grep msgqueue /proc/self/limits")
+    document["rlimits"] = [{"type": "RLIMIT_MSGQUEUE", "soft": 5, "hard": most + 1}]
+    spec = lab.spec("true")
+    spec["process"] = document
+    container = lab.running() if in_exec else None
+
+    def run() -> str:
+        return (lab.exec(container, document) if container else lab.run(spec)).output
+
+    if bounding_set() >> NAMES.index("CAP_SYS_RESOURCE") & 1:
+        assert run().split()[3:5] == ["5", str(most + 1)]
+    else:
+        with pytest.raises(OciError, match=rf"RLIMIT_MSGQUEUE: hard limit {most + 1} is .* own, {most}: .*SYS_RESO"):
+            run()
+
+
+def test_a_limit_that_no_machine_has_is_refused(lab: Lab) -> None:
+    spec = lab.spec("true")
+    spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 1 << 40}]
+
+    with pytest.raises(OciError, match=r"process\.rlimits: RLIMIT_NOFILE: hard limit .*sysctl fs\.nr_open"):
+        lab.create(spec)
 
 
 def test_the_oom_score(lab: Lab) -> None:
