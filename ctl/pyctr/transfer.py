@@ -5,6 +5,7 @@ an archive goes or comes, and the daemon asks for credentials. Source: container
 """
 
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import IO, Final
@@ -23,6 +24,7 @@ from pyctr_wire.containerd.types.transfer import imagestore_pb2, importexport_pb
 from pyctr_wire.containerd.types.transfer.progress_pb2 import Progress
 from pyctr_wire.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from pyctr_wire.errors import Unavailable
+from pyctr_wire.progress_events import WARNING
 
 _CHUNK: Final = 32 << 10  # the most that one Data message may carry
 _WINDOW: Final = 64 << 10
@@ -91,15 +93,19 @@ class _Transfer:
         work: Callable[[], bool] = lambda: False,
         last: Call | None = None,
     ) -> list[str]:
-        """Make the transfer; return the names under which images were stored.
+        """Make the transfer, print what the daemon warns of, and return the names under which images were stored.
 
         `work` is called whenever nothing waits, and tells whether it did something. `last` is a stream
         that the daemon ends when it has sent everything. Raises what the daemon answers.
         """
         saved: list[str] = []
+        warnings: list[str] = []
 
         def report(message: Any) -> None:
             one = Progress.FromString(message.value)
+            if one.event.startswith(WARNING):
+                warnings.append(one.event)
+                return
             if one.event == "saved":
                 saved.append(one.name)
             display.show(one)
@@ -120,6 +126,8 @@ class _Transfer:
             finally:
                 for one in self._streams:
                     self.channel.cancel(one.call)
+        for warning in warnings:
+            print(f"pyctr: {warning}", file=sys.stderr)
         if call.error is not None:
             raise call.error
         return saved

@@ -14,6 +14,7 @@ import pytest
 from pyctr_wire.containerd.types.transfer import imagestore_pb2, registry_pb2
 from support.daemon_process import DaemonProcess
 from support.images import BuiltImage, busybox, digest, image, write_layout
+from support.pyctr_command import Pyctr
 from support.registry_process import running_registry
 from support.transfer_client import TransferClient
 
@@ -118,6 +119,15 @@ def test_what_is_pushed_can_be_had_by_others(registry: str, client: TransferClie
 
     assert IMAGE.digest in skopeo("inspect", f"docker://{pushed}")
     assert client.progress[-1].event == f"Completed push to OCI Registry ({pushed})"
+
+
+def test_our_command_line_warns_of_an_image_for_another_platform(daemon: DaemonProcess, registry: str) -> None:
+    name = f"{registry}/test/busybox:v1"
+
+    pulled = Pyctr(daemon).run("image", "pull", "--platform", "linux/arm64", name)
+
+    assert (pulled.returncode, pulled.stdout) == (0, f"{name}\n")
+    assert pulled.stderr == f"pyctr: warning: {name} is for linux/amd64, not for linux/arm64\n"
 
 
 def test_a_tag_that_is_not_there(registry: str, client: TransferClient) -> None:

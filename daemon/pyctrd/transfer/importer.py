@@ -23,7 +23,7 @@ from pyctrd.transfer.bridge import Bridge
 from pyctrd.transfer.progress import Progress, Report
 from pyctrd.transfer.requests import ImageStore, ImportStream
 from pyctrd.transfer.stores import Session
-from pyctrd.transfer.tree import Node, Reader, Selection, core_descriptor, ref_of
+from pyctrd.transfer.tree import Node, Reader, Selection, core_descriptor, misfits, ref_of
 from pyctrd.transfer.unpack import ChainLocks, Obtain, unpack_all
 
 _LAYOUT_VERSION: Final = "1.0.0"
@@ -65,6 +65,8 @@ async def import_archive(
     for node in whole.walk():
         await _check_complete(session, node)
         await session.label(node.descriptor.digest, node.gc_labels())
+    for warning in misfits(whole, destination.wanted(host)):
+        progress.say(warning)
     await unpack_all(session, whole, destination.unpacks, host, locks, progress, lambda _: present(session))
 
     await _store_images(session, top, trees, destination, progress)

@@ -17,7 +17,7 @@ from pyctrd.transfer.progress import Progress
 from pyctrd.transfer.requests import ImageStore
 from pyctrd.transfer.stores import Session
 from pyctrd.transfer.together import Together
-from pyctrd.transfer.tree import Node, Reader, Selection, spec_descriptor
+from pyctrd.transfer.tree import Node, Reader, Selection, misfits, spec_descriptor
 from pyctrd.transfer.unpack import ChainLocks, Obtain, unpack_all
 
 
@@ -51,6 +51,8 @@ async def pull(
     fetcher = Fetcher(session, repository, progress)
     selection = Selection(destination.platforms, destination.manifest_limit, destination.all_metadata)
     tree = await Reader(fetcher.document, selection).read(spec_descriptor(target), names[0])
+    for warning in misfits(tree, destination.wanted(host)):
+        progress.say(warning)
 
     await _fetch_and_unpack(session, tree, fetcher, destination, host, locks, progress)
     for node in tree.walk():

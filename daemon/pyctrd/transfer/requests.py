@@ -38,6 +38,10 @@ class ImageStore:
     extra_references: tuple[ExtraReference, ...] = ()
     unpacks: tuple[Unpack, ...] = ()
 
+    def wanted(self, host: Platform) -> tuple[Platform, ...]:
+        """Return the platforms that something is wanted for, as far as they were named; `host` is this machine's."""
+        return (*self.platforms, *(one.platform or host for one in self.unpacks))
+
 
 @dataclass(frozen=True, slots=True)
 class Registry:

@@ -3,13 +3,14 @@
 Source: OCI image-spec, image-index.md and manifest.md; containerd docs/garbage-collection.md.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import ImageConfig, Index, Manifest
+from pyctr_wire.progress_events import WARNING
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.labels import Labels
 from pyctrd.core.platforms import Platform, matcher
@@ -180,6 +181,16 @@ def choose(platforms: Sequence[Platform | None], wanted: Sequence[Platform], lim
     if not chosen:
         chosen = [n for n, platform in enumerate(platforms) if platform is None]
     return chosen[: limit or None]
+
+
+def misfits(tree: Node, wanted: Iterable[Platform]) -> Iterator[str]:
+    """Say what the images of `tree` are for instead, for each of the platforms that none of them suits."""
+    images = [image for image in tree.images() if image.config is not None]
+    platforms = [image.platform for image in images]
+    for one in dict.fromkeys(wanted):
+        if images and not choose(platforms, [one], 1):
+            written = ", ".join(dict.fromkeys(map(str, platforms)))
+            yield f"{WARNING}{tree.parent or 'the image'} is for {written}, not for {one}"
 
 
 def platform_of(written: image_spec.Platform) -> Platform:

@@ -110,15 +110,33 @@ async def test_no_platform_that_suits(opened: Session, repository: FakeRepositor
     assert real.images.list(NS) == []
 
 
-async def test_a_foreign_image_is_stored_and_not_unpacked(
-    opened: Session, repository: FakeRepository, real: RealStores
+@pytest.mark.parametrize(
+    ("built", "destination", "warnings"),
+    [
+        (FOREIGN, DESTINATION, ["warning: name is for linux/arm64, not for linux/amd64"]),
+        (IMAGE, ImageStore("name", platforms=(ARM,)), ["warning: name is for linux/amd64, not for linux/arm64"]),
+        (FOREIGN, ImageStore("name", platforms=(ARM,), unpacks=(Unpack(ARM),)), []),
+        (FOREIGN, ImageStore("name"), []),
+    ],
+    ids=["here", "elsewhere", "as wanted", "nothing wanted"],
+)
+async def test_an_image_for_another_platform_is_stored_with_a_warning(
+    opened: Session,
+    repository: FakeRepository,
+    real: RealStores,
+    progress: Progress,
+    built: BuiltImage,
+    destination: ImageStore,
+    warnings: list[str],
 ) -> None:
-    repository.add(FOREIGN)
+    """As docker does: it may be all that there is, and it can be pushed elsewhere. It is unpacked if that was meant."""
+    repository.add(built)
 
-    await pull_into(opened, repository)
+    await pull_into(opened, repository, destination, progress)
 
-    assert real.images.get(NS, "name").target.digest == FOREIGN.digest
-    assert names(real.snapshots.named("overlayfs")) == []
+    assert [report.event for report in progress.take() if report.event.startswith("warning")] == warnings
+    assert real.images.get(NS, "name").target.digest == built.digest
+    assert bool(names(real.snapshots.named("overlayfs"))) == bool(destination.unpacks and not warnings)
 
 
 async def test_what_is_there_is_neither_fetched_nor_unpacked_again(
