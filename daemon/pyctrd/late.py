@@ -15,10 +15,10 @@ from pyctrd.registry.hosts import HostsConfig
 from pyctrd.rpc import diff, streaming, transfer
 from pyctrd.rpc.engine import Engine
 from pyctrd.runtime.aftermath import Aftermath
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.log_folders import LogFolders
-from pyctrd.runtime.volumes import Volumes
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
@@ -56,7 +56,7 @@ def _transfers(parts: "Parts", differ: Differ, streams: StreamManager) -> Transf
 
 def _engine(parts: "Parts", transfers: Transfers) -> Engine:
     logs = LogFolders(parts.config.root / "logs")
-    volumes = Volumes(parts.config.root / "volumes", parts.containers.exists)
+    belongings = Belongings(parts.config.root, parts.containers.exists)
     aftermath = Aftermath(
         parts.exchange,
         parts.containers,
@@ -65,7 +65,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.lifecycle,
         parts.tasks.table,
         logs,
-        volumes,
+        belongings,
         parts.rows,
         parts.bulk,
     )
@@ -79,9 +79,9 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.collector.freed_without,
         parts.tasks.table,
         logs,
-        volumes,
+        belongings.volumes,
     )
-    creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs, volumes)
+    creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs, belongings)
     return Engine(
         creator,
         parts.container_index,
@@ -89,7 +89,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.operations,
         parts.scheduler.collect_now,
         usage.measure,
-        volumes,
+        belongings.volumes,
         parts.rows,
         parts.bulk,
         parts.host,

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from support.registry_process import running_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-PROGRAMS = ("sh", "bash", "cat", "date", "echo", "id", "ls", "seq", "sleep", "stty", "true")
+PROGRAMS = ("sh", "bash", "cat", "date", "echo", "grep", "id", "ls", "seq", "sleep", "stty", "true")
 _numbers = itertools.count()
 
 
@@ -136,6 +138,27 @@ def test_limits_sysctls_and_devices(pyctr: Pyctr, name: str) -> None:
     assert used["MemUsage"].endswith("64MiB")
     assert used["PIDs"] == 1
     pyctr("rm", "-f", name)
+
+
+def test_network_files(pyctr: Pyctr, name: str) -> None:
+    """They are the container's own: kept over restarts, also of the daemon, written or read-only, and gone with it."""
+    show = "cat /etc/hostname; grep box /etc/hosts; echo 10.0.0.1 mine >>/etc/hosts"
+    pyctr("run", "-d", "--network", "none", "--hostname", "box.lan", "--name", name, "demo", "sleep", "1000")
+    assert pyctr("exec", name, "sh", "-c", show) == "box.lan\n127.0.1.1\tbox.lan box\n"
+    assert "no name server" in pyctr("exec", name, "cat", "/etc/resolv.conf")
+    files = pyctr.daemon.root / "network/default"
+    pyctr.daemon.restart()
+    pyctr("restart", "-t", "0", name)
+    assert pyctr("exec", name, "sh", "-c", "grep -c mine /etc/hosts") == "1\n"
+    assert len(list(files.glob("*/*"))) == 3
+    pyctr("rm", "-f", name)
+    wait_until(lambda: not files.exists(), "the files of a removed container are gone")
+    refused = pyctr.box("--read-only", "demo", "sh", "-c", "cat /etc/hostname; (echo >/etc/hosts) 2>&1 || true")
+    assert re.fullmatch(r"[0-9a-f]{12}\n.*Read-only file system\n", refused)
+    mine = Path("/etc/passwd")
+    assert pyctr.box("-v", f"{mine}:/etc/hostname:ro", "demo", "cat", "/etc/hostname") == mine.read_text()
+    host = pyctr("run", "--rm", "--network", "host", "demo", "cat", "/etc/hosts", "/etc/hostname")
+    assert host == Path("/etc/hosts").read_text() + socket.gethostname() + "\n"
 
 
 def test_host_network(pyctr: Pyctr) -> None:

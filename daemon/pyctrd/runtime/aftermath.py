@@ -1,4 +1,4 @@
-"""What follows from events: a container with --rm goes when its task ends; its logs and volumes go when it goes."""
+"""What follows from events: a container with --rm goes when its task ends; its logs and belongings go when it goes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -17,11 +17,11 @@ from pyctrd.core.containers import Container
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.tasks import Status
 from pyctrd.offload import Offload
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Snapshotters
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
-from pyctrd.runtime.volumes import Volumes
 
 _FILTERS: Final = ("topic==/tasks/exit", "topic==/containers/delete")
 _AUTO_REMOVED: Final = (f'labels."{labels.AUTO_REMOVE}"==true',)
@@ -71,7 +71,7 @@ class Aftermath:
         lifecycle: Lifecycle,
         table: TaskTable,
         logs: LogFolders,
-        volumes: Volumes,
+        belongings: Belongings,
         rows: Offload,
         bulk: Offload,
     ) -> None:
@@ -83,7 +83,7 @@ class Aftermath:
         self._lifecycle = lifecycle
         self._table = table
         self._logs = logs
-        self._volumes = volumes
+        self._belongings = belongings
         self._rows = rows
         self._bulk = bulk
 
@@ -118,13 +118,13 @@ class Aftermath:
         for name, container_id in logs:
             if (name, container_id) not in known:
                 await self._rows.run(self._logs.remove, name, container_id)
-        await self._bulk.run(self._volumes.sweep)
+        await self._bulk.run(self._belongings.sweep)
 
     async def _take(self, envelope: Envelope) -> None:
         if envelope.topic == "/containers/delete":
             gone = container_pb2.ContainerDelete.FromString(envelope.event.value)
             await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
-            await self._bulk.run(self._volumes.container_gone, envelope.namespace, gone.id)
+            await self._bulk.run(self._belongings.container_gone, envelope.namespace, gone.id)
             return
         ended = task_pb2.TaskExit.FromString(envelope.event.value)
         if ended.id != ended.container_id:

@@ -2,11 +2,11 @@
 
 The order, and what a crash leaves behind:
 
-    lease          expires by itself within a day
-    snapshot       held by the lease alone: goes with it
-    volumes        swept at the next start
-    record         from here on the container is there, and the snapshot is its own
-    volumes kept   unless it is run with --rm
+    lease                    expires by itself within a day
+    snapshot                 held by the lease alone: goes with it
+    volumes, network files   swept at the next start
+    record                   from here on the container is there, and the snapshot is its own
+    volumes kept             unless it is run with --rm
     lease deleted
 """
 
@@ -35,14 +35,14 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
-from pyctrd.runtime import image_lookup, run_options, run_spec
+from pyctrd.runtime import image_lookup, network_files, run_options, run_spec
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
 from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
 from pyctrd.runtime.image_user import User, resolve_user
 from pyctrd.runtime.layer_view import LayerView, close_all, directories
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
-from pyctrd.runtime.volumes import Volumes
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 DEFAULT_SNAPSHOTTER: Final = "overlayfs"
@@ -129,7 +129,7 @@ class Creator:
         snapshots: Snapshotters,
         leases: LeaseRows,
         logs: LogFolders,
-        volumes: Volumes,
+        belongings: Belongings,
     ) -> None:
         """Use these stores."""
         self._containers = containers
@@ -138,7 +138,7 @@ class Creator:
         self._snapshots = snapshots
         self._leases = leases
         self._logs = logs
-        self._volumes = volumes
+        self._belongings = belongings
         self._host = normalize(Platform("linux", platform.machine()))
 
     def create(self, request: Request) -> Created:
@@ -149,7 +149,7 @@ class Creator:
         """
         container_id = request.id or secrets.token_hex(32)
         validate_identifier("container.ID", container_id)  # it becomes the name of a folder
-        with self._volumes.making(request.namespace, container_id):
+        with self._belongings.making(request.namespace, container_id):
             return self._create(request, container_id)
 
     def _create(self, request: Request, container_id: str) -> Created:
@@ -166,7 +166,9 @@ class Creator:
             spec, warnings, volumes = self._spec(request, container_id, found, mounts)
             keep = volumes and not options.auto_remove
             if keep:
-                self._volumes.sync(ns, container_id)
+                self._belongings.volumes.sync(ns, container_id)
+            if not options.auto_remove:
+                self._belongings.network_files.sync(ns, container_id)
             self._containers.create(
                 ns,
                 Container(
@@ -193,7 +195,7 @@ class Creator:
             self._leases.delete(ns, lease.id)
         if keep:
             try:
-                self._volumes.keep(ns, container_id, volumes)
+                self._belongings.volumes.keep(ns, container_id, volumes)
             except OSError as error:  # the container is there: no reason to take it away again
                 warnings.append(f"the volumes will go with the container: they cannot be marked to stay: {error}")
         return Created(container_id, mounts, log_uri, name, warnings)
@@ -230,8 +232,11 @@ class Creator:
             cgroup_namespaces=_CGROUP2_CONTROLLERS.exists(),
             init_program=_find_init() if options.init else "",
             devices=devices,
-            network_files=tuple(path for path in ("/etc/hosts", "/etc/resolv.conf") if Path(path).exists()),
+            network_files=network_files.of_this_machine(options.network),
         )
+        texts = network_files.contents(run_spec.hostname(options, looked_up), options.network)
+        made = self._belongings.network_files.make(request.namespace, container_id, texts)
+        looked_up = replace(looked_up, network_files=made | looked_up.network_files)
         spec, warnings = run_spec.build_spec(process, options, looked_up)
         return spec, warnings, {path.name: target for target, path in volumes.items()}
 
@@ -243,7 +248,7 @@ class Creator:
         for target in run_options.volume_targets(declared, request.options.mounts):
             layers = files.directory(target)
             try:
-                volumes[target] = self._volumes.make(request.namespace, container_id, target, layers)
+                volumes[target] = self._belongings.volumes.make(request.namespace, container_id, target, layers)
             finally:
                 close_all(layers)
         return volumes

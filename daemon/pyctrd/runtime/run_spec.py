@@ -5,8 +5,8 @@ in as `Found`.
 """
 
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pyctr_wire.errors import InvalidArgument
@@ -18,7 +18,6 @@ from pyctrd.runtime.run_options import Device, RunOptions
 
 _CPU_PERIOD: Final = 100_000  # microseconds
 _INIT_TARGET: Final = "/dev/init"  # on the tmpfs, so that no image's file is touched
-_HOST_NETWORK_FILES: Final = ("/etc/hosts", "/etc/resolv.conf")
 _MAX_HOSTNAME: Final = 64
 
 
@@ -35,7 +34,7 @@ class Found:
     cgroup_namespaces: bool  # this machine has cgroup v2 and nothing else
     init_program: str = ""  # a static init on this machine, for --init
     devices: tuple[Device, ...] = ()
-    network_files: tuple[str, ...] = ()  # those of _HOST_NETWORK_FILES that this machine has
+    network_files: Mapping[str, str] = field(default_factory=dict)  # path in the container → here; the same: ours
 
 
 def process_args(image: ProcessConfig, options: RunOptions) -> tuple[str, ...]:
@@ -159,8 +158,8 @@ def _mounts(options: RunOptions, found: Found) -> list[dict[str, Any]]:
     chosen = run_options.user_mounts(options.mounts)
     taken = {str(mount["destination"]) for mount in chosen}
     defaults = [*default_spec.default_mounts(), default_spec.cgroup_mount()]
-    if options.network == "host":
-        defaults += [_bind(path, path, "ro") for path in found.network_files]
+    for target, path in found.network_files.items():
+        defaults.append(_bind(path, target, "ro" if path == target or options.read_only else "rw"))
     if options.init:
         defaults.append(_bind(found.init_program, _INIT_TARGET, "ro"))
     if options.privileged:

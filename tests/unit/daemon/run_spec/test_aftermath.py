@@ -24,8 +24,8 @@ from pyctrd.events.exchange import Exchange
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.runtime.aftermath import Aftermath
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.log_folders import LogFolders
-from pyctrd.runtime.volumes import Volumes
 
 NS = "default"
 NOW = datetime.now(UTC)
@@ -40,7 +40,7 @@ class World:
         self.stopped: dict[str, bool] = {}
         self.removed: list[str] = []
         self.logs = LogFolders(folder / "logs")
-        self.volumes = Volumes(folder / "volumes", lambda _, id: id in self.containers)
+        self.belongings = Belongings(folder, lambda _, id: id in self.containers)
         self.exchange = Exchange(convert.event_to_any, 100)
         self.rows = Offload(4)
         self.fails: set[str] = set()
@@ -52,7 +52,7 @@ class World:
             SimpleNamespace(delete=self.delete_task),  # type: ignore[arg-type]
             SimpleNamespace(find=self.find),  # type: ignore[arg-type]
             self.logs,
-            self.volumes,
+            self.belongings,
             self.rows,
             self.rows,
         )
@@ -154,15 +154,15 @@ async def test_logs_go_with_their_container(world: World, tmp_path: Path) -> Non
 async def test_volumes_go_with_their_container_unless_they_are_kept(world: World, tmp_path: Path) -> None:
     loop = await running(world)
     for name in ("temporary", "permanent"):
-        with world.volumes.making(NS, name):
-            volume = world.volumes.make(NS, name, "/data", ())
+        with world.belongings.making(NS, name):
+            volume = world.belongings.volumes.make(NS, name, "/data", ())
             world.add(name, auto_remove=False)
-    world.volumes.keep(NS, "permanent", {volume.name: "/data"})
+    world.belongings.volumes.keep(NS, "permanent", {volume.name: "/data"})
     world.delete(NS, "permanent")
     world.delete(NS, "temporary")
     while (tmp_path / "volumes/default/temporary").exists() or (tmp_path / "logs/default/permanent").exists():
         await asyncio.sleep(0.005)
-    assert [(one.container, one.used) for one in world.volumes.list(NS)] == [("permanent", False)]
+    assert [(one.container, one.used) for one in world.belongings.volumes.list(NS)] == [("permanent", False)]
     world.exchange.close()
     await loop
 
@@ -194,13 +194,14 @@ async def test_what_was_missed_is_made_good(world: World, tmp_path: Path) -> Non
     world.add("runs", auto_remove=True)
     world.stopped = {"ended": True, "runs": False}
     world.make_log("swept")
-    volumes = tmp_path / "volumes" / NS
     for name in ("swept", "runs", ".half-removed"):
-        (volumes / name / "v").mkdir(parents=True)
+        for kind in ("volumes", "network"):
+            (tmp_path / kind / NS / name / "v").mkdir(parents=True)
     loop = asyncio.ensure_future(world.aftermath.run())
     await world.until(5)
     assert set(world.containers) == {"young", "runs"}
-    while (tmp_path / "logs/default/swept").exists() or sorted(os.listdir(volumes)) != ["runs"]:
+    left = {"logs/default": ["runs", "young"], "volumes/default": ["runs"], "network/default": ["runs"]}
+    while any(sorted(os.listdir(tmp_path / folder)) != names for folder, names in left.items()):
         await asyncio.sleep(0.005)
     world.exchange.close()
     await loop

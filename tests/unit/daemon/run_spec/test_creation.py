@@ -25,6 +25,7 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.leases import Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator, NotUnpacked, Request
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.log_folders import LogFolders
@@ -163,13 +164,18 @@ def logs(tmp_path: Path) -> LogFolders:
 
 
 @pytest.fixture
-def volumes(stores: Containers, tmp_path: Path) -> Volumes:
-    return Volumes(tmp_path / "volumes", lambda _, id: id in stores.containers)
+def belongings(stores: Containers, tmp_path: Path) -> Belongings:
+    return Belongings(tmp_path, lambda _, id: id in stores.containers)
 
 
 @pytest.fixture
-def creator(stores: Containers, logs: LogFolders, volumes: Volumes) -> Creator:
-    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, volumes)
+def volumes(belongings: Belongings) -> Volumes:
+    return belongings.volumes
+
+
+@pytest.fixture
+def creator(stores: Containers, logs: LogFolders, belongings: Belongings) -> Creator:
+    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, belongings)
 
 
 def request(image: str = "demo", **options: Any) -> Request:
@@ -192,6 +198,42 @@ def test_the_order_of_creation(creator: Creator, stores: Containers, tmp_path: P
     assert created.log_uri == f"json-file://{tmp_path}/logs/default/c1/json.log"
     assert not (tmp_path / "logs").exists()  # the shim makes it
     assert (container.image, container.snapshot_key) == (NAME, "c1")
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+@pytest.mark.parametrize("auto_remove", [False, True])
+def test_a_container_has_network_files_of_its_own(
+    creator: Creator, stores: Containers, belongings: Belongings, tmp_path: Path, network: str, auto_remove: bool
+) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    creator.create(request(network=network, hostname="box.example.com", auto_remove=auto_remove))
+    sources = {target: mount["source"] for target, mount in mounts_of(stores.containers["c1"]).items()}
+    assert Path(sources["/etc/hostname"]).read_text() == "box.example.com\n"
+    assert stat.S_IMODE(os.stat(sources["/etc/hostname"]).st_mode) == 0o644
+    if network == "host":
+        assert sources.get("/etc/hosts", "/etc/hosts") == "/etc/hosts"
+    else:
+        hosts = Path(sources["/etc/hosts"]).read_text().splitlines()
+        assert [line for line in hosts if line.startswith("127.")] == [
+            "127.0.0.1\tlocalhost", "127.0.1.1\tbox.example.com box"
+        ]  # fmt: skip
+        assert "nameserver" not in Path(sources["/etc/resolv.conf"]).read_text()
+    belongings.sweep()
+    belongings.container_gone(NS, "c1")
+    assert Path(sources["/etc/hostname"]).exists()
+    stores.containers.clear()
+    belongings.container_gone(NS, "c1")
+    assert os.listdir(tmp_path / "network") == []
+
+
+def test_a_container_that_cannot_be_leaves_no_network_files(
+    creator: Creator, stores: Containers, tmp_path: Path
+) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    stores.refuses = True
+    with pytest.raises(AlreadyExists):
+        creator.create(request())
+    assert os.listdir(tmp_path / "network") == []
 
 
 def mounts_of(container: Container) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from pyctrd.runtime.creation import Created, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operations
+from pyctrd.runtime.presence import Presence
 from pyctrd.runtime.volumes import Volumes
 from pyctrd.transfer.requests import Unpack
 
@@ -62,7 +63,7 @@ class Daemon:
             self.operations,
             self.collect,
             lambda ns: [UsageItem("images", 1, 1, 100, 0)],
-            Volumes(self.folder, lambda _, id: id in self.containers),
+            Volumes(self.folder, Presence(lambda _, id: id in self.containers)),
             self.rows,
             self.rows,
             Platform("linux", "amd64"),

@@ -101,11 +101,18 @@ def test_networks() -> None:
     spec = build(RunOptions())
     assert {"type": "network"} in spec["linux"]["namespaces"]
     assert spec["hostname"] == "0123456789ab"
-    host = replace(ROOT, network_files=("/etc/hosts",))
+    host = replace(ROOT, network_files={"/etc/hosts": "/etc/hosts", "/etc/hostname": "/files/hostname"})
     spec = build(RunOptions(network="host"), found=host)
     assert {"type": "network"} not in spec["linux"]["namespaces"]
     assert spec["hostname"] == "machine"
-    assert "/etc/hosts" in destinations(spec)
+    shown = {mount["destination"]: (mount["source"], mount["options"][-1]) for mount in spec["mounts"]}
+    assert shown["/etc/hosts"] == ("/etc/hosts", "ro")
+    assert shown["/etc/hostname"] == ("/files/hostname", "rw")
+    mine = Mount("bind", "/", "/etc/hosts", ())
+    spec = build(RunOptions(network="host", read_only=True, mounts=(mine,)), found=host)
+    shown = {mount["destination"]: (mount["source"], mount["options"][-1:]) for mount in spec["mounts"]}
+    assert shown["/etc/hosts"] == ("/", [])
+    assert shown["/etc/hostname"] == ("/files/hostname", ["ro"])
     with pytest.raises(InvalidArgument, match="bridge"):
         build(RunOptions(network="bridge"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, NotFound
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.copy_up import copy_up
 from pyctrd.runtime.layer_view import LayerView, close_all
 from pyctrd.runtime.volumes import Volumes
@@ -24,8 +25,13 @@ def containers() -> set[str]:
 
 
 @pytest.fixture
-def volumes(tmp_path: Path, containers: set[str]) -> Volumes:
-    return Volumes(tmp_path / "volumes", lambda _, id: id in containers)
+def belongings(tmp_path: Path, containers: set[str]) -> Belongings:
+    return Belongings(tmp_path, lambda _, id: id in containers)
+
+
+@pytest.fixture
+def volumes(belongings: Belongings) -> Volumes:
+    return belongings.volumes
 
 
 @pytest.fixture
@@ -142,21 +148,23 @@ def test_what_is_nested_too_deeply_is_refused(layers: list[Path], copied: Callab
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_container_that_never_came_to_be_leaves_no_volume(volumes: Volumes) -> None:
-    with suppress(OSError), volumes.making(NS, "c1"):
+def test_a_container_that_never_came_to_be_leaves_no_volume(volumes: Volumes, belongings: Belongings) -> None:
+    with suppress(OSError), belongings.making(NS, "c1"):
         volumes.make(NS, "c1", "/data", ())
         volumes.sweep()
         volumes.container_gone(NS, "c1")
         assert [(one.container, one.used) for one in volumes.list(NS)] == [("c1", True)]
-        with pytest.raises(AlreadyExists), volumes.making(NS, "c1"):
+        with pytest.raises(AlreadyExists), belongings.making(NS, "c1"):
             raise AssertionError
         assert len(volumes.list(NS)) == 1
         raise OSError("cannot be made")
     assert volumes.list(NS) == []
 
 
-def test_kept_volumes_are_removed_by_name(volumes: Volumes, containers: set[str], tmp_path: Path) -> None:
-    with volumes.making(NS, "c1"):
+def test_kept_volumes_are_removed_by_name(
+    volumes: Volumes, belongings: Belongings, containers: set[str], tmp_path: Path
+) -> None:
+    with belongings.making(NS, "c1"):
         made = [volumes.make(NS, "c1", target, ()) for target in ("/a", "/b")]
         (made[0] / "file").write_text("x" * 10_000)
         volumes.sync(NS, "c1")
@@ -174,7 +182,7 @@ def test_kept_volumes_are_removed_by_name(volumes: Volumes, containers: set[str]
     volumes.sweep()
     assert volumes.size(NS)[1] == 0
     assert volumes.size(NS)[3] >= 10_000
-    with pytest.raises(AlreadyExists), volumes.making(NS, "c2"):
+    with pytest.raises(AlreadyExists), belongings.making(NS, "c2"):
         raise AlreadyExists("c2")  # of another container: nothing of c1 goes
     volumes.remove(NS, made[0].name)
     assert [(one.name, one.target) for one in volumes.list(NS)] == [(made[1].name, "/b")]
@@ -184,12 +192,14 @@ def test_kept_volumes_are_removed_by_name(volumes: Volumes, containers: set[str]
     assert os.listdir(tmp_path / "volumes") == []
 
 
-def test_an_id_whose_volumes_were_kept_is_not_taken_again(volumes: Volumes, containers: set[str]) -> None:
-    with volumes.making(NS, "c1"):
+def test_an_id_whose_volumes_were_kept_is_not_taken_again(
+    volumes: Volumes, belongings: Belongings, containers: set[str]
+) -> None:
+    with belongings.making(NS, "c1"):
         made = volumes.make(NS, "c1", "/a", ())
         containers.add("c1")
     volumes.keep(NS, "c1", {made.name: "/a"})
     containers.clear()
-    with pytest.raises(AlreadyExists), volumes.making(NS, "c1"):
+    with pytest.raises(AlreadyExists), belongings.making(NS, "c1"):
         volumes.make(NS, "c1", "/a", ())
     assert made.exists()

@@ -1,0 +1,42 @@
+"""What containers have beside their records and snapshots, and what goes with them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyctrd.runtime.network_files import NetworkFiles
+from pyctrd.runtime.presence import Presence
+from pyctrd.runtime.volumes import Volumes
+
+
+class Belongings:
+    """The stores of it; synchronous, thread-safe."""
+
+    def __init__(self, root: Path, container_exists: Callable[[str, str], bool]) -> None:
+        """Keep it below `root`; `container_exists` is given namespace and id."""
+        self._presence = Presence(container_exists)
+        self.volumes = Volumes(root / "volumes", self._presence)
+        self.network_files = NetworkFiles(root / "network", self._presence)
+
+    @contextmanager
+    def making(self, ns: str, container: str) -> Iterator[None]:
+        """Leave alone, in the block, what is made for a container that has no record yet; after an error it goes.
+
+        Raises AlreadyExists if one of that id is being made.
+        """
+        self.container_gone(ns, container)  # an earlier one of that id, if there was one
+        try:
+            with self._presence.making(ns, container):
+                yield
+        finally:
+            self.container_gone(ns, container)  # unless it has its record by now
+
+    def container_gone(self, ns: str, container: str) -> None:
+        """Remove what goes with a container; without effect while that is there."""
+        self.volumes.container_gone(ns, container)
+        self.network_files.container_gone(ns, container)
+
+    def sweep(self) -> None:
+        """Remove what went with containers that are gone, and what was being removed."""
+        self.volumes.sweep()
+        self.network_files.sweep()
