@@ -236,7 +236,7 @@ class Creator:
         )
         texts = network_files.contents(run_spec.hostname(options, looked_up), options.network)
         made = self._belongings.network_files.make(request.namespace, container_id, texts)
-        looked_up = replace(looked_up, network_files=made | looked_up.network_files)
+        looked_up = replace(looked_up, network_files={**made, **looked_up.network_files})
         spec, warnings = run_spec.build_spec(process, options, looked_up)
         return spec, warnings, {path.name: target for target, path in volumes.items()}
 
