@@ -30,7 +30,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "events": ("events", "events", "Show what happens, as it happens"),
     "image": ("images", "image", "Images: ls, pull, push, import, export, rm, from-host"),
     "content": ("content", "content", "Stored blobs: ls, fetch, rm"),
-    "volume": ("volumes", "volume", "Volumes of containers: ls, rm, prune"),
+    "volume": ("volumes", "volume", "Volumes: create, ls, inspect, rm, prune"),
     "snapshot": ("snapshots", "snapshot", "Snapshots: ls, rm, usage"),
     "namespace": ("namespaces", "namespace", "Namespaces: ls, create, label, rm"),
     "lease": ("leases", "lease", "Leases: ls, create, rm"),

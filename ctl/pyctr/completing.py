@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import click
 
-from pyctr.connection import CONTAINERS, IMAGES
+from pyctr.connection import CONTAINERS, ENGINE, IMAGES
 from pyctr.session import Session
 from pyctr_wire import labels
 from pyctr_wire.errors import ApiError
@@ -54,3 +54,19 @@ def images(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]
     finally:
         session.close()
     return _beginning((references.familiar(one.name) for one in found), incomplete)
+
+
+def volumes(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return names of volumes."""
+    from pyctr_wire.pyctr import engine_pb2 as pb
+
+    session = _session(ctx)
+    try:
+        found = session.connection.call(
+            ENGINE, "Volumes", pb.VolumesRequest(), pb.VolumesResponse, timeout=_PATIENCE
+        ).volumes
+    except ApiError:
+        return []
+    finally:
+        session.close()
+    return _beginning((one.name for one in found), incomplete)

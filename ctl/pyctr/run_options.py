@@ -98,26 +98,31 @@ def environment(entries: Iterable[str], files: Iterable[str], ours: Mapping[str,
 
 
 def parse_volume(text: str) -> Mount:
-    """Return the mount that `-v [SOURCE:]TARGET[:OPTIONS]` asks for, a new volume without SOURCE.
+    """Return the mount that `-v [SOURCE:]TARGET[:OPTIONS]` asks for: SOURCE is a path, or the name of a volume.
 
-    Raises click.BadParameter.
+    Without SOURCE it is a new volume. Raises click.BadParameter.
     """
     parts = text.split(":")
     if len(parts) == 1 and text:
-        return volume(_absolute(text, text), "rw")
+        return volume("", _absolute(text, text), "rw")
     if not 2 <= len(parts) <= 3 or not parts[0] or not parts[1]:
-        raise click.BadParameter(f"-v {text}: give HOST_PATH:CONTAINER_PATH[:ro], or a CONTAINER_PATH alone")
+        raise click.BadParameter(f"-v {text}: give HOST_PATH:PATH[:ro], VOLUME:PATH[:ro], or a new volume's PATH alone")
     source, target = parts[0], parts[1]
-    if not source.startswith(("/", ".", "~")):
-        raise click.BadParameter(f"-v {text}: {source!r} is not a path (named volumes are not there yet)")
-    access, propagation = "rw", "rprivate"
+    named = not source.startswith(("/", ".", "~"))
+    access, propagation, copies = "rw", "rprivate", True
     for option in filter(None, parts[2].split(",") if len(parts) == 3 else []):
         if option in ("ro", "rw"):
             access = option
-        elif option in _PROPAGATIONS:
+        elif option in _PROPAGATIONS and not named:
             propagation = option
+        elif option == "nocopy" and named:
+            copies = False
         else:
-            raise click.BadParameter(f"-v {text}: option {option!r} is not known")
+            known = "ro, rw and nocopy" if named else f"ro, rw, {', '.join(sorted(_PROPAGATIONS))}"
+            what = f"the volume {source}" if named else "a path"
+            raise click.BadParameter(f"-v {text}: option {option!r} is not one for {what}: {known} are")
+    if named:
+        return volume(source, _absolute(text, target), access, copies=copies)
     return bind(os.path.abspath(os.path.expanduser(source)), _absolute(text, target), access, propagation)
 
 
@@ -132,9 +137,11 @@ def bind(source: str, target: str, access: str, propagation: str) -> Mount:
     return Mount(type="bind", source=source, target=target, options=["rbind", propagation, access])
 
 
-def volume(target: str, access: str) -> Mount:
-    """Return a new volume, filled with what the image has there."""
-    return Mount(type="volume", target=target, options=["rprivate", access])
+def volume(name: str, target: str, access: str, *, copies: bool = True) -> Mount:
+    """Return a volume, a new one for ""; an empty one is filled with what the image has there, unless not `copies`."""
+    return Mount(
+        type="volume", source=name, target=target, options=["rprivate", access, *([] if copies else ["nocopy"])]
+    )
 
 
 def parse_tmpfs(text: str) -> Mount:
@@ -154,7 +161,7 @@ _ALIASES: Final = {"src": "source", "dst": "target", "destination": "target", "r
 _FIELDS: Final = {
     "bind": frozenset({"type", "source", "target", "readonly", "bind-propagation"}),
     "tmpfs": frozenset({"type", "target", "tmpfs-size", "tmpfs-mode", "readonly"}),
-    "volume": frozenset({"type", "target", "readonly"}),
+    "volume": frozenset({"type", "source", "target", "readonly", "volume-nocopy"}),
 }
 
 
@@ -169,20 +176,21 @@ def parse_mount(text: str) -> Mount:
     if kind not in _FIELDS:
         raise click.BadParameter(f"--mount {text}: type {kind} is not there yet; bind, tmpfs and volume are")
     unknown = fields.keys() - _FIELDS[kind]
-    if kind == "volume" and "source" in unknown:
-        raise click.BadParameter(f"--mount {text}: named volumes are not there yet; leave the source out")
     if unknown:
         raise click.BadParameter(f"--mount {text}: a {kind} mount has no field {', '.join(sorted(unknown))}")
     if not fields.get("target"):
         raise click.BadParameter(f"--mount {text}: target is missing")
     target = _absolute(text, fields["target"])
-    access = "ro" if fields.get("readonly", "false").lower() in ("true", "1") else "rw"
+    access = "ro" if _is_true(fields.get("readonly", "false")) else "rw"
     if kind == "tmpfs":
         options = [f"size={parse_size(fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
         options += [f"mode={fields['tmpfs-mode']}"] if "tmpfs-mode" in fields else []
         return tmpfs(target, [*options, *(["ro"] if access == "ro" else [])])
     if kind == "volume":
-        return volume(target, access)
+        source = fields.get("source", "")
+        if source.startswith(("/", ".", "~")):
+            raise click.BadParameter(f"--mount {text}: {source!r} is a path: say type=bind, or give a volume's name")
+        return volume(source, target, access, copies=not _is_true(fields.get("volume-nocopy", "false")))
     propagation = fields.get("bind-propagation", "rprivate")
     if propagation not in _PROPAGATIONS:
         raise click.BadParameter(f"--mount {text}: bind-propagation {propagation!r} is not known")
@@ -190,6 +198,10 @@ def parse_mount(text: str) -> Mount:
     if not os.path.isabs(source) or not os.path.exists(source):
         raise click.BadParameter(f"--mount {text}: the source {source!r} is not an existing absolute path")
     return bind(source, target, access, propagation)
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() in ("true", "1")
 
 
 def _security_option(text: str) -> str:
@@ -246,7 +258,7 @@ def make_missing_sources(options: RunOptions, volumes: Iterable[str]) -> None:
     """Make the host directories that `-v` names and that are not there, as docker does."""
     sources = {parse_volume(text).source for text in volumes}
     for mount in options.mounts:
-        if mount.source and mount.source in sources and not os.path.lexists(mount.source):
+        if mount.type == "bind" and mount.source in sources and not os.path.lexists(mount.source):
             try:
                 os.makedirs(mount.source)
             except OSError as error:

@@ -14,6 +14,7 @@ from pyctrd.registry.credentials import Credentials, StoredCredentials
 from pyctrd.registry.hosts import HostsConfig
 from pyctrd.rpc import diff, streaming, transfer
 from pyctrd.rpc.engine import Engine
+from pyctrd.rpc.volumes import Volumes
 from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator
@@ -56,7 +57,7 @@ def _transfers(parts: "Parts", differ: Differ, streams: StreamManager) -> Transf
 
 def _engine(parts: "Parts", transfers: Transfers) -> Engine:
     logs = LogFolders(parts.config.root / "logs")
-    belongings = Belongings(parts.config.root, parts.containers.exists)
+    belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
     aftermath = Aftermath(
         parts.exchange,
         parts.containers,
@@ -79,7 +80,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.collector.freed_without,
         parts.tasks.table,
         logs,
-        belongings.volumes,
+        (belongings.volumes, belongings.named_volumes),
     )
     creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs, belongings)
     return Engine(
@@ -89,7 +90,7 @@ def _engine(parts: "Parts", transfers: Transfers) -> Engine:
         parts.operations,
         parts.scheduler.collect_now,
         usage.measure,
-        belongings.volumes,
+        Volumes(belongings.volumes, belongings.named_volumes, parts.bulk),
         parts.rows,
         parts.bulk,
         parts.host,

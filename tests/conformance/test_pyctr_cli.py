@@ -432,6 +432,38 @@ def test_volumes(pyctr: Pyctr, image_with_volume: str, tmp_path: Path, snapshott
     assert run("run", "--rm", "-v", f"{tmp_path}/mine:/data", *make, image_with_volume, "ls", "/data") == ""
 
 
+def test_volumes_with_names(pyctr: Pyctr, image_with_volume: str) -> None:
+    """Any container can have one; it outlives them, the daemon's end and `prune` without -a, and is kept from `rm`."""
+
+    def run(*arguments: str) -> str:
+        return pyctr("-n", "kept", *arguments)
+
+    def make(*arguments: str) -> str:
+        return run("run", "--network", "none", *arguments)
+
+    assert run("volume", "create", "--label", "a=b", "data") == "data\n"
+    assert make("--rm", "-v", "data:/data", image_with_volume, "cat", "/data/given") == "of the image\n"
+    make("--name", "one", "-v", "data:/data", image_with_volume, "sh", "-c", "/bin/busybox echo more >>/data/given")
+    assert "in use by container" in pyctr.run("-n", "kept", "volume", "rm", "data").stderr
+    pyctr.daemon.restart()
+    look = "/bin/busybox cat /x/given; /bin/busybox touch /x/y 2>/dev/null || /bin/busybox echo refused"
+    shown = make("--rm", "--mount", "source=data,target=/x,readonly", image_with_volume, "sh", "-c", look)
+    assert shown == "of the image\nmore\nrefused\n"
+    (found,) = json.loads(run("volume", "inspect", "data"))
+    assert (found["Labels"], len(found["Containers"]), found["Anonymous"]) == ({"a": "b"}, 1, False)
+    assert (Path(found["Mountpoint"]) / "given").exists()
+    assert run("volume", "ls", "--format", "{{.Name}} {{.Used}}") == "data yes\n"
+    run("rm", "-v", "one")
+    assert make("--rm", "-v", "fresh:/data:nocopy", image_with_volume, "ls", "/data") == ""
+    assert run("volume", "prune") == ""
+    assert sorted(run("volume", "prune", "--all").split()) == ["data", "fresh"]
+    assert not list((pyctr.daemon.root / "named_volumes/kept").iterdir())
+    for bad, message in (("x:/data", "volume name 'x'"), ("data:/x:rshared", "ro, rw and nocopy")):
+        refused = pyctr.run("-n", "kept", "run", "--network", "none", "-v", bad, image_with_volume, "true")
+        assert refused.returncode == 125
+        assert message in refused.stderr
+
+
 def test_layers_are_refused_beyond_the_limits_of_the_configuration() -> None:
     with DaemonProcess(config="[unpack]\nmax_bytes = 1000000\n") as daemon:
         done = Pyctr(daemon).run("image", "from-host", "demo", "sh")

@@ -29,7 +29,7 @@ _OPTIONS = (
     click.option("--entrypoint", metavar="PROGRAM", help="Replace the image's entry point."),
     click.option("--hostname", "-h", metavar="NAME", help="The container's host name."),
     click.option("--label", "-l", multiple=True, metavar="NAME[=VALUE]", help="Set a label."),
-    click.option("--volume", "-v", multiple=True, metavar="[PATH:]PATH[:ro]", help="Show a host path or a new volume."),
+    click.option("--volume", "-v", multiple=True, metavar="[SOURCE:]PATH[:ro]", help="Show a host path or a volume."),
     click.option("--mount", multiple=True, metavar="type=...,...", help="A bind, tmpfs or volume: source, target."),
     click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="Mount a tmpfs."),
     click.option("--read-only", is_flag=True, help="Make the root file system read-only."),

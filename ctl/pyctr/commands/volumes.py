@@ -1,27 +1,57 @@
 """`volume`: what containers keep outside of their own file system."""
 
+import sys
+from datetime import UTC
+
 import click
 
-from pyctr import output
+from pyctr import completing, output, run_options
 from pyctr.connection import ENGINE, Connection
+from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.pyctr import engine_pb2
 
+Volume = engine_pb2.VolumesResponse.Volume
+_NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.volumes)
+
 
 @click.group()
 def volume() -> None:
-    """Volumes: each is made for one container, and stays when that is removed without -v or --rm."""
+    """Volumes.
+
+    One with a name can be given to any container (run -v NAME:PATH) and stays until it is removed. One without is
+    made for a single container (run -v PATH, or by its image), and stays when that is removed without -v or --rm.
+    """
 
 
-def _volumes(connection: Connection) -> list[engine_pb2.VolumesResponse.Volume]:
+def _volumes(connection: Connection) -> list[Volume]:
     answer = connection.call(ENGINE, "Volumes", engine_pb2.VolumesRequest(), engine_pb2.VolumesResponse)
-    return sorted(answer.volumes, key=lambda one: (one.container, one.target))
+    return sorted(answer.volumes, key=lambda one: (bool(one.container), one.container, one.target, one.name))
 
 
 def _remove(connection: Connection, name: str) -> None:
     request = engine_pb2.RemoveVolumesRequest(name=name)
     connection.call(ENGINE, "RemoveVolumes", request, engine_pb2.RemoveVolumesResponse, timeout=None)
+
+
+def _full_name(known: list[Volume], name: str) -> str:
+    """Return the name of the volume that is meant: for one without a name of its own, the beginning will do."""
+    starting = [one.name for one in known if one.container and one.name.startswith(name)]
+    if len(starting) == 1 and all(one.name != name for one in known):
+        return starting[0]
+    return name
+
+
+@volume.command()
+@click.option("--label", "-l", multiple=True, metavar="NAME[=VALUE]", help="Set a label.")
+@click.argument("name", required=False, default="")
+@pass_session
+def create(session: Session, *, name: str, label: tuple[str, ...]) -> None:
+    """Make a volume, with a random name without NAME, and print its name; one that is there stays as it is."""
+    request = engine_pb2.CreateVolumeRequest(name=name, labels=run_options.parse_pairs("--label", label))
+    answer = session.connection.call(ENGINE, "CreateVolume", request, engine_pb2.CreateVolumeResponse)
+    click.echo(answer.name)
 
 
 @volume.command("ls")
@@ -39,10 +69,11 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
     width = None if no_trunc else 12
     rows = [
         {
-            "Name": one.name[:width],
-            "Container": one.container[:width],
+            "Name": one.name[:width] if one.container else one.name,
+            "Container": ",".join(id[:width] for id in _containers(one)) or "-",
             "Used": "yes" if one.used else "no",
             "Target": one.target or "-",
+            "Labels": ",".join(f"{name}={value}" for name, value in sorted(one.labels.items())),
             "Mountpoint": one.path,
         }
         for one in found
@@ -51,23 +82,57 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
     output.show_rows(session.format, columns, rows)
 
 
+def _containers(one: Volume) -> list[str]:
+    return [one.container] if one.container else list(one.users)
+
+
 @volume.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@output.format_option
+@_NAMES
+@pass_session
+def inspect(session: Session, *, names: tuple[str, ...]) -> None:
+    """Show everything about volumes."""
+    known = _volumes(session.connection)
+    by_name = {one.name: one for one in known}
+    documents = []
+    for name in names:
+        one = by_name.get(_full_name(known, name))
+        if one is None:
+            raise CommandError(f"volume {name}: not found; pyctr volume ls shows those that there are")
+        documents.append(
+            {
+                "Name": one.name,
+                "Driver": "local",
+                "Scope": "local",
+                "Mountpoint": one.path,
+                "CreatedAt": one.created_at.ToDatetime(UTC).isoformat() if one.HasField("created_at") else "",
+                "Labels": dict(one.labels),
+                "Anonymous": bool(one.container),
+                "Target": one.target,
+                "Containers": _containers(one),
+                "Used": one.used,
+            }
+        )
+    output.show_documents(session.format, documents)
+
+
+@volume.command()
+@_NAMES
 @pass_session
 def rm(session: Session, *, names: tuple[str, ...]) -> int:
-    """Remove volumes of containers that are gone; the beginning of a name will do if only one has it."""
-    known = [one.name for one in _volumes(session.connection)]
-
-    def one(name: str) -> None:
-        starting = [candidate for candidate in known if candidate.startswith(name)]
-        _remove(session.connection, starting[0] if len(starting) == 1 else name)
-
-    return each(names, one)
+    """Remove volumes that no container has; of one without a name of its own, the beginning will do."""
+    known = _volumes(session.connection)
+    return each(names, lambda name: _remove(session.connection, _full_name(known, name)))
 
 
 @volume.command()
+@click.option("--all", "-a", "every", is_flag=True, help="Those with a name too.")
+@click.option("--force", "-f", is_flag=True, help="Do not ask, as is usual on a terminal.")
 @pass_session
-def prune(session: Session) -> int:
-    """Remove all volumes of containers that are gone."""
-    unused = [one.name for one in _volumes(session.connection) if not one.used]
+def prune(session: Session, *, every: bool, force: bool) -> int:
+    """Remove the volumes of containers that are gone."""
+    unused = [one.name for one in _volumes(session.connection) if not one.used and (every or one.container)]
+    if unused and not force and sys.stdin.isatty():
+        noun = "volume" if len(unused) == 1 else "volumes"
+        click.confirm(f"Remove {len(unused)} {noun} and all that is in them?", abort=True, err=True)
     return each(unused, lambda name: _remove(session.connection, name))

@@ -20,13 +20,13 @@ from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex, Entry
 from pyctrd.rpc.headers import Context, namespace_of
+from pyctrd.rpc.volumes import Volumes
 from pyctrd.runtime.creation import Created, Creator, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operation
 from pyctrd.runtime.run_options import RunOptions
 from pyctrd.runtime.table import Task
-from pyctrd.runtime.volumes import Volume
 from pyctrd.transfer.requests import Unpack
 
 _OPTIONS_URL: Final = "containerd.runc.v1.Options"
@@ -66,14 +66,6 @@ class Collected(Protocol):
     def freed(self) -> int: ...
 
 
-class VolumeStore(Protocol):
-    """The volumes of all namespaces."""
-
-    def list(self, ns: str, /) -> Sequence[Volume]: ...
-    def remove(self, ns: str, name: str, /) -> None: ...
-    def remove_of(self, ns: str, container: str, /) -> None: ...
-
-
 class Serving(Protocol):
     """The daemon that has taken over."""
 
@@ -96,7 +88,7 @@ class Engine:
         operations: Operations,
         collect: Callable[[], Awaitable[Collected]],
         measure: Callable[[str], Sequence[UsageItem]],
-        volumes: VolumeStore,
+        volumes: Volumes,
         rows: Offload,
         bulk: Offload,
         host: Platform,
@@ -230,27 +222,17 @@ class Engine:
             raise FailedPrecondition(f"container {request.id} was not made by pyctr: whoever made it has its output")
         return pb.LogsResponse(driver=driver, path=container.labels.get(labels.LOG_PATH, ""))
 
+    async def CreateVolume(self, request: pb.CreateVolumeRequest, context: Context) -> pb.CreateVolumeResponse:
+        """Make a volume with a name, or find it there. InvalidArgument."""
+        return await self._volumes.create(namespace_of(context), request)
+
     async def Volumes(self, request: pb.VolumesRequest, context: Context) -> pb.VolumesResponse:
         """Return the volumes of the namespace."""
-        found = await self._bulk.run(self._volumes.list, namespace_of(context))
-        return pb.VolumesResponse(
-            volumes=[
-                pb.VolumesResponse.Volume(
-                    name=one.name, container=one.container, target=one.target, path=str(one.path), used=one.used
-                )
-                for one in found
-            ]
-        )
+        return await self._volumes.list(namespace_of(context))
 
     async def RemoveVolumes(self, request: pb.RemoveVolumesRequest, context: Context) -> pb.RemoveVolumesResponse:
-        """Remove volumes. NotFound; FailedPrecondition while the container is there; InvalidArgument."""
-        namespace = namespace_of(context)
-        if request.name:
-            await self._bulk.run(self._volumes.remove, namespace, request.name)
-        else:
-            validate_identifier("container.ID", request.container)  # it is the name of a folder
-            await self._bulk.run(self._volumes.remove_of, namespace, request.container)
-        return pb.RemoveVolumesResponse()
+        """Remove volumes. NotFound; FailedPrecondition while a container has them; InvalidArgument."""
+        return await self._volumes.remove(namespace_of(context), request)
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
         """Say which socket attaches to a task and its execs. NotFound; FailedPrecondition if its shim offers none."""

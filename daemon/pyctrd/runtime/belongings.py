@@ -1,9 +1,11 @@
 """What containers have beside their records and snapshots, and what goes with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyctrd.core.containers import Container
+from pyctrd.runtime.named_volumes import NamedVolumes
 from pyctrd.runtime.network_files import NetworkFiles
 from pyctrd.runtime.presence import Presence
 from pyctrd.runtime.volumes import Volumes
@@ -12,10 +14,16 @@ from pyctrd.runtime.volumes import Volumes
 class Belongings:
     """The stores of it; synchronous, thread-safe."""
 
-    def __init__(self, root: Path, container_exists: Callable[[str, str], bool]) -> None:
-        """Keep it below `root`; `container_exists` is given namespace and id."""
+    def __init__(
+        self,
+        root: Path,
+        container_exists: Callable[[str, str], bool],
+        containers: Callable[[str], Sequence[Container]],
+    ) -> None:
+        """Keep it below `root`; `container_exists` is given namespace and id, `containers` a namespace."""
         self._presence = Presence(container_exists)
         self.volumes = Volumes(root / "volumes", self._presence)
+        self.named_volumes = NamedVolumes(root / "named_volumes", containers)
         self.network_files = NetworkFiles(root / "network", self._presence)
 
     @contextmanager
@@ -26,7 +34,7 @@ class Belongings:
         """
         self.container_gone(ns, container)  # an earlier one of that id, if there was one
         try:
-            with self._presence.making(ns, container):
+            with self._presence.making(ns, container), self.named_volumes.taking(ns, container):
                 yield
         finally:
             self.container_gone(ns, container)  # unless it has its record by now
@@ -39,4 +47,5 @@ class Belongings:
     def sweep(self) -> None:
         """Remove what went with containers that are gone, and what was being removed."""
         self.volumes.sweep()
+        self.named_volumes.sweep()
         self.network_files.sweep()

@@ -3,9 +3,10 @@
 What is being removed has a name with a dot in front, which no container can have. The next sweep goes on with it.
 """
 
+import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -72,6 +73,16 @@ def directories(folder: Path) -> list[Path]:
         return [path for path in folder.iterdir() if path.is_dir()]
     except FileNotFoundError:
         return []
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """Yield an fd of a directory."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def doomed(folder: Path) -> Path:

@@ -213,12 +213,12 @@ class Creator:
     def _spec(
         self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount]
     ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-        """Return the spec, what the user should be told, and the targets of the volumes made for it, by name."""
+        """Return the spec, what the user should be told, and the targets of volumes that are its own, by name."""
         options, process = request.options, found.config.process
         with LayerView(directories(mounts)) as files:
             user = resolve_user(options.user or process.user, options.additional_groups, files)
-            volumes = self._make_volumes(request, container_id, process.volumes, files)
-        options = replace(options, mounts=run_options.with_volumes(options.mounts, volumes))
+            own, named = self._make_volumes(request, container_id, process.volumes, files)
+        options = replace(options, mounts=run_options.with_volumes(options.mounts, own | named))
         devices = tuple(run_options.devices(options.devices))
         if options.privileged:
             devices = (*run_options.host_devices(), *devices)
@@ -238,20 +238,24 @@ class Creator:
         made = self._belongings.network_files.make(request.namespace, container_id, texts)
         looked_up = replace(looked_up, network_files={**made, **looked_up.network_files})
         spec, warnings = run_spec.build_spec(process, options, looked_up)
-        return spec, warnings, {path.name: target for target, path in volumes.items()}
+        return spec, warnings, {path.name: target for target, path in own.items()}
 
     def _make_volumes(
         self, request: Request, container_id: str, declared: Sequence[str], files: LayerView
-    ) -> dict[str, Path]:
-        """Make the volumes that the image declares or the user wants, and return them by target."""
-        volumes = {}
-        for target in run_options.volume_targets(declared, request.options.mounts):
-            layers = files.directory(target)
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Make what volumes the image declares or the user wants; return its own, and those with names, by target."""
+        ns, stores = request.namespace, self._belongings
+        own, named = {}, {}
+        for target, name, filled in run_options.wanted_volumes(declared, request.options.mounts):
+            layers = files.directory(target) if filled else []
             try:
-                volumes[target] = self._belongings.volumes.make(request.namespace, container_id, target, layers)
+                if name:
+                    named[target] = stores.named_volumes.use(ns, container_id, name, layers)
+                else:
+                    own[target] = stores.volumes.make(ns, container_id, target, layers)
             finally:
                 close_all(layers)
-        return volumes
+        return own, named
 
     def exec_process(self, namespace: str, container_id: str, options: ExecOptions) -> bytes:
         """Return the JSON of an exec's process. Raises NotFound, InvalidArgument naming an option."""

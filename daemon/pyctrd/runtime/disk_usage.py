@@ -5,7 +5,7 @@
     content     blobs; could go: what only images without a container need, and no other namespace sees
     snapshots   what is neither a layer nor a container's: of layers being unpacked, of builds
     logs        of containers
-    volumes     could go: of containers that are gone
+    volumes     could go: those that no container has
 
 Whatever a lease or a label keeps cannot go.
 """
@@ -23,7 +23,6 @@ from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.tasks import Status
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
-from pyctrd.runtime.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,12 @@ class Snapshotters(Protocol):
     def named(self, snapshotter: str, /) -> Snapshotter: ...
 
 
+class Volumes(Protocol):
+    """The volumes of one kind."""
+
+    def size(self, ns: str, /) -> tuple[int, int, int, int]: ...
+
+
 class DiskUsage:
     """Measures; synchronous and slow: it walks the directories of active snapshots."""
 
@@ -81,7 +86,7 @@ class DiskUsage:
         freed_without: Callable[[str, Iterable[str]], set[Node]],
         table: TaskTable,
         logs: LogFolders,
-        volumes: Volumes,
+        volumes: Sequence[Volumes],
     ) -> None:
         """Measure these; `freed_without` says what a namespace would lose together with images."""
         self._containers = containers
@@ -114,7 +119,7 @@ class DiskUsage:
             _item("content", blobs, freed),
             _item("snapshots", others, freed),
             UsageItem("logs", log_count, running, log_size, 0),
-            UsageItem("volumes", *self._volumes.size(ns)),
+            UsageItem("volumes", *map(sum, zip(*(store.size(ns) for store in self._volumes), strict=True))),
         ]
 
     def _runs(self, ns: str, container_id: str) -> bool:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci.default_spec import ALL_CAPABILITIES, DEFAULT_CAPABILITIES
@@ -25,6 +25,7 @@ _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kerne
                        "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
 _MAX_DEVICES: Final = 4096
 _MAX_VOLUMES: Final = 256
+_NO_COPY: Final = "nocopy"
 _SYSTEM: Final = ("/dev", "/sys")
 _NOT_DEVICES: Final = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console")  # noqa: S108 - of this machine
 
@@ -160,19 +161,27 @@ def _mount_target(text: str) -> str:
     return target
 
 
-def volume_targets(declared: Iterable[str], mounts: Iterable[Mount]) -> list[str]:
-    """Return where a container gets volumes of its own: as the user says, and as the image declares.
+class WantedVolume(NamedTuple):
+    """A volume at `target`: that of this name, or a new one; an empty one is filled with what the image has there."""
+
+    target: str
+    name: str = ""
+    filled: bool = True
+
+
+def wanted_volumes(declared: Iterable[str], mounts: Iterable[Mount]) -> list[WantedVolume]:
+    """Return which volumes a container gets: as the user says, and as the image declares.
 
     What the user mounts at a path replaces the image's volume there. Raises InvalidArgument.
     """
-    targets: list[str] = []
+    wanted: dict[str, WantedVolume] = {}
     taken: set[str] = set()
     for mount in mounts:
         target = _mount_target(mount.target)
         if mount.type == "volume":
-            if target in targets:
+            if target in wanted:
                 raise InvalidArgument(f"mount target {target!r} is given twice")
-            targets.append(target)
+            wanted[target] = WantedVolume(target, mount.source, _NO_COPY not in mount.options)
         taken.add(target)
     for text in declared:
         target = _mount_target(posixpath.join("/", text))
@@ -180,10 +189,10 @@ def volume_targets(declared: Iterable[str], mounts: Iterable[Mount]) -> list[str
             raise InvalidArgument(f"the image's volume {text!r} would take the place of what every container needs")
         if target not in taken:
             taken.add(target)
-            targets.append(target)
-    if len(targets) > _MAX_VOLUMES:
-        raise InvalidArgument(f"{len(targets)} volumes are more than {_MAX_VOLUMES}")
-    return targets
+            wanted[target] = WantedVolume(target)
+    if len(wanted) > _MAX_VOLUMES:
+        raise InvalidArgument(f"{len(wanted)} volumes are more than {_MAX_VOLUMES}")
+    return list(wanted.values())
 
 
 def with_volumes(mounts: Iterable[Mount], volumes: Mapping[str, Path]) -> tuple[Mount, ...]:
@@ -192,7 +201,8 @@ def with_volumes(mounts: Iterable[Mount], volumes: Mapping[str, Path]) -> tuple[
     for mount in mounts:
         if mount.type == "volume":
             path = left.pop(_mount_target(mount.target))
-            mount = replace(mount, type="bind", source=str(path), options=("rbind", *mount.options))
+            options = (option for option in mount.options if option != _NO_COPY)
+            mount = replace(mount, type="bind", source=str(path), options=("rbind", *options))
         result.append(mount)
     result += [Mount("bind", str(path), target, ("rbind", "rprivate", "rw")) for target, path in left.items()]
     return tuple(result)

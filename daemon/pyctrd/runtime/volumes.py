@@ -11,10 +11,9 @@ The order, and what a crash leaves behind:
 """
 
 import json
-import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from typing import Final
 from pyctr_sys.sync import syncfs
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, NotFound
 from pyctrd.metadata.durable import naming_full_disk, replacing
-from pyctrd.runtime.container_folders import ContainerFolders, directories, doomed, remove
+from pyctrd.runtime.container_folders import ContainerFolders, directories, doomed, opened, remove
 from pyctrd.runtime.copy_up import copy_up
 from pyctrd.runtime.presence import Presence
 from pyctrd.snapshots.usage import measure
@@ -62,13 +61,13 @@ class Volumes:
             path.mkdir()
             path.chmod(0o755)
             if layers:
-                with _opened(path) as fd:
+                with opened(path) as fd:
                     copy_up(layers, fd)
         return path
 
     def sync(self, ns: str, container: str) -> None:
         """Wait until volumes are on disk: what they start with, nobody would copy again after a power cut."""
-        with naming_full_disk("the container's volumes"), _opened(self._folders.of(ns, container)) as fd:
+        with naming_full_disk("the container's volumes"), opened(self._folders.of(ns, container)) as fd:
             syncfs(fd)
 
     def keep(self, ns: str, container: str, targets: Mapping[str, str]) -> None:
@@ -126,15 +125,6 @@ class Volumes:
         sizes = [(measure(volume.path).size, volume.used) for volume in volumes]
         used = sum(volume.used for volume in volumes)
         return len(volumes), used, sum(size for size, _ in sizes), sum(size for size, in_use in sizes if not in_use)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _read(folder: Path) -> dict[str, str]:

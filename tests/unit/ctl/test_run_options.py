@@ -42,9 +42,15 @@ def test_volumes() -> None:
     assert list(mount.options) == ["rbind", "rslave", "ro"]
     mount = run_options.parse_volume("/data")
     assert (mount.type, mount.source, mount.target) == ("volume", "", "/data")
+    mount = run_options.parse_volume("data:/mnt:ro,nocopy")
+    assert (mount.type, mount.source, mount.target) == ("volume", "data", "/mnt")
+    assert list(mount.options) == ["rprivate", "ro", "nocopy"]
 
 
-@pytest.mark.parametrize("text", ["only", "", "name:/mnt", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"])
+@pytest.mark.parametrize(
+    "text",
+    ["only", "", "name:mnt", "name:/m:rslave", "/a:/b:nocopy", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"],
+)
 def test_volumes_that_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         run_options.parse_volume(text)
@@ -58,12 +64,14 @@ def test_mounts(tmp_path: Path) -> None:
     mount = run_options.parse_mount("type=volume,dst=/v,ro")
     assert (mount.type, mount.source, list(mount.options)) == ("volume", "", ["rprivate", "ro"])
     assert run_options.parse_mount("target=/v").type == "volume"
+    mount = run_options.parse_mount("source=data,target=/v,volume-nocopy")
+    assert (mount.type, mount.source, list(mount.options)) == ("volume", "data", ["rprivate", "rw", "nocopy"])
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "type=volume,source=a,target=/b", "source=a,target=/b", "type=bind,source=/,target=b", "type=tmpfs",
+        "type=volume,source=/a,target=/b", "source=./a,target=/b", "type=bind,source=/,target=b", "type=tmpfs",
         "type=bind,source=/no/such/path,target=/b", "type=tmpfs,source=/,target=/b", "type=bind,source=/,target=/b,x=y",
     ],
 )  # fmt: skip

@@ -40,7 +40,9 @@ class World:
         self.stopped: dict[str, bool] = {}
         self.removed: list[str] = []
         self.logs = LogFolders(folder / "logs")
-        self.belongings = Belongings(folder, lambda _, id: id in self.containers)
+        self.belongings = Belongings(
+            folder, lambda _, id: id in self.containers, lambda _: list(self.containers.values())
+        )
         self.exchange = Exchange(convert.event_to_any, 100)
         self.rows = Offload(4)
         self.fails: set[str] = set()

@@ -165,7 +165,7 @@ def logs(tmp_path: Path) -> LogFolders:
 
 @pytest.fixture
 def belongings(stores: Containers, tmp_path: Path) -> Belongings:
-    return Belongings(tmp_path, lambda _, id: id in stores.containers)
+    return Belongings(tmp_path, lambda _, id: id in stores.containers, lambda _: list(stores.containers.values()))
 
 
 @pytest.fixture
@@ -262,6 +262,28 @@ def test_volumes_start_with_what_the_image_has(creator: Creator, stores: Contain
     assert stat.S_IMODE(data.stat().st_mode) == 0o750
     assert os.listdir(found["/empty"].path) == []
     assert (found["/etc"].path / "passwd").exists()
+
+
+def test_volumes_with_names_are_shared_and_kept(creator: Creator, stores: Containers, belongings: Belongings) -> None:
+    stores.add_image({"Cmd": ["sh"], "Volumes": {"/data": {}}})
+    (stores.folder / "data").mkdir()
+    (stores.folder / "data/file").write_text("of the image")
+    wanted = (
+        Mount("volume", "mine", "/data", ("rprivate", "ro")),
+        Mount("volume", "bare", "/data/", ("rprivate", "rw", "nocopy")),
+    )
+    creator.create(request(mounts=wanted[:1], auto_remove=True))
+    mounts = mounts_of(stores.containers["c1"])
+    assert mounts["/data"]["options"] == ["rbind", "rprivate", "ro"]
+    mine = Path(mounts["/data"]["source"])
+    assert (mine / "file").read_text() == "of the image"
+    assert belongings.volumes.list(NS) == []
+    stores.containers.clear()
+    creator.create(request(mounts=wanted[1:]))
+    mounts = mounts_of(stores.containers["c1"])
+    assert mounts["/data"]["options"] == ["rbind", "rprivate", "rw"]
+    assert os.listdir(mounts["/data"]["source"]) == []
+    assert [one.name for one in belongings.named_volumes.list(NS)] == ["bare", "mine"]
 
 
 def test_volumes_that_cannot_be_marked_to_stay_are_no_reason_to_fail(

@@ -11,6 +11,7 @@ from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.tasks import Status
 from pyctrd.runtime.disk_usage import DiskUsage, UsageItem
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.named_volumes import NamedVolumes
 from pyctrd.runtime.presence import Presence
 from pyctrd.runtime.volumes import Volumes
 from support.stores import NS, Stores, container
@@ -39,7 +40,10 @@ def usage(stores: Stores, running: set[str], tmp_path: Path) -> DiskUsage:
         stores.collector.freed_without,
         SimpleNamespace(find=find),  # type: ignore[arg-type]
         LogFolders(tmp_path / "logs"),
-        Volumes(tmp_path / "volumes", Presence(lambda _, id: id in running)),
+        (
+            Volumes(tmp_path / "volumes", Presence(lambda _, id: id in running)),
+            NamedVolumes(tmp_path / "named", lambda _: ()),
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """pyctr.v1.Engine: names, what is remembered, where things are."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,12 +21,12 @@ from pyctrd.core.tasks import Exit, Status
 from pyctrd.offload import Offload
 from pyctrd.rpc.container_index import ContainerIndex
 from pyctrd.rpc.engine import Engine
+from pyctrd.rpc.volumes import Volumes
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Created, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operations
-from pyctrd.runtime.presence import Presence
-from pyctrd.runtime.volumes import Volumes
 from pyctrd.transfer.requests import Unpack
 
 NS = "default"
@@ -46,7 +47,7 @@ class Daemon:
     """Everything that the service asks, scripted."""
 
     rows: Offload
-    folder: Path  # of the volumes
+    folder: Path  # of what containers have
     containers: dict[str, Container] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -56,6 +57,9 @@ class Daemon:
     def __post_init__(self) -> None:
         self.operations = Operations()
         self.index = ContainerIndex(self, self.rows)
+        belongings = Belongings(
+            self.folder, lambda _, id: id in self.containers, lambda _: list(self.containers.values())
+        )
         self.engine = Engine(
             self,  # type: ignore[arg-type]
             self.index,
@@ -63,7 +67,7 @@ class Daemon:
             self.operations,
             self.collect,
             lambda ns: [UsageItem("images", 1, 1, 100, 0)],
-            Volumes(self.folder, Presence(lambda _, id: id in self.containers)),
+            Volumes(belongings.volumes, belongings.named_volumes, self.rows),
             self.rows,
             self.rows,
             Platform("linux", "amd64"),
@@ -121,7 +125,7 @@ def named(container_id: str, name: str = "", **more: str) -> Container:
 @pytest.fixture
 async def daemon(tmp_path: Path) -> Any:
     rows = Offload(4)
-    yield Daemon(rows, tmp_path / "volumes")
+    yield Daemon(rows, tmp_path)
     rows.close()
 
 
@@ -249,7 +253,7 @@ async def test_start_times(daemon: Daemon, tmp_path: Path) -> None:
 
 
 async def test_volumes(daemon: Daemon) -> None:
-    volume = daemon.folder / NS / "one" / "v1"
+    volume = daemon.folder / "volumes" / NS / "one" / "v1"
     volume.mkdir(parents=True)
     daemon.add(named("one"))
     (shown,) = (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
@@ -265,6 +269,24 @@ async def test_volumes(daemon: Daemon) -> None:
     del daemon.containers["one"]
     await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(container="one"), CONTEXT)
     await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(container="one"), CONTEXT)
+    assert not (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
+
+
+async def test_volumes_with_names(daemon: Daemon) -> None:
+    made = await daemon.engine.CreateVolume(pb.CreateVolumeRequest(name="data", labels={"a": "b"}), CONTEXT)
+    assert made.name == "data"
+    (shown,) = (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
+    assert (shown.name, shown.container, dict(shown.labels), shown.used) == ("data", "", {"a": "b"}, False)
+    spec = json.dumps({"mounts": [{"source": shown.path}]}).encode()
+    daemon.add(replace(named("one"), spec=AnyValue("", spec)))
+    (shown,) = (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
+    assert (list(shown.users), shown.used) == (["one"], True)
+    with pytest.raises(FailedPrecondition):
+        await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(name="data"), CONTEXT)
+    with pytest.raises(InvalidArgument, match="not both"):
+        await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(name="data", container="one"), CONTEXT)
+    del daemon.containers["one"]
+    await daemon.engine.RemoveVolumes(pb.RemoveVolumesRequest(name="data"), CONTEXT)
     assert not (await daemon.engine.Volumes(pb.VolumesRequest(), CONTEXT)).volumes
 
 

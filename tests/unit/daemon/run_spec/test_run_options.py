@@ -40,12 +40,21 @@ def test_unknown_capabilities_are_named() -> None:
 
 
 def test_what_is_mounted_takes_the_place_of_a_volume() -> None:
-    mounts = [Mount("tmpfs", "tmpfs", "/a/"), Mount("volume", "", "/b", ("rprivate", "rw"))]
-    assert run_options.volume_targets(["/a", "/b/", "/c", "c"], mounts) == ["/b", "/c"]
-    places = {"/b": Path("/volumes/1"), "/c": Path("/volumes/2")}
+    mounts = [
+        Mount("tmpfs", "tmpfs", "/a/"),
+        Mount("volume", "", "/b", ("rprivate", "rw")),
+        Mount("volume", "data", "/d/", ("rprivate", "ro", "nocopy")),
+    ]
+    assert run_options.wanted_volumes(["/a", "/b/", "/c", "c", "/d"], mounts) == [
+        ("/b", "", True),
+        ("/d", "data", False),
+        ("/c", "", True),
+    ]
+    places = {"/b": Path("/volumes/1"), "/c": Path("/volumes/2"), "/d": Path("/named/data")}
     assert run_options.with_volumes(mounts, places) == (
         mounts[0],
         Mount("bind", "/volumes/1", "/b", ("rbind", "rprivate", "rw")),
+        Mount("bind", "/named/data", "/d/", ("rbind", "rprivate", "ro")),
         Mount("bind", "/volumes/2", "/c", ("rbind", "rprivate", "rw")),
     )
 
@@ -53,9 +62,9 @@ def test_what_is_mounted_takes_the_place_of_a_volume() -> None:
 def test_volumes_that_are_refused() -> None:
     twice = [Mount("volume", "", "/b"), Mount("volume", "", "/b/")]
     with pytest.raises(InvalidArgument, match="twice"):
-        run_options.volume_targets((), twice)
+        run_options.wanted_volumes((), twice)
     with pytest.raises(InvalidArgument, match="more than"):
-        run_options.volume_targets([f"/v{number}" for number in range(1000)], ())
+        run_options.wanted_volumes([f"/v{number}" for number in range(1000)], ())
 
 
 def test_ulimits() -> None:

@@ -26,7 +26,7 @@ def containers() -> set[str]:
 
 @pytest.fixture
 def belongings(tmp_path: Path, containers: set[str]) -> Belongings:
-    return Belongings(tmp_path, lambda _, id: id in containers)
+    return Belongings(tmp_path, lambda _, id: id in containers, lambda _: ())
 
 
 @pytest.fixture
