@@ -20,6 +20,7 @@ from pyctrd.metadata.database import Database
 from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
+from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.offload import Offload
 from pyctrd.rpc import (
     containers,
@@ -33,6 +34,7 @@ from pyctrd.rpc import (
     leases,
     mounts,
     namespaces,
+    sandboxes,
     snapshots,
     tasks,
     version,
@@ -112,6 +114,7 @@ class Parts:
         self.container_index = ContainerIndex(self.containers, self.rows)
         self.images = Images(self.database)
         self.leases = Leases(self.database)
+        self.sandboxes = Sandboxes(self.database)
         self.content = ContentStore(self.config.root / "content", self.database, self.config.content.sharing)
         self.snapshots = SnapshotManager(self.config.root / "snapshots", self.database)
         if self.database.has_gaps:
@@ -149,6 +152,7 @@ class Parts:
             leases.Leases(self.leases, rows, collect),
             mounts.Mounts(),
             namespaces.Namespaces(self.namespaces, rows),
+            sandboxes.Store(self.sandboxes, rows),
             snapshots.Snapshots(self.snapshots, rows, bulk),
             tasks.Tasks(self.tasks, self.lifecycle, self.container_index),
             version.Version(),

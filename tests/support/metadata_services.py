@@ -13,6 +13,7 @@ from pyctrd.metadata.database import Database
 from pyctrd.metadata.images import Images as ImageRows
 from pyctrd.metadata.leases import Leases as LeaseRows
 from pyctrd.metadata.namespaces import Namespaces as NamespaceRows
+from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.offload import Offload
 from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex
@@ -26,6 +27,7 @@ from pyctrd.rpc.leases import Leases
 from pyctrd.rpc.mounts import Mounts
 from pyctrd.rpc.namespaces import Namespaces
 from pyctrd.rpc.plugins import plugins
+from pyctrd.rpc.sandboxes import Store
 from pyctrd.rpc.snapshots import Snapshots
 from pyctrd.rpc.version import Version
 from pyctrd.server.dispatch import Dispatch
@@ -71,6 +73,7 @@ class Wired:
             Leases(LeaseRows(self.database), self.rows, self.collect),
             Mounts(),
             Namespaces(NamespaceRows(self.database), self.rows),
+            Store(Sandboxes(self.database), self.rows),
             Snapshots(self.snapshots, self.rows, self.bulk),
             Version(),
         ):

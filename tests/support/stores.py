@@ -17,6 +17,7 @@ from pyctrd.metadata.database import Database
 from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
+from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.snapshots.snapshotter import Snapshotter
 
@@ -53,6 +54,7 @@ class Stores:
         self.containers = Containers(self.database)
         self.images = Images(self.database)
         self.leases = Leases(self.database)
+        self.sandboxes = Sandboxes(self.database)
 
     def digests(self, ns: str = NS) -> list[str]:
         return [blob.digest for batch in self.content.list(ns) for blob in batch]

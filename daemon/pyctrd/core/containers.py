@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
-from pyctrd.core.anys import AnyValue
+from pyctrd.core.anys import AnyValue, with_key
 from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels, stored, validate_labels
@@ -66,7 +66,7 @@ def updated(old: Container, new: Container, mask: tuple[str, ...], now: datetime
             case "extensions", "":
                 result = replace(result, extensions=new.extensions)
             case "extensions", _:
-                result = replace(result, extensions=_extension_changed(result, new, key))
+                result = replace(result, extensions=with_key(result.extensions, new.extensions, key))
             case "spec", "":
                 result = replace(result, spec=new.spec)
             case "image", "":
@@ -78,13 +78,6 @@ def updated(old: Container, new: Container, mask: tuple[str, ...], now: datetime
     result = replace(result, labels=stored(result.labels), updated_at=now)
     validate(result)
     return result
-
-
-def _extension_changed(old: Container, new: Container, key: str) -> dict[str, AnyValue]:
-    extensions = {name: value for name, value in old.extensions.items() if name != key}
-    if key in new.extensions:
-        extensions[key] = new.extensions[key]
-    return extensions
 
 
 def fields(container: Container) -> Adaptor:

@@ -1,20 +1,25 @@
 """Containers: records of what to run."""
 
-import json
-from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from pyctr_wire.errors import AlreadyExists, NotFound
-from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container, fields, updated, validate
 from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import stored
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database
-from pyctrd.metadata.rows import decode_labels, encode_labels, ensure_namespace
+from pyctrd.metadata.rows import (
+    any_of,
+    columns_of,
+    decode_extensions,
+    decode_labels,
+    encode_extensions,
+    encode_labels,
+    ensure_namespace,
+)
 
 _COLUMNS: Final = (
     "id, labels, image, runtime_name, options_url, options, spec_url, spec, snapshotter, snapshot_key,"
@@ -89,23 +94,19 @@ def _missing(ns: str, container_id: str) -> NotFound:
 
 
 def _to_row(ns: str, container: Container) -> tuple[Any, ...]:
-    options, spec = container.runtime_options, container.spec
-    assert spec is not None  # validate() saw to it
     return (
         ns,
         container.id,
         encode_labels(container.labels),
         container.image,
         container.runtime_name,
-        options.type_url if options else None,
-        options.value if options else None,
-        spec.type_url,
-        spec.value,
+        *columns_of(container.runtime_options),
+        *columns_of(container.spec),
         container.snapshotter,
         container.snapshot_key,
         to_microseconds(container.created_at),
         to_microseconds(container.updated_at),
-        _encode_extensions(container.extensions),
+        encode_extensions(container.extensions),
         container.sandbox_id,
     )
 
@@ -118,22 +119,12 @@ def _from_row(row: tuple[Any, ...]) -> Container:
         labels=decode_labels(labels),
         image=image,
         runtime_name=runtime_name,
-        runtime_options=AnyValue(options_url, options) if options_url is not None else None,
-        spec=AnyValue(spec_url, spec),
+        runtime_options=any_of(options_url, options),
+        spec=any_of(spec_url, spec),
         snapshotter=snapshotter,
         snapshot_key=snapshot_key,
         created_at=from_microseconds(created_at),
         updated_at=from_microseconds(updated_at),
-        extensions=_decode_extensions(extensions),
+        extensions=decode_extensions(extensions),
         sandbox_id=sandbox_id,
     )
-
-
-def _encode_extensions(extensions: Mapping[str, AnyValue]) -> str:
-    return json.dumps({name: (url, b64encode(value).decode()) for name, (url, value) in extensions.items()})
-
-
-def _decode_extensions(text: str) -> dict[str, AnyValue]:
-    if text == "{}":
-        return {}
-    return {name: AnyValue(url, b64decode(value)) for name, (url, value) in json.loads(text).items()}

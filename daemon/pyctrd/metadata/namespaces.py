@@ -11,7 +11,7 @@ from pyctrd.core.namespaces import Namespace
 from pyctrd.metadata.database import Database, Transaction
 from pyctrd.metadata.rows import decode_labels, encode_labels, ensure_namespace
 
-# What blocks a deletion, as the message names it; leases and ingests go with their namespace.
+# What blocks a deletion, as the message names it; leases, ingests and sandboxes go with their namespace.
 _BLOCKING: Final = (("images", "images"), ("blobs", "blobs"), ("containers", "containers"))
 
 
@@ -73,6 +73,7 @@ class Namespaces:
             transaction.execute("DELETE FROM lease_resources WHERE ns = ?", (name,))
             transaction.execute("DELETE FROM leases WHERE ns = ?", (name,))
             transaction.execute("DELETE FROM ingests WHERE ns = ?", (name,))
+            transaction.execute("DELETE FROM sandboxes WHERE ns = ?", (name,))
             transaction.leaves_garbage()
             transaction.publish(name, NamespaceDelete(name))
 

@@ -50,6 +50,10 @@ def graph(rows: Rows, ns: str, now: datetime, locked: Refs) -> Graph:
         result.roots.append(node)
         result.structure[node] = [Node(f"snapshots/{snapshotter}", key)]
         result.label(node, labels)
+    for sandbox_id, labels in _select(rows, ns, "id", "sandboxes"):
+        node = Node("sandboxes", sandbox_id)
+        result.roots.append(node)
+        result.label(node, labels)
     for digest, labels in _select(rows, ns, "digest", "blobs"):
         node = Node("content", digest)
         result.collectable.add(node)

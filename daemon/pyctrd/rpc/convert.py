@@ -18,7 +18,7 @@ from pyctr_wire.containerd.services.images.v1 import images_pb2
 from pyctr_wire.containerd.services.leases.v1 import leases_pb2
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2 as namespaces_pb2
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
-from pyctr_wire.containerd.types import descriptor_pb2, mount_pb2, platform_pb2
+from pyctr_wire.containerd.types import descriptor_pb2, mount_pb2, platform_pb2, sandbox_pb2
 from pyctrd.core import events
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
@@ -30,6 +30,7 @@ from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.platforms import Platform
+from pyctrd.core.sandboxes import Sandbox
 from pyctrd.core.snapshots import Kind, SnapshotInfo
 from pyctrd.core.times import UNSET
 
@@ -100,6 +101,37 @@ def container_from_proto(message: containers_pb2.Container) -> Container:
         snapshot_key=message.snapshot_key,
         extensions={key: any_from_proto(value) for key, value in message.extensions.items()},
         sandbox_id=message.sandbox,
+    )
+
+
+def sandbox_to_proto(sandbox: Sandbox) -> sandbox_pb2.Sandbox:
+    """Return the message for a sandbox."""
+    runtime = sandbox_pb2.Sandbox.Runtime(name=sandbox.runtime_name)
+    if sandbox.runtime_options is not None:
+        runtime.options.CopyFrom(any_to_proto(sandbox.runtime_options))
+    return sandbox_pb2.Sandbox(
+        sandbox_id=sandbox.id,
+        runtime=runtime,
+        spec=None if sandbox.spec is None else any_to_proto(sandbox.spec),
+        labels=sandbox.labels,
+        created_at=time_to_proto(sandbox.created_at),
+        updated_at=time_to_proto(sandbox.updated_at),
+        extensions={key: any_to_proto(value) for key, value in sandbox.extensions.items()},
+        sandboxer=sandbox.sandboxer,
+    )
+
+
+def sandbox_from_proto(message: sandbox_pb2.Sandbox) -> Sandbox:
+    """Return the sandbox that a client sent."""
+    runtime = message.runtime
+    return Sandbox(
+        id=message.sandbox_id,
+        runtime_name=runtime.name,
+        runtime_options=any_from_proto(runtime.options) if runtime.HasField("options") else None,
+        spec=any_from_proto(message.spec) if message.HasField("spec") else None,
+        labels=dict(message.labels),
+        extensions={key: any_from_proto(value) for key, value in message.extensions.items()},
+        sandboxer=message.sandboxer,
     )
 
 

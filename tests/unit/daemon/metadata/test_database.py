@@ -11,6 +11,7 @@ import pytest
 
 from pyctr_wire.errors import AlreadyExists, DataLoss, Internal, NotFound, ResourceExhausted, Unavailable
 from pyctrd.core.events import ContainerCreate
+from pyctrd.core.sandboxes import Sandbox
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.schema import NewerSchemaError
@@ -305,6 +306,19 @@ def test_gaps_stay_until_they_are_filled(tmp_path: Path) -> None:
     database = Database(tmp_path / "metadata.db", lambda ns, event: None)
     assert not database.has_gaps
     database.close()
+
+
+def test_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    with open_stores(tmp_path) as stores:
+        stores.containers.create(NS, container("a"))
+    path = tmp_path / "metadata.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript("DROP TABLE sandboxes; PRAGMA user_version = 1;")
+    connection.close()
+    with open_stores(tmp_path) as stores:
+        assert [one.id for one in stores.containers.list(NS)] == ["a"]
+        assert stores.sandboxes.create(NS, Sandbox("s1")) == stores.sandboxes.get(NS, "s1")
+    assert not list(tmp_path.glob("*.damaged-*"))
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

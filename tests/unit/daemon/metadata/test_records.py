@@ -3,6 +3,7 @@
 import re
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from pyctrd.core.digests import digest_of
 from pyctrd.core.images import Image
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.namespaces import Namespace
+from pyctrd.core.sandboxes import Sandbox
 from support.stores import NS, Stores, container
 
 TARGET = Descriptor("application/vnd.oci.image.index.v1+json", digest_of(b"index"), 5, {"note": "x"})
@@ -168,6 +170,80 @@ class TestContainers:
         assert stores.events[-1] == (NS, events.ContainerDelete("c1"))
         with message(NotFound, f'container "c1" in namespace "{NS}": not found'):
             stores.containers.delete(NS, "c1")
+
+
+def sandbox(**changes: Any) -> Sandbox:
+    return replace(
+        Sandbox(
+            id="s1",
+            runtime_name="io.containerd.runc.v2",
+            runtime_options=AnyValue("options", b"\x00"),
+            spec=AnyValue("spec", b"{}"),
+            labels={"a": "1", "dropped": ""},
+            extensions={"x": AnyValue("url", b"\xff")},
+            sandboxer="shim",
+        ),
+        **changes,
+    )
+
+
+class TestSandboxes:
+    def test_what_comes_back_is_what_was_stored(self, stores: Stores) -> None:
+        now = stores.clock.now
+        stored = replace(sandbox(), labels={"a": "1"}, created_at=now, updated_at=now)
+        assert stores.sandboxes.create(NS, sandbox()) == stored
+        assert stores.sandboxes.get(NS, "s1") == stored
+        bare = stores.sandboxes.create(NS, Sandbox("bare"))
+        assert stores.sandboxes.list(NS) == [bare, stored]
+        assert stores.sandboxes.list(NS, ["labels.a==1"]) == stores.sandboxes.list(NS, ["id==s1"]) == [stored]
+        assert stores.sandboxes.list("elsewhere") == []
+        with message(AlreadyExists, 'sandbox bucket "s1" already exists: already exists'):
+            stores.sandboxes.create(NS, sandbox())
+        assert stores.events == []
+
+    def test_what_is_invalid(self, stores: Stores) -> None:
+        with pytest.raises(InvalidArgument, match=r"^invalid sandbox ID: "):
+            stores.sandboxes.create(NS, Sandbox("a--b"))
+        with pytest.raises(InvalidArgument, match="Extensions"):
+            stores.sandboxes.create(NS, sandbox(extensions={"": AnyValue("", b"")}))
+        with pytest.raises(InvalidArgument, match="parse error"):
+            stores.sandboxes.list(NS, ["=="])
+
+    def test_update(self, stores: Stores) -> None:
+        created = stores.sandboxes.create(NS, sandbox(extensions={"x": AnyValue("x", b""), "y": AnyValue("y", b"")}))
+        stores.clock.advance(seconds=1)
+        other = Sandbox("s1", "other", labels={"b": "2"}, extensions={"x": AnyValue("new", b"")}, sandboxer="ignored")
+        result = stores.sandboxes.update(NS, other, ("labels.b", "extensions.x", "extensions.y"))
+        assert (result.labels, result.extensions) == ({"a": "1", "b": "2"}, other.extensions)
+        assert (result.created_at, result.updated_at) == (created.created_at, stores.clock.now)
+        with message(InvalidArgument, "sandbox.Runtime.Name field is immutable: invalid argument"):
+            stores.sandboxes.update(NS, other)
+        assert stores.sandboxes.update(NS, other, ("runtime", "spec")).runtime_name == "other"
+        result = stores.sandboxes.update(NS, other)
+        assert (result.labels, result.spec, result.sandboxer) == ({"b": "2"}, None, "shim")
+        assert stores.sandboxes.get(NS, "s1") == result
+        with message(InvalidArgument, 'cannot update "sandboxer" field on sandbox "s1": invalid argument'):
+            stores.sandboxes.update(NS, other, ("sandboxer",))
+        with message(NotFound, 'sandbox "s2": not found'):
+            stores.sandboxes.update(NS, Sandbox("s2"))
+
+    def test_delete(self, stores: Stores) -> None:
+        stores.sandboxes.create(NS, sandbox())
+        stores.sandboxes.delete(NS, "s1")
+        for forgotten in (stores.sandboxes.get, stores.sandboxes.delete):
+            with message(NotFound, 'sandbox "s1": not found'):
+                forgotten(NS, "s1")
+
+    def test_they_keep_what_they_refer_to_but_not_their_namespace(self, stores: Stores) -> None:
+        digest = stores.content.write_blob(NS, "ref", b"x")
+        stores.sandboxes.create(NS, sandbox(labels={"containerd.io/gc.ref.content": digest}))
+        stores.collector.collect()
+        assert stores.digests() == [digest]
+        stores.sandboxes.update(NS, sandbox(labels={}), ("labels",))
+        stores.collector.collect()
+        assert stores.digests() == []
+        stores.namespaces.delete(NS)
+        assert stores.sandboxes.list(NS) == []
 
 
 class TestImages:

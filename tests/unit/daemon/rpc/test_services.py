@@ -26,10 +26,12 @@ from pyctr_wire.containerd.services.mounts.v1 import mounts_pb2
 from pyctr_wire.containerd.services.mounts.v1.mounts_pb2_grpc import MountsStub
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2
 from pyctr_wire.containerd.services.namespaces.v1.namespace_pb2_grpc import NamespacesStub
+from pyctr_wire.containerd.services.sandbox.v1 import sandbox_pb2 as store_pb2
+from pyctr_wire.containerd.services.sandbox.v1.sandbox_pb2_grpc import StoreStub
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
 from pyctr_wire.containerd.services.snapshots.v1.snapshots_pb2_grpc import SnapshotsStub
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
-from pyctr_wire.containerd.types import descriptor_pb2, event_pb2, mount_pb2
+from pyctr_wire.containerd.types import descriptor_pb2, event_pb2, mount_pb2, sandbox_pb2
 from pyctr_wire.containerd.types.introspection_pb2 import RuntimeRequest
 from pyctr_wire.health.v1 import health_pb2
 from pyctr_wire.health.v1.health_pb2_grpc import HealthStub
@@ -161,6 +163,30 @@ async def test_leases_hold_resources_and_are_deleted_with_their_garbage(
     await stub.Delete(leases_pb2.DeleteRequest(id=lease.id, sync=True), metadata=NS)
     assert wired.collections == 1
     code, _ = await _fails(stub.Delete(leases_pb2.DeleteRequest(id=lease.id), metadata=NS))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_sandboxes_are_stored_as_they_are(channel: grpc.aio.Channel) -> None:
+    stub = StoreStub(channel)
+    sent = sandbox_pb2.Sandbox(sandbox_id="s1", sandboxer="shim", labels={"a": "1"})
+    sent.runtime.name = "io.containerd.runc.v2"
+    for message in (sent.runtime.options, sent.spec, sent.extensions["x"]):
+        message.CopyFrom(AnyMessage(type_url="url", value=b"bytes"))
+
+    created = (await stub.Create(store_pb2.StoreCreateRequest(sandbox=sent), metadata=NS)).sandbox
+
+    received = sandbox_pb2.Sandbox.FromString(created.SerializeToString())
+    for name in ("created_at", "updated_at"):
+        assert received.HasField(name)
+        received.ClearField(name)
+    assert received == sent
+    assert (await stub.Get(store_pb2.StoreGetRequest(sandbox_id="s1"), metadata=NS)).sandbox == created
+    assert list((await stub.List(store_pb2.StoreListRequest(filters=["id==s1"]), metadata=NS)).list) == [created]
+    sent.labels["a"] = "2"
+    update = store_pb2.StoreUpdateRequest(sandbox=sent, fields=["labels.a"])
+    assert dict((await stub.Update(update, metadata=NS)).sandbox.labels) == {"a": "2"}
+    await stub.Delete(store_pb2.StoreDeleteRequest(sandbox_id="s1"), metadata=NS)
+    code, _ = await _fails(stub.Get(store_pb2.StoreGetRequest(sandbox_id="s1"), metadata=NS))
     assert code is grpc.StatusCode.NOT_FOUND
 
 
