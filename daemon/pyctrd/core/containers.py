@@ -1,7 +1,7 @@
 """A container: the record of what to run. Its processes are its task."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
@@ -10,6 +10,7 @@ from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels, stored, validate_labels
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """Content: blobs that digests name, and ingests, which are writes that have not finished."""
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Final
 
 from pyctrd.core.digests import Digest
 from pyctrd.core.filters import Adaptor, label_field
 from pyctrd.core.labels import Labels
+from pyctrd.core.values import dataclass
 
 # A namespace with this label, "true", lets all others have its blobs under either policy.
 SHAREABLE_LABEL: Final = "containerd.io/namespace.shareable"

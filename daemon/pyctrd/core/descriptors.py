@@ -1,7 +1,9 @@
 """A descriptor points at content."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

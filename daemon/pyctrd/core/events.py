@@ -3,11 +3,12 @@
 Task events are not here: shims send them ready-made. Source: containerd api/events, services/images/v1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, TypeAlias
 
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.labels import Labels
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

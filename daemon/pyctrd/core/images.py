@@ -1,6 +1,6 @@
 """An image: a name for a manifest or an index."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
@@ -9,6 +9,7 @@ from pyctrd.core.digests import validate_digest
 from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.labels import Labels, stored, validate_labels
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

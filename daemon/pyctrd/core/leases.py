@@ -1,6 +1,6 @@
 """Leases keep objects from garbage collection while nothing else refers to them."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -9,6 +9,7 @@ from pyctrd.core.digests import validate_digest
 from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.labels import Labels
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 
 EXPIRE_LABEL: Final = "containerd.io/gc.expire"
 FLAT_LABEL: Final = "containerd.io/gc.flat"

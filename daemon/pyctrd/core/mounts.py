@@ -1,6 +1,6 @@
 """A mount that somebody else will make: the result of a snapshotter."""
 
-from dataclasses import dataclass
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """A namespace: one tenant of the API, not to be taken for a kernel namespace."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from pyctrd.core.labels import Labels
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

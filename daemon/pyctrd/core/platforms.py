@@ -5,10 +5,11 @@ Source: OCI image-spec, image-index.md "platform"; github.com/containerd/platfor
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from pyctr_wire.errors import InvalidArgument
+from pyctrd.core.values import dataclass
 
 _T = TypeVar("_T")
 

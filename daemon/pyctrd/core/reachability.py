@@ -6,13 +6,14 @@ structural edges only. Source: containerd docs/garbage-collection.md.
 
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL
 from pyctrd.core.times import parse_rfc3339, parse_span
+from pyctrd.core.values import dataclass
 
 PREFIX: Final = "containerd.io/gc."
 ROOT_LABEL: Final = "containerd.io/gc.root"

@@ -4,10 +4,10 @@ Source: github.com/distribution/reference, OCI distribution-spec "Pulling manife
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from pyctr_wire.errors import InvalidArgument
+from pyctrd.core.values import dataclass
 
 DEFAULT_DOMAIN: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"

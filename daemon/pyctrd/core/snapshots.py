@@ -1,13 +1,14 @@
 """Snapshots: layers of a file system, read-only once committed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import IntEnum
 from typing import Final
 
 from pyctrd.core.filters import Adaptor, label_field
 from pyctrd.core.labels import Labels
+from pyctrd.core.values import dataclass
 
 # An unpacker sets it to the name that it will commit; found there already, it is told so.
 TARGET_LABEL: Final = "containerd.io/snapshot.ref"

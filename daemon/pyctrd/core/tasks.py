@@ -1,12 +1,12 @@
 """Tasks: the status of a container's processes, and how they ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Final
 
 from pyctr_wire.errors import FailedPrecondition
+from pyctrd.core.values import dataclass
 
 
 class Status(Enum):

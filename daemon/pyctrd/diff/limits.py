@@ -1,6 +1,6 @@
 """What one layer may cost before it is refused: archives come from strangers."""
 
-from dataclasses import dataclass
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyctrd.core.digests import Digest
 from pyctrd.core.reachability import Node
+from pyctrd.core.values import dataclass
 from pyctrd.metadata import references
 from pyctrd.metadata.database import Database
 

@@ -11,11 +11,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pyctr_wire.errors import ApiError, PermissionDenied, Unauthenticated, Unavailable
+from pyctrd.core.values import dataclass
 from pyctrd.registry.credentials import Credentials, CredentialSource
 
 CLIENT_ID: Final = "pyctr"

@@ -6,7 +6,6 @@ here, a blob's by who stores it. Source: OCI distribution-spec v1.1.
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.digests import validate_digest
 from pyctrd.core.references import Reference
+from pyctrd.core.values import dataclass
 from pyctrd.registry.errors import Interrupted
 from pyctrd.registry.hosts import Capability, Endpoint
 from pyctrd.registry.transport import MAX_ATTEMPTS, Call, Transport, paced, read_capped, server_message

@@ -10,11 +10,11 @@ import json
 import re
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
+from pyctrd.core.values import dataclass
 from pyctrd.registry.hosts import DOCKER_HUB
 
 _DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"

@@ -12,13 +12,14 @@ Source: containerd docs/hosts.md; dockerd "Verify repository client with certifi
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
+from pyctrd.core.values import dataclass
 
 DOCKER_HUB: Final = "docker.io"
 DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"

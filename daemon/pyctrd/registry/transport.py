@@ -9,7 +9,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -21,6 +21,7 @@ from aiohttp.client_exceptions import ClientConnectorCertificateError
 from yarl import URL
 
 from pyctr_wire.errors import ApiError, FailedPrecondition, ResourceExhausted, Unavailable
+from pyctrd.core.values import dataclass
 from pyctrd.registry.auth import Answer, Authorizer
 from pyctrd.registry.credentials import CredentialSource
 from pyctrd.registry.hosts import Endpoint, Tls, is_loopback

@@ -4,13 +4,14 @@ Source: OCI distribution-spec v1.1, "Push".
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 from pyctr_wire.errors import FailedPrecondition, Unavailable
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.values import dataclass
 from pyctrd.registry.client import Repository
 from pyctrd.registry.hosts import Capability, Endpoint
 from pyctrd.registry.transport import Body, Call, redirected

@@ -24,13 +24,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pyctr_wire.errors import AlreadyExists
 from pyctrd.core.tasks import Exit, Status
+from pyctrd.core.values import dataclass
 
 VERSION: Final = 1
 

@@ -7,10 +7,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from pyctr_wire.errors import FailedPrecondition
+from pyctrd.core.values import dataclass
 from pyctrd.diff import attributes
 from pyctrd.runtime import layer_view
 

@@ -18,7 +18,7 @@ import shutil
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -35,6 +35,7 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
+from pyctrd.core.values import dataclass
 from pyctrd.runtime import image_lookup, network_files, run_options, run_spec
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.exec_spec import ExecOptions, build_process

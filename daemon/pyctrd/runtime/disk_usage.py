@@ -11,7 +11,7 @@ Whatever a lease or a label keeps cannot go.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from pyctr_wire.errors import NotFound
@@ -21,6 +21,7 @@ from pyctrd.core.images import Image
 from pyctrd.core.reachability import Node
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.tasks import Status
+from pyctrd.core.values import dataclass
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
 

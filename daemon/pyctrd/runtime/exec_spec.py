@@ -1,11 +1,11 @@
 """The OCI process of an exec: the container's own, with what the user asked for. No I/O."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci.default_spec import ALL_CAPABILITIES, capability_sets
+from pyctrd.core.values import dataclass
 from pyctrd.runtime.image_user import User
 from pyctrd.runtime.run_options import is_environment_entry, merged_environment
 from pyctrd.runtime.run_spec import set_console_size, user_document, working_directory

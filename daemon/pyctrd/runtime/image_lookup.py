@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -13,6 +12,7 @@ from pyctrd.core.digests import chain_ids
 from pyctrd.core.images import Image
 from pyctrd.core.platforms import Platform, best_first, matcher
 from pyctrd.core.references import normalize_reference
+from pyctrd.core.values import dataclass
 
 _MAX_DEPTH: Final = 4  # indexes inside indexes
 _DIGEST_START: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")

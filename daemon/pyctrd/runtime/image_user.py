@@ -7,10 +7,10 @@ CVE-2026-46680, CVE-2026-47262).
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyctr_wire.errors import InvalidArgument
+from pyctrd.core.values import dataclass
 
 _MAX_ID: Final = (1 << 31) - 1
 _MAX_FILE: Final = 1 << 20  # bytes of /etc/passwd or /etc/group

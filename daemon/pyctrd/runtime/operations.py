@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pyctr_wire.errors import ApiError, UnknownError
+from pyctrd.core.values import dataclass
 
 FAILURES_KEPT: Final = 256
 

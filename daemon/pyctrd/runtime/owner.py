@@ -9,11 +9,13 @@ still there, and the others run their own work, which sees what the first one di
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import structlog
+
+from pyctrd.core.values import dataclass
 
 Key = tuple[str, ...]
 Result = TypeVar("Result")

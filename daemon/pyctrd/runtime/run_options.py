@@ -5,13 +5,14 @@ import posixpath
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci.default_spec import ALL_CAPABILITIES, DEFAULT_CAPABILITIES
 from pyctrd.core.mounts import Mount
+from pyctrd.core.values import dataclass
 
 _UNLIMITED: Final = (1 << 64) - 1
 _ULIMITS: Final = frozenset({

@@ -6,12 +6,13 @@ in as `Found`.
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci import default_seccomp, default_spec
 from pyctr_wire.oci.image_spec import ProcessConfig, load_json
+from pyctrd.core.values import dataclass
 from pyctrd.runtime import run_options
 from pyctrd.runtime.image_user import User
 from pyctrd.runtime.run_options import Device, RunOptions

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +18,7 @@ from google.protobuf.message import DecodeError
 from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
+from pyctrd.core.values import dataclass
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.shim_client import ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -16,6 +16,7 @@ from pyctr_wire.errors import ApiError, Code, error_for
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 from pyctrd.runtime.bundle import NO_STDIO, Bundle, StdioNames
 from pyctrd.runtime.shim_client import ShimClient
 

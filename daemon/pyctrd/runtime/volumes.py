@@ -14,12 +14,12 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyctr_sys.sync import syncfs
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, NotFound
+from pyctrd.core.values import dataclass
 from pyctrd.metadata.durable import naming_full_disk, replacing
 from pyctrd.runtime.container_folders import ContainerFolders, directories, doomed, opened, remove
 from pyctrd.runtime.copy_up import copy_up

@@ -13,12 +13,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
 from pyctr_wire.errors import Unavailable
+from pyctrd.core.values import dataclass
 
 COMMAND: Final = (sys.executable, "-m", "pyctr_shim.zygote")
 

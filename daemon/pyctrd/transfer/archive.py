@@ -9,13 +9,14 @@ import posixpath
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from gzip import BadGzipFile
 from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from pyctr_wire.errors import AlreadyExists, InvalidArgument, Unavailable
 from pyctr_wire.oci import image_spec
 from pyctrd.core.labels import Labels
+from pyctrd.core.values import dataclass
 from pyctrd.diff.compression import CHUNK, Compression, compressor, sniff
 from pyctrd.diff.errors import ArchiveError
 from pyctrd.diff.limits import Limits

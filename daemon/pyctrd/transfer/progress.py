@@ -7,11 +7,11 @@ Source: containerd docs/transfer.md, "Progress".
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyctr_wire.errors import Cancelled
 from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.values import dataclass
 from pyctrd.transfer.together import Together
 
 # Seconds between two rounds of reports.

@@ -1,10 +1,11 @@
 """What a client asks of a transfer, as values. Source: containerd.types.transfer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from pyctrd.core.labels import Labels
 from pyctrd.core.platforms import Platform
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, Protocol
@@ -21,6 +20,7 @@ from pyctrd.core.leases import EXPIRE_LABEL, Lease, Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import SnapshotInfo
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 from pyctrd.offload import Offload
 
 _CHUNK: Final = 1 << 20

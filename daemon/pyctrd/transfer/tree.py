@@ -4,7 +4,7 @@ Source: OCI image-spec, image-index.md and manifest.md; containerd docs/garbage-
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from pyctr_wire.errors import InvalidArgument, NotFound
@@ -14,6 +14,7 @@ from pyctr_wire.progress_events import WARNING
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.labels import Labels
 from pyctrd.core.platforms import Platform, matcher
+from pyctrd.core.values import dataclass
 
 _GC_CONTENT: Final = "containerd.io/gc.ref.content"
 # How deep indexes may be nested in each other.
