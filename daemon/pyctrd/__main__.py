@@ -5,18 +5,17 @@ It starts the zygote before it imports grpc: shims are forked from a process wit
 
 import argparse
 import faulthandler
+import gc
 import os
 import resource
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pyctr_wire import standard_streams
 from pyctrd import config as configuration
-from pyctrd import log
 from pyctrd.config import Config, ConfigError, LogLevel
 
 _DESCRIPTION: Final = """\
@@ -100,13 +99,13 @@ def _configured(options: argparse.Namespace) -> Config:
     """Return the configuration, with what the command line says on top. Raises ConfigError."""
     config = configuration.load(options.config)
     if options.root:
-        config = replace(config, root=options.root.absolute())
+        config = config._replace(root=options.root.absolute())
     if options.state:
-        config = replace(config, state=options.state.absolute())
+        config = config._replace(state=options.state.absolute())
     if options.address:
-        config = replace(config, grpc=replace(config.grpc, address=options.address))
+        config = config._replace(grpc=config.grpc._replace(address=options.address))
     if options.log_level:
-        config = replace(config, log=replace(config.log, level=options.log_level))
+        config = config._replace(log=config.log._replace(level=options.log_level))
     configuration.check(config, "command line")
     return config
 
@@ -115,6 +114,11 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     if os.geteuid() != 0:
         sys.stderr.write("pyctrd: it must be started by root, who alone may make containers\n")
         return 1
+    # All that is loaded from here on stays. The collector, which would go through it again and again, comes back
+    # when the daemon is complete.
+    gc.disable()
+    from pyctrd import log
+
     log.set_up(config.log.level, config.log.format)
     # Sockets must not be open to others before their mode is set, directories never to be written by them.
     os.umask(0o022)

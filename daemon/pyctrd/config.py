@@ -6,14 +6,13 @@ file of them.
 
 import builtins
 import enum
-import tomllib
 import types
 import typing
 from collections import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 from pyctrd.core.content import Sharing
 from pyctrd.diff.limits import Limits
@@ -53,15 +52,13 @@ class LogFormat(enum.StrEnum):
     JSON = "json"
 
 
-@dataclass(frozen=True, slots=True)
-class Least:
+class Least(NamedTuple):
     """The least value that a number may have."""
 
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(NamedTuple):
     """The [log] table."""
 
     level: Annotated[LogLevel, "debug, info, warning or error. Read again on SIGHUP; `--log-level` wins over it."] = (
@@ -70,8 +67,7 @@ class Log:
     format: Annotated[LogFormat, "json, console, or auto: console where standard error is a terminal."] = LogFormat.AUTO
 
 
-@dataclass(frozen=True, slots=True)
-class Grpc:
+class Grpc(NamedTuple):
     """The [grpc] table."""
 
     address: Annotated[
@@ -89,16 +85,14 @@ class Grpc:
     ] = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Threads:
+class Threads(NamedTuple):
     """The [threads] table."""
 
     metadata: Annotated[int, "Threads for short work: rows, directories of snapshots.", Least(1)] = 8
     bulk: Annotated[int, "Threads for long work: reading and writing content, unpacking, collecting.", Least(1)] = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(NamedTuple):
     """The [events] table."""
 
     queue: Annotated[
@@ -106,8 +100,7 @@ class Events:
     ] = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """The [content] table."""
 
     sharing: Annotated[
@@ -118,8 +111,7 @@ class Content:
     ] = Sharing.SHARED
 
 
-@dataclass(frozen=True, slots=True)
-class Unpack:
+class Unpack(NamedTuple):
     """The [unpack] table."""
 
     workers: Annotated[int, "Layers that are unpacked, or made, at once; each takes a process.", Least(1)] = 4
@@ -134,16 +126,14 @@ class Unpack:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(NamedTuple):
     """A [registry.credentials.HOST] table."""
 
     username: Annotated[str, "Who to be at the registry."] = ""
     secret: Annotated[str, "The password, or a token if there is no username."] = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Registry:
+class Registry(NamedTuple):
     """The [registry] table."""
 
     config_path: Annotated[
@@ -161,22 +151,21 @@ class Registry:
     credentials: Annotated[
         Mapping[str, Login],
         "Credentials, sent only to the host that the table is called after.",
-    ] = field(default_factory=dict)
+    ] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """Everything that can be set."""
 
     root: Annotated[Path, "What must survive a reboot: metadata, content, snapshots, logs."] = Path("/var/lib/pyctr")
     state: Annotated[Path, "What must not: sockets, bundles, exit records. Best on tmpfs."] = Path("/run/pyctr")
-    log: Annotated[Log, "What is logged, on standard error."] = field(default_factory=Log)
-    grpc: Annotated[Grpc, "containerd's API and our own."] = field(default_factory=Grpc)
-    content: Annotated[Content, "Blobs of images."] = field(default_factory=Content)
-    unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = field(default_factory=Unpack)
-    events: Annotated[Events, "Telling subscribers what happens."] = field(default_factory=Events)
-    registry: Annotated[Registry, "Where images come from."] = field(default_factory=Registry)
-    threads: Annotated[Threads, "Work that would block the event loop."] = field(default_factory=Threads)
+    log: Annotated[Log, "What is logged, on standard error."] = Log()
+    grpc: Annotated[Grpc, "containerd's API and our own."] = Grpc()
+    content: Annotated[Content, "Blobs of images."] = Content()
+    unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = Unpack()
+    events: Annotated[Events, "Telling subscribers what happens."] = Events()
+    registry: Annotated[Registry, "Where images come from."] = Registry()
+    threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 
     @property
     def address(self) -> str:
@@ -203,11 +192,13 @@ def load(path: Path | None) -> Config:
         raise ConfigError(f"{source}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: {error}") from error
-    return parse(text, str(source))
+    return parse(text, str(source)) if text else Config()
 
 
 def parse(text: str, source: str) -> Config:
     """Return the configuration that `text` is; `source` names it in the ConfigError that is raised otherwise."""
+    import tomllib  # not needed, and not loaded, where there is no file
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -232,8 +223,13 @@ def settings_of(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...
     return {name: (hint.__origin__, hint.__metadata__) for name, hint in hints.items()}
 
 
+def is_section(kind: type[Any]) -> bool:
+    """Return whether `kind` is the type of a table."""
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
 def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str) -> _S:
-    """Return an instance of the dataclass `section` with the values of `table`."""
+    """Return an instance of `section` with the values of `table`."""
     settings = settings_of(section)
     values = {}
     for key, value in table.items():
@@ -253,7 +249,7 @@ def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str
 def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
     """Return `value` as an instance of `kind`, or raise ConfigError."""
     match kind:
-        case type() if is_dataclass(kind) and isinstance(value, dict):
+        case type() if is_section(kind) and isinstance(value, dict):
             return _build(kind, value, source, key + ".")
         case type() if issubclass(kind, enum.StrEnum) and isinstance(value, str):
             if value in list(kind):
@@ -280,7 +276,7 @@ def _name_of(kind: Any) -> str:
             return "a list of texts"
         case types.GenericAlias():
             return "a table of tables"
-        case type() if is_dataclass(kind):
+        case type() if is_section(kind):
             return "a table"
         case type() if issubclass(kind, str | Path):
             return "a text"

@@ -3,11 +3,10 @@
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pyctrd.config import Config, settings_of
+from pyctrd.config import Config, is_section, settings_of
 
 
 def render(config: Config) -> str:
@@ -22,7 +21,7 @@ def _render(section: Any, prefix: str) -> Iterator[str]:
         comment = textwrap.wrap(explanation, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         if isinstance(value, Mapping):
             tables += [*comment, *_commented_out(kind.__args__[1], f'{prefix}{name}."HOST"')]
-        elif is_dataclass(value):
+        elif is_section(type(value)):
             tables += [*comment, f"[{prefix}{name}]", *_render(value, f"{prefix}{name}.")]
         else:
             yield from (*comment, f"{name} = {_toml(value)}", "")

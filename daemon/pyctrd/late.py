@@ -1,25 +1,51 @@
-"""The parts that can wait until the daemon answers: unpacking, transfers, our own service and what follows from it.
+"""The parts that can wait until the daemon answers: all but what knows containers and tells of them.
 
-To load them takes as long as to load all others, and a daemon that comes back is waited for.
+To load them takes longer than to load all others, and a daemon that comes back is waited for.
 """
 
 import importlib.metadata
+import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyctrd.content.store import ContentStore
+from pyctrd.core.platforms import Platform, normalize
 from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
+from pyctrd.gc.collector import Collector
+from pyctrd.gc.scheduler import Scheduler
+from pyctrd.metadata.images import Images
+from pyctrd.metadata.leases import Leases
+from pyctrd.metadata.namespaces import Namespaces
+from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.registry.access import Registries
 from pyctrd.registry.credentials import Credentials, StoredCredentials
 from pyctrd.registry.hosts import HostsConfig
-from pyctrd.rpc import diff, streaming, transfer
+from pyctrd.rpc import (
+    content,
+    diff,
+    events,
+    images,
+    introspection,
+    leases,
+    mounts,
+    namespaces,
+    sandboxes,
+    snapshots,
+    streaming,
+    transfer,
+)
 from pyctrd.rpc.engine import Engine
+from pyctrd.rpc.plugins import plugins
 from pyctrd.rpc.volumes import Volumes
 from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.runtime_info import runtime_info
+from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
@@ -29,71 +55,137 @@ if TYPE_CHECKING:
 
 
 def add(parts: "Parts") -> None:
-    """Serve the late services, and start what cleans up after containers."""
-    unpack = parts.config.unpack
-    limits = Limits(unpack.max_bytes, unpack.max_ratio, unpack.free_bytes)
-    differ = Differ(parts.content, parts.bulk, limits, workers=unpack.workers)
-    streams = StreamManager()
-    transfers = _transfers(parts, differ, streams)
-    for servicer in (
-        diff.Diff(differ),
-        streaming.Streaming(streams),
-        transfer.Transfer(transfers, streams, parts.operations),
-        _engine(parts, transfers),
-    ):
-        parts.dispatch.add(servicer)
+    """Serve the late services, and start what cleans up."""
+    LateParts(parts)
 
 
-def _transfers(parts: "Parts", differ: Differ, streams: StreamManager) -> Transfers:
-    registry = parts.config.registry
-    logins = {name: Credentials(login.username, login.secret) for name, login in registry.credentials.items()}
-    credentials = StoredCredentials(parts.bulk.run, logins, Path(registry.docker_config))
-    hosts = HostsConfig(tuple(map(Path, registry.config_path)), frozenset(registry.plain_http))
-    user_agent = f"pyctr/{importlib.metadata.version('pyctr')}"
-    registries = Registries(hosts, credentials, parts.bulk, user_agent)
-    stores = Stores(parts.content, parts.images, parts.leases, parts.snapshots, differ, parts.rows, parts.bulk)
-    return Transfers(stores, streams, registries, parts.host)
+class LateParts:
+    """Everything that a daemon consists of beside `Parts`."""
+
+    def __init__(self, parts: "Parts") -> None:
+        """Build it on `parts`, in whose group runs what runs by itself."""
+        self._parts = parts
+        self._host = normalize(Platform("linux", os.uname().machine))
+        self._build_stores()
+        self._build_transfers()
+        self._logs = LogFolders(parts.config.root / "logs")
+        self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
+        self._build_services()
+        parts.group.create_task(self._scheduler.run(), name="garbage collection")
+        parts.group.create_task(self._aftermath().run(), name="aftermath")
+
+    def _build_stores(self) -> None:
+        parts, database = self._parts, self._parts.database
+        self._namespaces = Namespaces(database)
+        self._images = Images(database)
+        self._leases = Leases(database)
+        self._sandboxes = Sandboxes(database)
+        self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing)
+        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database)
+        if database.has_gaps:
+            self._rebuild_records()
+        self._collector = Collector(database, self._content, self._snapshots)
+        self._scheduler = Scheduler(database, lambda: parts.bulk.run(self._collector.collect))
+
+    def _rebuild_records(self) -> None:
+        """Know containers that only their bundles tell of. Before the collector, which takes the gaps for filled."""
+        from pyctrd.runtime.rebuilt_records import rebuild_records
+
+        rebuild_records(self._parts.bundles, self._parts.containers, self._snapshots)
+
+    def _build_transfers(self) -> None:
+        parts, unpack, registry = self._parts, self._parts.config.unpack, self._parts.config.registry
+        limits = Limits(unpack.max_bytes, unpack.max_ratio, unpack.free_bytes)
+        self._differ = Differ(self._content, parts.bulk, limits, workers=unpack.workers)
+        self._streams = StreamManager()
+        logins = {name: Credentials(login.username, login.secret) for name, login in registry.credentials.items()}
+        credentials = StoredCredentials(parts.bulk.run, logins, Path(registry.docker_config))
+        hosts = HostsConfig(tuple(map(Path, registry.config_path)), frozenset(registry.plain_http))
+        user_agent = f"pyctr/{importlib.metadata.version('pyctr')}"
+        registries = Registries(hosts, credentials, parts.bulk, user_agent)
+        stores = Stores(
+            self._content, self._images, self._leases, self._snapshots, self._differ, parts.rows, parts.bulk
+        )
+        self._transfers = Transfers(stores, self._streams, registries, self._host)
+
+    def _build_services(self) -> None:
+        parts, rows, bulk, collect = self._parts, self._parts.rows, self._parts.bulk, self._scheduler.collect_now
+        for servicer in (
+            content.Content(self._content, rows, bulk),
+            diff.Diff(self._differ),
+            events.Events(parts.exchange),
+            images.Images(self._images, rows, collect),
+            leases.Leases(self._leases, rows, collect),
+            mounts.Mounts(),
+            namespaces.Namespaces(self._namespaces, rows),
+            sandboxes.Store(self._sandboxes, rows),
+            snapshots.Snapshots(self._snapshots, rows, bulk),
+            streaming.Streaming(self._streams),
+            transfer.Transfer(self._transfers, self._streams, parts.operations),
+            self._engine(),
+        ):
+            parts.dispatch.add(servicer)
+        known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services())
+        identity = _persistent_uuid(parts.config.root / "uuid")
+        parts.dispatch.add(introspection.Introspection(known, identity, runtime_info, bulk))
+
+    def _aftermath(self) -> Aftermath:
+        parts = self._parts
+        return Aftermath(
+            parts.exchange,
+            parts.containers,
+            self._namespaces,
+            self._snapshots,
+            parts.lifecycle,
+            parts.tasks.table,
+            self._logs,
+            self._belongings,
+            parts.rows,
+            parts.bulk,
+        )
+
+    def _engine(self) -> Engine:
+        parts = self._parts
+        usage = DiskUsage(
+            parts.containers,
+            self._images,
+            self._content,
+            self._snapshots,
+            tuple(self._snapshots.roots()),
+            self._collector.freed_without,
+            parts.tasks.table,
+            self._logs,
+            (self._belongings.volumes, self._belongings.named_volumes),
+        )
+        creator = Creator(
+            parts.containers,
+            self._images,
+            self._content,
+            self._snapshots,
+            self._leases,
+            self._logs,
+            self._belongings,
+        )
+        return Engine(
+            creator,
+            parts.container_index,
+            parts.tasks,
+            parts.operations,
+            self._scheduler.collect_now,
+            usage.measure,
+            Volumes(self._belongings.volumes, self._belongings.named_volumes, parts.bulk),
+            parts.rows,
+            parts.bulk,
+            self._host,
+            parts.upgrade,
+            self._transfers.unpack,
+        )
 
 
-def _engine(parts: "Parts", transfers: Transfers) -> Engine:
-    logs = LogFolders(parts.config.root / "logs")
-    belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
-    aftermath = Aftermath(
-        parts.exchange,
-        parts.containers,
-        parts.namespaces,
-        parts.snapshots,
-        parts.lifecycle,
-        parts.tasks.table,
-        logs,
-        belongings,
-        parts.rows,
-        parts.bulk,
-    )
-    parts.group.create_task(aftermath.run(), name="aftermath")
-    usage = DiskUsage(
-        parts.containers,
-        parts.images,
-        parts.content,
-        parts.snapshots,
-        tuple(parts.snapshots.roots()),
-        parts.collector.freed_without,
-        parts.tasks.table,
-        logs,
-        (belongings.volumes, belongings.named_volumes),
-    )
-    creator = Creator(parts.containers, parts.images, parts.content, parts.snapshots, parts.leases, logs, belongings)
-    return Engine(
-        creator,
-        parts.container_index,
-        parts.tasks,
-        parts.operations,
-        parts.scheduler.collect_now,
-        usage.measure,
-        Volumes(belongings.volumes, belongings.named_volumes, parts.bulk),
-        parts.rows,
-        parts.bulk,
-        parts.host,
-        parts.upgrade,
-        transfers.unpack,
-    )
+def _persistent_uuid(path: Path) -> str:
+    """Return the text in `path`, made on first use: who we are to clients as long as the root directory lives."""
+    if not path.exists():
+        staged = path.with_suffix(".new")
+        staged.write_text(str(uuid.uuid4()))
+        staged.rename(path)
+    return path.read_text().strip()

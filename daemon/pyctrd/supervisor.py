@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
 from pyctrd.composition import Parts
 from pyctrd.config import Config, ConfigError
+from pyctrd.core.values import dataclass
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.schema import NewerSchemaError
 from pyctrd.runtime.zygote_client import Zygote
@@ -152,10 +153,12 @@ class Supervisor:
     async def _recover(self, group: asyncio.TaskGroup) -> None:
         """Find out what there is, and start what runs by itself."""
         group.create_task(self._zygote.serve(), name="zygote")
+        if self._parts.database.has_gaps:
+            # Nobody may be told that there is no such container before those are known that only disk tells of.
+            self._parts.dispatch.complete()
         # Before the shims are asked: they tell at once what nobody acknowledged.
         await self._parts.shim_listener.start()
         await self._parts.recovery.run()
-        group.create_task(self._parts.scheduler.run(), name="garbage collection")
 
     async def _serve(self) -> None:
         """Answer clients until a signal says stop, or a successor is ready and nothing is under way."""
@@ -174,6 +177,7 @@ class Supervisor:
         self._parts.dispatch.complete()
         # What is loaded and built by now stays: no collection of Python's need look at it again.
         gc.freeze()
+        gc.enable()
         while True:
             await self._stop.wait()
             self._stop.clear()

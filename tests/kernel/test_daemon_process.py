@@ -150,10 +150,27 @@ def test_a_hangup_reads_the_log_level_again() -> None:
         wait_until(lambda: '"reloaded"' in daemon.log_text(), "the reload is logged")
 
 
+_METHODS = {
+    "Content": "Info",
+    "Diff": "Apply",
+    "Engine": "Ops",
+    "Events": "Publish",
+    "Images": "Get",
+    "Introspection": "Plugins",
+    "Leases": "List",
+    "Mounts": "List",
+    "Namespaces": "Get",
+    "Snapshots": "Stat",
+    "Store": "Get",
+    "Streaming": "Stream",
+    "Transfer": "Transfer",
+}
+
+
 @pytest.mark.parametrize("service", sorted(LATE_SERVICES))
 def test_what_is_loaded_late_is_there(daemon: DaemonProcess, service: str) -> None:
     """Health says so from the start, and a call never meets a service that is not there yet."""
-    method = {"Diff": "Apply", "Engine": "Ops", "Streaming": "Stream", "Transfer": "Transfer"}[service.split(".")[-1]]
+    method = _METHODS[service.split(".")[-1]]
     with daemon.channel() as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
         assert health.status == health_pb2.HealthCheckResponse.SERVING

@@ -15,10 +15,10 @@ from pyctrd.metadata.leases import Leases as LeaseRows
 from pyctrd.metadata.namespaces import Namespaces as NamespaceRows
 from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex
 from pyctrd.rpc.containers import Containers
 from pyctrd.rpc.content import Content
+from pyctrd.rpc.convert.events import event_to_any
 from pyctrd.rpc.events import Events
 from pyctrd.rpc.health import Health
 from pyctrd.rpc.images import Images
@@ -52,7 +52,7 @@ class Wired:
     """What a test may look at beside the channel."""
 
     def __init__(self, root: Path, resources: ExitStack) -> None:
-        self.exchange = Exchange(convert.event_to_any, 1000)
+        self.exchange = Exchange(event_to_any, 1000)
         self.collections = 0
         self.database = Database(root / "db", self._publish)
         resources.callback(self.database.close)

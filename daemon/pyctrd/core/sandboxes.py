@@ -1,7 +1,7 @@
 """A sandbox: the record of what a group of containers, such as a pod, shares."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
@@ -10,6 +10,7 @@ from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels, stored
 from pyctrd.core.times import UNSET
+from pyctrd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

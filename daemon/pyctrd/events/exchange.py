@@ -4,17 +4,19 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import Event
-from pyctrd.core.filters import Filter, compile_filters
+from pyctrd.core.filters import Adaptor, Filter, compile_filters
 from pyctrd.core.identifiers import validate_namespace, validate_topic
-from pyctrd.events.fields import adaptor_for
+from pyctrd.core.values import dataclass
+
+Fields: TypeAlias = Callable[[str, str, AnyValue], Adaptor]
+"""From an event's namespace, topic and content to what a filter sees of it."""
 
 MISSED_KEPT: Final = 30.0  # seconds from the start of service; clients reconnect within three
 
@@ -32,9 +34,10 @@ class Envelope:
 class Subscription:
     """The events since it was made that match its filters: an asynchronous iterator, and a context that ends it."""
 
-    def __init__(self, matches: Filter, limit: int, leave: "Callable[[Subscription], None]") -> None:
-        """Hold up to `limit` events; `leave` is called when the context ends."""
+    def __init__(self, matches: Filter, fields: Fields, limit: int, leave: "Callable[[Subscription], None]") -> None:
+        """Hold up to `limit` events that match by their `fields`; `leave` is called when the context ends."""
         self._matches = matches
+        self._fields = fields
         self._limit = limit
         self._leave = leave
         self._waiting: deque[Envelope] = deque()
@@ -43,7 +46,7 @@ class Subscription:
 
     def offer(self, envelope: Envelope) -> None:
         """Queue `envelope` if it matches; a full queue ends the subscription instead."""
-        if not self._matches(adaptor_for(envelope.namespace, envelope.topic, envelope.event)):
+        if not self._matches(self._fields(envelope.namespace, envelope.topic, envelope.event)):
             return
         if len(self._waiting) >= self._limit:
             self._waiting.clear()
@@ -130,7 +133,10 @@ class Exchange:
 
         Raises InvalidArgument for a malformed filter.
         """
-        subscription = Subscription(compile_filters(filters), self._queue, self._subscriptions.discard)
+        # It loads all events that there are, which a daemon that starts has no time for.
+        from pyctrd.events.fields import adaptor_for
+
+        subscription = Subscription(compile_filters(filters), adaptor_for, self._queue, self._subscriptions.discard)
         for envelope in self._missed or ():
             subscription.offer(envelope)
         self._subscriptions.add(subscription)

@@ -2,10 +2,10 @@
 
 import sqlite3
 from contextlib import closing
-from importlib import resources
+from pathlib import Path
 from typing import Final
 
-_MIGRATIONS: Final = resources.files("pyctrd.metadata") / "migrations"
+_MIGRATIONS: Final = Path(__file__).with_name("migrations")
 
 
 class NewerSchemaError(Exception):
@@ -37,8 +37,7 @@ def is_ours(connection: sqlite3.Connection) -> bool:
 
 
 def _scripts() -> list[str]:
-    files = sorted((item for item in _MIGRATIONS.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
-    return [item.read_text() for item in files]
+    return [file.read_text() for file in sorted(_MIGRATIONS.glob("*.sql"))]
 
 
 def _apply(connection: sqlite3.Connection, scripts: list[str], version: int) -> None:

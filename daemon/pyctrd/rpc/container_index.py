@@ -18,7 +18,7 @@ from pyctrd.core.containers import Container, fields
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import Labels
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.containers import container_to_proto
 
 
 class ContainerRows(Protocol):
@@ -128,5 +128,5 @@ class ContainerIndex:
 
 
 def _entry(container: Container) -> Entry:
-    encoded = pb.GetContainerResponse(container=convert.container_to_proto(container)).SerializeToString()
+    encoded = pb.GetContainerResponse(container=container_to_proto(container)).SerializeToString()
     return Entry(replace(container, spec=None, runtime_options=None, extensions={}), encoded)

@@ -7,8 +7,9 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
 from pyctrd.core.containers import Container
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex
+from pyctrd.rpc.convert.containers import container_from_proto, container_to_proto
+from pyctrd.rpc.convert.well_known import mask_from_proto
 from pyctrd.rpc.headers import Context, namespace_of
 
 
@@ -50,19 +51,19 @@ class Containers:
         container = await self._rows.run(
             self._store.create,
             namespace_of(context),
-            convert.container_from_proto(request.container),
+            container_from_proto(request.container),
         )
-        return pb.CreateContainerResponse(container=convert.container_to_proto(container))
+        return pb.CreateContainerResponse(container=container_to_proto(container))
 
     async def Update(self, request: pb.UpdateContainerRequest, context: Context) -> pb.UpdateContainerResponse:
         """Change what the mask names, or all that may change. NotFound, InvalidArgument."""
         container = await self._rows.run(
             self._store.update,
             namespace_of(context),
-            convert.container_from_proto(request.container),
-            convert.mask_from_proto(request.update_mask),
+            container_from_proto(request.container),
+            mask_from_proto(request.update_mask),
         )
-        return pb.UpdateContainerResponse(container=convert.container_to_proto(container))
+        return pb.UpdateContainerResponse(container=container_to_proto(container))
 
     async def Delete(self, request: pb.DeleteContainerRequest, context: Context) -> Empty:
         """Delete a container's record, whatever its task does. NotFound."""

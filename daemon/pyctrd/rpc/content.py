@@ -11,8 +11,9 @@ from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
 from pyctr_wire.errors import DataLoss, InvalidArgument, OutOfRange
 from pyctrd.core.content import BlobInfo, IngestStatus
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
 from pyctrd.rpc.content_write import BlobWriter, step
+from pyctrd.rpc.convert.records import blob_from_proto, blob_to_proto, ingest_to_proto
+from pyctrd.rpc.convert.well_known import mask_from_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
 _CHUNK: Final = 1 << 20  # bytes of a blob in a message
@@ -46,23 +47,23 @@ class Content:
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         """Return what is known of a blob. NotFound, InvalidArgument."""
         info = await self._rows.run(self._store.info, namespace_of(context), request.digest)
-        return pb.InfoResponse(info=convert.blob_to_proto(info))
+        return pb.InfoResponse(info=blob_to_proto(info))
 
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
         """Change labels, those that the mask names or all. NotFound, InvalidArgument."""
         info = await self._rows.run(
             self._store.update,
             namespace_of(context),
-            convert.blob_from_proto(request.info),
-            convert.mask_from_proto(request.update_mask),
+            blob_from_proto(request.info),
+            mask_from_proto(request.update_mask),
         )
-        return pb.UpdateResponse(info=convert.blob_to_proto(info))
+        return pb.UpdateResponse(info=blob_to_proto(info))
 
     async def List(self, request: pb.ListContentRequest, context: Context) -> None:
         """Send the blobs that match, a batch a message. InvalidArgument."""
         batches = await self._rows.run(self._store.list, namespace_of(context), tuple(request.filters))
         while batch := await self._rows.run(next, batches, None):
-            await context.write(pb.ListContentResponse(info=map(convert.blob_to_proto, batch)))
+            await context.write(pb.ListContentResponse(info=map(blob_to_proto, batch)))
 
     async def Delete(self, request: pb.DeleteContentRequest, context: Context) -> Empty:
         """Delete a blob from the namespace; the next collection frees its bytes. NotFound."""
@@ -93,12 +94,12 @@ class Content:
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         """Return the state of an ingest. NotFound."""
         status = await self._rows.run(self._store.status, namespace_of(context), request.ref)
-        return pb.StatusResponse(status=convert.ingest_to_proto(status))
+        return pb.StatusResponse(status=ingest_to_proto(status))
 
     async def ListStatuses(self, request: pb.ListStatusesRequest, context: Context) -> pb.ListStatusesResponse:
         """Return the ingests that match, whether somebody writes to them or not. InvalidArgument."""
         statuses = await self._rows.run(self._store.list_statuses, namespace_of(context), tuple(request.filters))
-        return pb.ListStatusesResponse(statuses=map(convert.ingest_to_proto, statuses))
+        return pb.ListStatusesResponse(statuses=map(ingest_to_proto, statuses))
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> Empty:
         """Delete an ingest. NotFound."""

@@ -6,7 +6,7 @@ from typing import Protocol
 from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
 from pyctr_wire.errors import InvalidArgument, OutOfRange
 from pyctrd.core.labels import Labels
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import time_to_proto
 
 
 class BlobWriter(Protocol):
@@ -42,8 +42,8 @@ def step(writer: BlobWriter, request: pb.WriteContentRequest) -> pb.WriteContent
     match request.action:
         case pb.WriteAction.STAT:
             response.total = writer.total
-            response.started_at.CopyFrom(convert.time_to_proto(writer.started_at))
-            response.updated_at.CopyFrom(convert.time_to_proto(writer.updated_at))
+            response.started_at.CopyFrom(time_to_proto(writer.started_at))
+            response.updated_at.CopyFrom(time_to_proto(writer.updated_at))
         case pb.WriteAction.WRITE | pb.WriteAction.COMMIT:
             _append(writer, request)
         case _:

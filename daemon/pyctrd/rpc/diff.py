@@ -8,7 +8,8 @@ from pyctr_wire.containerd.services.diff.v1 import diff_pb2 as pb
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import descriptor_from_proto, descriptor_to_proto, mounts_from_proto
+from pyctrd.rpc.convert.well_known import time_from_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
 
@@ -46,23 +47,23 @@ class Diff:
         """Unpack a blob and return the descriptor of what was in it."""
         applied = await self._differ.apply(
             namespace_of(context),
-            convert.descriptor_from_proto(request.diff),
-            convert.mounts_from_proto(request.mounts),
+            descriptor_from_proto(request.diff),
+            mounts_from_proto(request.mounts),
             sync_fs=request.sync_fs,
         )
-        return pb.ApplyResponse(applied=convert.descriptor_to_proto(applied))
+        return pb.ApplyResponse(applied=descriptor_to_proto(applied))
 
     async def Diff(self, request: pb.DiffRequest, context: Context) -> pb.DiffResponse:
         """Store a layer that turns one view into another."""
         has_epoch = request.HasField("source_date_epoch")
         layer = await self._differ.diff(
             namespace_of(context),
-            convert.mounts_from_proto(request.left),
-            convert.mounts_from_proto(request.right),
+            mounts_from_proto(request.left),
+            mounts_from_proto(request.right),
             media_type=request.media_type,
             ref=request.ref,
             labels=dict(request.labels),
-            source_date_epoch=convert.time_from_proto(request.source_date_epoch) if has_epoch else None,
+            source_date_epoch=time_from_proto(request.source_date_epoch) if has_epoch else None,
             lease=lease_of(context),
         )
-        return pb.DiffResponse(diff=convert.descriptor_to_proto(layer))
+        return pb.DiffResponse(diff=descriptor_to_proto(layer))

@@ -17,8 +17,9 @@ from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.platforms import Platform, parse_platform
 from pyctrd.core.tasks import Status
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
 from pyctrd.rpc.container_index import ContainerIndex, Entry
+from pyctrd.rpc.convert.records import mount_to_proto, mounts_from_proto
+from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 from pyctrd.rpc.volumes import Volumes
 from pyctrd.runtime.creation import Created, Creator, NotUnpacked, Request
@@ -173,7 +174,7 @@ class Engine:
         return pb.RunSpecResponse(
             id=created.id,
             warnings=created.warnings,
-            rootfs=map(convert.mount_to_proto, created.rootfs),
+            rootfs=map(mount_to_proto, created.rootfs),
             log_uri=created.log_uri,
             snapshotter=created.snapshotter,
         )
@@ -249,7 +250,7 @@ class Engine:
         tasks = self._tasks.table.list(namespace_of(context))
         bundles = {task.id: task.bundle for task in tasks if task.init.status is not Status.CREATED}
         moments = await self._rows.run(lambda: {id: bundle.started_at() for id, bundle in bundles.items()})
-        return pb.StartTimesResponse(started_at={id: convert.time_to_proto(moment) for id, moment in moments.items()})
+        return pb.StartTimesResponse(started_at={id: time_to_proto(moment) for id, moment in moments.items()})
 
     async def ExitInfo(self, request: pb.ExitInfoRequest, context: Context) -> pb.ExitInfoResponse:
         """Say how a process ended. NotFound; FailedPrecondition if it has not."""
@@ -267,7 +268,7 @@ class Engine:
             signal=ended.signal,
             oom_killed=ended.oom_killed,
             reason=ended.reason,
-            exited_at=convert.time_to_proto(ended.exited_at),
+            exited_at=time_to_proto(ended.exited_at),
         )
 
     async def Upgrade(self, request: pb.UpgradeRequest, context: Context) -> pb.UpgradeResponse:
@@ -306,7 +307,7 @@ class Engine:
 
 
 def _time(moment: datetime | None) -> Timestamp | None:
-    return None if moment is None else convert.time_to_proto(moment)
+    return None if moment is None else time_to_proto(moment)
 
 
 def _operation(operation: Operation) -> pb.Operation:
@@ -348,7 +349,7 @@ def _options(message: pb.RunOptions) -> RunOptions:
         privileged=message.privileged,
         init=message.init,
         read_only=message.read_only,
-        mounts=convert.mounts_from_proto(message.mounts),
+        mounts=mounts_from_proto(message.mounts),
         devices=tuple(message.devices),
         capabilities_add=tuple(message.capabilities_add),
         capabilities_drop=tuple(message.capabilities_drop),

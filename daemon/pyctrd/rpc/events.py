@@ -8,7 +8,7 @@ from pyctr_wire.containerd.services.events.v1 import events_pb2 as pb
 from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import InvalidArgument, UnknownError
 from pyctrd.events.exchange import Exchange
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import any_from_proto, any_to_proto, time_from_proto, time_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 
 
@@ -23,7 +23,7 @@ class Events:
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> Empty:
         """Tell subscribers of an event that happens now, in the caller's namespace. InvalidArgument."""
-        self._exchange.publish(namespace_of(context), request.topic, convert.any_from_proto(request.event))
+        self._exchange.publish(namespace_of(context), request.topic, any_from_proto(request.event))
         return Empty()
 
     async def Forward(self, request: pb.ForwardRequest, context: Context) -> Empty:
@@ -34,8 +34,8 @@ class Events:
         self._exchange.publish(
             envelope.namespace,
             envelope.topic,
-            convert.any_from_proto(envelope.event),
-            convert.time_from_proto(envelope.timestamp),
+            any_from_proto(envelope.event),
+            time_from_proto(envelope.timestamp),
         )
         return Empty()
 
@@ -54,9 +54,9 @@ class Events:
             async for envelope in subscription:
                 await context.write(
                     event_pb2.Envelope(
-                        timestamp=convert.time_to_proto(envelope.timestamp),
+                        timestamp=time_to_proto(envelope.timestamp),
                         namespace=envelope.namespace,
                         topic=envelope.topic,
-                        event=convert.any_to_proto(envelope.event),
+                        event=any_to_proto(envelope.event),
                     )
                 )

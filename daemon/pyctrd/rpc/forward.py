@@ -10,7 +10,7 @@ from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2 as pb
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.ttrpc import Request
 from pyctrd.core.anys import AnyValue
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import any_from_proto, time_from_proto
 
 SERVICE: Final = "containerd.services.events.ttrpc.v1.Events"
 _INSTANCE: Final = "pyctr-instance"
@@ -41,8 +41,8 @@ def services(sink: EventSink) -> Mapping[str, Mapping[str, Callable[[Request], b
         sink.forward(
             envelope.namespace,
             envelope.topic,
-            convert.any_from_proto(envelope.event),
-            convert.time_from_proto(envelope.timestamp),
+            any_from_proto(envelope.event),
+            time_from_proto(envelope.timestamp),
             request.metadata.get(_INSTANCE, ""),
             int(sequence) if sequence.isdecimal() else 0,
         )

@@ -9,7 +9,8 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.images.v1 import images_pb2 as pb
 from pyctrd.core.images import Image
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import image_from_proto, image_to_proto
+from pyctrd.rpc.convert.well_known import mask_from_proto, time_from_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
 
@@ -37,12 +38,12 @@ class Images:
     async def Get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
         """Return an image. NotFound."""
         image = self._rows.at_once(self._store.get, namespace_of(context), request.name)
-        return pb.GetImageResponse(image=convert.image_to_proto(image))
+        return pb.GetImageResponse(image=image_to_proto(image))
 
     async def List(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
         """Return the images that match, sorted by name. InvalidArgument."""
         images = await self._rows.run(self._store.list, namespace_of(context), tuple(request.filters))
-        return pb.ListImagesResponse(images=map(convert.image_to_proto, images))
+        return pb.ListImagesResponse(images=map(image_to_proto, images))
 
     async def Create(self, request: pb.CreateImageRequest, context: Context) -> pb.CreateImageResponse:
         """Create an image. AlreadyExists, InvalidArgument."""
@@ -50,22 +51,22 @@ class Images:
         image = await self._rows.run(
             self._store.create,
             namespace_of(context),
-            convert.image_from_proto(request.image),
+            image_from_proto(request.image),
             lease=lease_of(context),
-            created_at=None if epoch is None else convert.time_from_proto(epoch),
+            created_at=None if epoch is None else time_from_proto(epoch),
         )
-        return pb.CreateImageResponse(image=convert.image_to_proto(image))
+        return pb.CreateImageResponse(image=image_to_proto(image))
 
     async def Update(self, request: pb.UpdateImageRequest, context: Context) -> pb.UpdateImageResponse:
         """Change what the mask names, or all. NotFound, InvalidArgument."""
         image = await self._rows.run(
             self._store.update,
             namespace_of(context),
-            convert.image_from_proto(request.image),
-            convert.mask_from_proto(request.update_mask),
+            image_from_proto(request.image),
+            mask_from_proto(request.update_mask),
             lease=lease_of(context),
         )
-        return pb.UpdateImageResponse(image=convert.image_to_proto(image))
+        return pb.UpdateImageResponse(image=image_to_proto(image))
 
     async def Delete(self, request: pb.DeleteImageRequest, context: Context) -> Empty:
         """Delete an image; `sync` also collects what it kept before this returns. NotFound."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -14,8 +14,9 @@ from pyctr_wire.containerd.types import introspection_pb2
 from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.platforms import Platform
+from pyctrd.core.values import dataclass
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import platform_to_proto
 from pyctrd.rpc.headers import Context
 from pyctrd.rpc.tasks import RUNTIMES
 
@@ -98,7 +99,7 @@ def _plugin_to_proto(plugin: Plugin) -> pb.Plugin:
         type=plugin.type,
         id=plugin.id,
         requires=plugin.requires,
-        platforms=map(convert.platform_to_proto, plugin.platforms),
+        platforms=map(platform_to_proto, plugin.platforms),
         exports=plugin.exports,
         capabilities=plugin.capabilities,
     )

@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.leases.v1 import leases_pb2 as pb
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import lease_to_proto, resource_from_proto, resource_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 
 
@@ -38,7 +38,7 @@ class Leases:
         """Create a lease, under a new id if none is given. AlreadyExists, InvalidArgument."""
         lease = Lease(request.id, dict(request.labels))
         lease = await self._rows.run(self._store.create, namespace_of(context), lease)
-        return pb.CreateResponse(lease=convert.lease_to_proto(lease))
+        return pb.CreateResponse(lease=lease_to_proto(lease))
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> Empty:
         """Delete a lease; `sync` also collects what it kept before this returns. NotFound."""
@@ -50,21 +50,21 @@ class Leases:
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         """Return the leases that match. InvalidArgument."""
         leases = await self._rows.run(self._store.list, namespace_of(context), tuple(request.filters))
-        return pb.ListResponse(leases=map(convert.lease_to_proto, leases))
+        return pb.ListResponse(leases=map(lease_to_proto, leases))
 
     async def AddResource(self, request: pb.AddResourceRequest, context: Context) -> Empty:
         """Let the lease hold an object, there or not. NotFound, InvalidArgument, Unimplemented."""
-        resource = convert.resource_from_proto(request.resource)
+        resource = resource_from_proto(request.resource)
         await self._rows.run(self._store.add_resource, namespace_of(context), request.id, resource)
         return Empty()
 
     async def DeleteResource(self, request: pb.DeleteResourceRequest, context: Context) -> Empty:
         """Let the lease no longer hold an object, if it did. NotFound, InvalidArgument, Unimplemented."""
-        resource = convert.resource_from_proto(request.resource)
+        resource = resource_from_proto(request.resource)
         await self._rows.run(self._store.delete_resource, namespace_of(context), request.id, resource)
         return Empty()
 
     async def ListResources(self, request: pb.ListResourcesRequest, context: Context) -> pb.ListResourcesResponse:
         """Return what the lease holds. NotFound."""
         resources = await self._rows.run(self._store.list_resources, namespace_of(context), request.id)
-        return pb.ListResourcesResponse(resources=map(convert.resource_to_proto, resources))
+        return pb.ListResourcesResponse(resources=map(resource_to_proto, resources))

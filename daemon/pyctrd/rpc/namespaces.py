@@ -8,7 +8,8 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2 as pb
 from pyctrd.core.namespaces import Namespace
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import namespace_from_proto, namespace_to_proto
+from pyctrd.rpc.convert.well_known import mask_from_proto
 from pyctrd.rpc.headers import Context
 
 
@@ -35,26 +36,26 @@ class Namespaces:
     async def Get(self, request: pb.GetNamespaceRequest, context: Context) -> pb.GetNamespaceResponse:
         """Return a namespace; one that is not there has no labels, and that is all."""
         namespace = self._rows.at_once(self._store.get, request.name)
-        return pb.GetNamespaceResponse(namespace=convert.namespace_to_proto(namespace))
+        return pb.GetNamespaceResponse(namespace=namespace_to_proto(namespace))
 
     async def List(self, request: pb.ListNamespacesRequest, context: Context) -> pb.ListNamespacesResponse:
         """Return all namespaces; the filter is for nothing, as in containerd."""
         namespaces = await self._rows.run(self._store.list)
-        return pb.ListNamespacesResponse(namespaces=map(convert.namespace_to_proto, namespaces))
+        return pb.ListNamespacesResponse(namespaces=map(namespace_to_proto, namespaces))
 
     async def Create(self, request: pb.CreateNamespaceRequest, context: Context) -> pb.CreateNamespaceResponse:
         """Create a namespace. AlreadyExists, InvalidArgument."""
-        namespace = await self._rows.run(self._store.create, convert.namespace_from_proto(request.namespace))
-        return pb.CreateNamespaceResponse(namespace=convert.namespace_to_proto(namespace))
+        namespace = await self._rows.run(self._store.create, namespace_from_proto(request.namespace))
+        return pb.CreateNamespaceResponse(namespace=namespace_to_proto(namespace))
 
     async def Update(self, request: pb.UpdateNamespaceRequest, context: Context) -> pb.UpdateNamespaceResponse:
         """Change labels, those that the mask names or all. InvalidArgument."""
         namespace = await self._rows.run(
             self._store.update,
-            convert.namespace_from_proto(request.namespace),
-            convert.mask_from_proto(request.update_mask),
+            namespace_from_proto(request.namespace),
+            mask_from_proto(request.update_mask),
         )
-        return pb.UpdateNamespaceResponse(namespace=convert.namespace_to_proto(namespace))
+        return pb.UpdateNamespaceResponse(namespace=namespace_to_proto(namespace))
 
     async def Delete(self, request: pb.DeleteNamespaceRequest, context: Context) -> Empty:
         """Delete an empty namespace. FailedPrecondition, NotFound."""

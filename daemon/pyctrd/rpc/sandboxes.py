@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 from pyctr_wire.containerd.services.sandbox.v1 import sandbox_pb2 as pb
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.sandboxes import sandbox_from_proto, sandbox_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 
 
@@ -32,15 +32,15 @@ class Store:
 
     async def Create(self, request: pb.StoreCreateRequest, context: Context) -> pb.StoreCreateResponse:
         """Store a sandbox. AlreadyExists, InvalidArgument."""
-        sandbox = convert.sandbox_from_proto(request.sandbox)
+        sandbox = sandbox_from_proto(request.sandbox)
         sandbox = await self._rows.run(self._store.create, namespace_of(context), sandbox)
-        return pb.StoreCreateResponse(sandbox=convert.sandbox_to_proto(sandbox))
+        return pb.StoreCreateResponse(sandbox=sandbox_to_proto(sandbox))
 
     async def Update(self, request: pb.StoreUpdateRequest, context: Context) -> pb.StoreUpdateResponse:
         """Change the fields that are named, or all that may change. NotFound, InvalidArgument."""
-        sandbox = convert.sandbox_from_proto(request.sandbox)
+        sandbox = sandbox_from_proto(request.sandbox)
         sandbox = await self._rows.run(self._store.update, namespace_of(context), sandbox, tuple(request.fields))
-        return pb.StoreUpdateResponse(sandbox=convert.sandbox_to_proto(sandbox))
+        return pb.StoreUpdateResponse(sandbox=sandbox_to_proto(sandbox))
 
     async def Delete(self, request: pb.StoreDeleteRequest, context: Context) -> pb.StoreDeleteResponse:
         """Forget a sandbox. NotFound."""
@@ -50,9 +50,9 @@ class Store:
     async def List(self, request: pb.StoreListRequest, context: Context) -> pb.StoreListResponse:
         """Return the sandboxes that match, sorted by id. InvalidArgument."""
         found = await self._rows.run(self._store.list, namespace_of(context), tuple(request.filters))
-        return pb.StoreListResponse(list=map(convert.sandbox_to_proto, found))
+        return pb.StoreListResponse(list=map(sandbox_to_proto, found))
 
     async def Get(self, request: pb.StoreGetRequest, context: Context) -> pb.StoreGetResponse:
         """Return a sandbox. NotFound."""
         found = await self._rows.run(self._store.get, namespace_of(context), request.sandbox_id)
-        return pb.StoreGetResponse(sandbox=convert.sandbox_to_proto(found))
+        return pb.StoreGetResponse(sandbox=sandbox_to_proto(found))

@@ -10,7 +10,8 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import SnapshotInfo, Usage
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import mount_to_proto, snapshot_from_proto, snapshot_to_proto
+from pyctrd.rpc.convert.well_known import mask_from_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 
 
@@ -56,7 +57,7 @@ class Snapshots:
             dict(request.labels),
             lease=lease_of(context),
         )
-        return pb.PrepareSnapshotResponse(mounts=map(convert.mount_to_proto, mounts))
+        return pb.PrepareSnapshotResponse(mounts=map(mount_to_proto, mounts))
 
     async def View(self, request: pb.ViewSnapshotRequest, context: Context) -> pb.ViewSnapshotResponse:
         """Make a read-only view. NotFound or InvalidArgument for its parent, AlreadyExists."""
@@ -68,13 +69,13 @@ class Snapshots:
             dict(request.labels),
             lease=lease_of(context),
         )
-        return pb.ViewSnapshotResponse(mounts=map(convert.mount_to_proto, mounts))
+        return pb.ViewSnapshotResponse(mounts=map(mount_to_proto, mounts))
 
     async def Mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
         """Return the mounts that show an active snapshot or a view. NotFound, FailedPrecondition."""
         snapshotter = self._snapshotters.named(request.snapshotter)
         mounts = await self._rows.run(snapshotter.mounts, namespace_of(context), request.key)
-        return pb.MountsResponse(mounts=map(convert.mount_to_proto, mounts))
+        return pb.MountsResponse(mounts=map(mount_to_proto, mounts))
 
     async def Commit(self, request: pb.CommitSnapshotRequest, context: Context) -> Empty:
         """Make an active snapshot read-only, under a name. NotFound, AlreadyExists, FailedPrecondition."""
@@ -99,24 +100,24 @@ class Snapshots:
         """Return what is known of a snapshot. NotFound."""
         snapshotter = self._snapshotters.named(request.snapshotter)
         info = self._rows.at_once(snapshotter.stat, namespace_of(context), request.key)
-        return pb.StatSnapshotResponse(info=convert.snapshot_to_proto(info))
+        return pb.StatSnapshotResponse(info=snapshot_to_proto(info))
 
     async def Update(self, request: pb.UpdateSnapshotRequest, context: Context) -> pb.UpdateSnapshotResponse:
         """Change labels, those that the mask names or all. NotFound, InvalidArgument."""
         info = await self._rows.run(
             self._snapshotters.named(request.snapshotter).update,
             namespace_of(context),
-            convert.snapshot_from_proto(request.info),
-            convert.mask_from_proto(request.update_mask),
+            snapshot_from_proto(request.info),
+            mask_from_proto(request.update_mask),
         )
-        return pb.UpdateSnapshotResponse(info=convert.snapshot_to_proto(info))
+        return pb.UpdateSnapshotResponse(info=snapshot_to_proto(info))
 
     async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> None:
         """Send the snapshots that match, a batch a message. InvalidArgument."""
         snapshotter = self._snapshotters.named(request.snapshotter)
         batches = await self._rows.run(snapshotter.list, namespace_of(context), tuple(request.filters))
         while batch := await self._rows.run(next, batches, None):
-            await context.write(pb.ListSnapshotsResponse(info=map(convert.snapshot_to_proto, batch)))
+            await context.write(pb.ListSnapshotsResponse(info=map(snapshot_to_proto, batch)))
 
     async def Usage(self, request: pb.UsageRequest, context: Context) -> pb.UsageResponse:
         """Return the bytes and inodes that a snapshot adds to its parent. NotFound."""

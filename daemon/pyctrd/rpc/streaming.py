@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2 as pb
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import any_from_proto, any_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 from pyctrd.streams.manager import Stream, StreamManager
 
@@ -38,7 +38,7 @@ class Streaming:
             async with asyncio.TaskGroup() as tasks:
                 feeding = tasks.create_task(_feed(stream, requests))
                 async for message in stream.drain():
-                    await context.write(convert.any_to_proto(message))
+                    await context.write(any_to_proto(message))
                 feeding.cancel()
         finally:
             self._streams.remove(ns, name)
@@ -66,7 +66,7 @@ async def _name_of(requests: AsyncIterator[AnyMessage]) -> str:
 
 async def _feed(stream: Stream, requests: AsyncIterator[AnyMessage]) -> None:
     async for request in requests:
-        await stream.feed(convert.any_from_proto(request))
+        await stream.feed(any_from_proto(request))
     # grpc ends the iteration of a cancelled call as if the client had said its last, and cancels us a turn of the
     # loop later: half an archive must not pass for a whole one.
     await asyncio.sleep(_CANCELLATION)

@@ -16,7 +16,7 @@ from pyctr_wire.containerd.types.task import task_pb2
 from pyctr_wire.errors import InvalidArgument, Unimplemented
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.tasks import Status
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.rpc.headers import Context, namespace_of
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.table import Deleted, Process, Task, task_not_found
@@ -186,7 +186,7 @@ class Tasks:
         """Return the metrics of the tasks that match and that give any. InvalidArgument."""
         matches = compile_filters(tuple(request.filters))
         tasks = [task for task in self._tasks.table.list(namespace_of(context)) if matches(_adaptor(task))]
-        now = convert.time_to_proto(datetime.now(UTC))
+        now = time_to_proto(datetime.now(UTC))
         return pb.MetricsResponse(
             metrics=[
                 metrics_pb2.Metric(timestamp=now, id=task.id, data=data)
@@ -198,7 +198,7 @@ class Tasks:
         """Return how a process ended, once it has. NotFound."""
         namespace = await self._namespace(request.container_id, context)
         ended = await self._tasks.wait(namespace, request.container_id, request.exec_id)
-        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=convert.time_to_proto(ended.exited_at))
+        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=time_to_proto(ended.exited_at))
 
     async def _namespace(self, id: str, context: Context) -> str:
         """Return the namespace of a call about a task; without one, NotFound tells whether a container is there.
@@ -241,7 +241,7 @@ def _process(task: Task, process: Process) -> task_pb2.Process:
     )
     if process.exit is not None:
         message.exit_status = process.exit.exit_status
-        message.exited_at.CopyFrom(convert.time_to_proto(process.exit.exited_at))
+        message.exited_at.CopyFrom(time_to_proto(process.exit.exited_at))
     return message
 
 
@@ -250,7 +250,7 @@ def _deleted(id: str, deleted: Deleted) -> pb.DeleteResponse:
         id=id,
         pid=deleted.pid,
         exit_status=deleted.exit.exit_status,
-        exited_at=convert.time_to_proto(deleted.exit.exited_at),
+        exited_at=time_to_proto(deleted.exit.exited_at),
     )
 
 

@@ -15,7 +15,7 @@ from pyctr_wire.errors import InvalidArgument, Unavailable, Unimplemented
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.registry.credentials import Credentials
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.records import descriptor_to_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 from pyctrd.runtime.operations import Operation, Operations
 from pyctrd.streams.manager import Stream, StreamManager
@@ -135,7 +135,7 @@ class ProgressStream:
             parents=report.parents,
             progress=report.progress,
             total=report.total,
-            desc=convert.descriptor_to_proto(report.descriptor) if report.descriptor else None,
+            desc=descriptor_to_proto(report.descriptor) if report.descriptor else None,
         )
         await self._stream.send(AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString()))
 

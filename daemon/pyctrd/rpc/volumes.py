@@ -7,7 +7,7 @@ from pyctr_wire.pyctr import engine_pb2 as pb
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.runtime.named_volumes import NamedVolume
 from pyctrd.runtime.volumes import Volume
 
@@ -76,5 +76,5 @@ def _named(one: NamedVolume) -> pb.VolumesResponse.Volume:
         used=bool(one.containers),
         users=one.containers,
         labels=one.labels,
-        created_at=convert.time_to_proto(one.created_at),
+        created_at=time_to_proto(one.created_at),
     )

@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from pyctr_sys.sync import syncfs
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from pyctrd.core.containers import Container
 from pyctrd.core.labels import Labels, validate_labels
+from pyctrd.core.values import dataclass
 from pyctrd.metadata.durable import fsync, naming_full_disk, replacing
 from pyctrd.runtime.container_folders import directories, doomed, opened, remove
 from pyctrd.runtime.copy_up import copy_up

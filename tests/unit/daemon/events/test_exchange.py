@@ -11,7 +11,7 @@ from pyctr_wire.errors import InvalidArgument, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import ContainerCreate, ImageCreate
 from pyctrd.events.exchange import Exchange
-from pyctrd.rpc.convert import event_to_any
+from pyctrd.rpc.convert.events import event_to_any
 
 EVENT = AnyValue("any.Type", b"bytes")
 

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyctrd.core.times import UNSET
-from pyctrd.rpc.convert import time_from_proto, time_to_proto
+from pyctrd.rpc.convert.well_known import time_from_proto, time_to_proto
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pyctrd.core.namespaces import Namespace
 from pyctrd.core.tasks import Status
 from pyctrd.events.exchange import Exchange
 from pyctrd.offload import Offload
-from pyctrd.rpc import convert
+from pyctrd.rpc.convert.events import event_to_any
 from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.log_folders import LogFolders
@@ -43,7 +43,7 @@ class World:
         self.belongings = Belongings(
             folder, lambda _, id: id in self.containers, lambda _: list(self.containers.values())
         )
-        self.exchange = Exchange(convert.event_to_any, 100)
+        self.exchange = Exchange(event_to_any, 100)
         self.rows = Offload(4)
         self.fails: set[str] = set()
         self.aftermath = Aftermath(
