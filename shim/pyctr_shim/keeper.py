@@ -11,6 +11,8 @@ Both have one table of descriptors (CLONE_FILES): what the worker opens is not l
 same to its successor. They have one epoll as well, so what would wake the worker wakes the keeper. The
 container's processes are the keeper's children (CLONE_PARENT): it reaps them, and tells the worker through a
 pipe. Neither survives the other, but for a worker that ends asleep.
+
+A worker may have the keeper fork for it: a fork of its own would leave it with all its pages to copy again.
 """
 
 import os
@@ -37,13 +39,17 @@ _USR1: Final = int(signal.SIGUSR1)
 
 
 class Common(NamedTuple):
-    """What keeper and worker share: the keeper's pid, the epoll, both ends of the pipe of notices, the memfd."""
+    """What keeper and worker share: the keeper's pid, the epoll, both ends of the pipe of notices, the memfd.
+
+    `wish_fd` is an eventfd that takes the worker's wish for a fork.
+    """
 
     keeper_pid: int
     epoll_fd: int
     notices_fd: int
     notify_fd: int
     memory_fd: int
+    wish_fd: int
 
 
 class Notice(NamedTuple):
@@ -64,16 +70,26 @@ def share() -> Common:
     epoll = select.epoll()
     epoll_fd = os.dup(epoll.fileno())  # a number that no object closes
     notices_fd, notify_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    return Common(os.getpid(), epoll_fd, notices_fd, notify_fd, os.memfd_create("pyctr-shim"))
+    memory_fd = os.memfd_create("pyctr-shim")
+    return Common(os.getpid(), epoll_fd, notices_fd, notify_fd, memory_fd, os.eventfd(0))
+
+
+def wish_for_fork(common: Common, fd: int) -> None:
+    """Have the keeper fork a child and give it `fd`, which is the keeper's to close from now on, whatever happens."""
+    os.eventfd_write(common.wish_fd, fd)
 
 
 class Keeper:
     """Forks workers, one after the other, and attends to them."""
 
-    def __init__(self, common: Common, signal_fd: int) -> None:
-        """`signal_fd` tells of SIGCHLD and SIGUSR1, and takes the other signals that a shim shall not notice."""
+    def __init__(self, common: Common, signal_fd: int, fork: Callable[[int], None] | None = None) -> None:
+        """`signal_fd` tells of SIGCHLD and SIGUSR1, and takes the other signals that a shim shall not notice.
+
+        `fork` is what a worker may wish for; see `wish_for_fork`.
+        """
         self._common = common
         self._signal_fd = signal_fd
+        self._grant = fork
         self._room = select.poll()
         self._room.register(common.notify_fd, select.POLLOUT)
 
@@ -89,9 +105,12 @@ class Keeper:
         """Return when the worker has fallen asleep, and end when it has ended."""
         poll = select.poll()
         poll.register(self._signal_fd, select.POLLIN)
+        poll.register(self._common.wish_fd, select.POLLIN)
         while True:
-            poll.poll(self._timeout())
+            ready = poll.poll(self._timeout())
             status = self.forward(worker)
+            if self._grant is not None and any(fd == self._common.wish_fd for fd, _events in ready):
+                self._grant(os.eventfd_read(self._common.wish_fd))
             if status is not None:
                 code = os.waitstatus_to_exitcode(status)
                 if code != ASLEEP:

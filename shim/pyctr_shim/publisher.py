@@ -61,6 +61,11 @@ class Publisher:
         self._idle: Timer | None = None
         self._emptied: Future[None] = Future()
 
+    @property
+    def empty(self) -> bool:
+        """Whether every event has been acknowledged."""
+        return not self._queue
+
     def publish(self, topic: str, event: Message) -> None:
         """Queue an event and send it after the current round of the loop; never blocks."""
         envelope = event_pb2.Envelope(namespace=self._identity.namespace, topic=topic)

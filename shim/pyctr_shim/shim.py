@@ -63,8 +63,8 @@ class Shim:
         self._publisher = Publisher(loop, identity)
         reaper = Reaper(loop, common, self._reopen_logs)
         self._tasks = Tasks(loop, reaper, self._publisher, identity, boot_id, make)
-        service = TaskService(self._tasks, self._publisher, common.keeper_pid, self._shut_down)
-        self._server = Server(loop, service, self._quiet)
+        self._service = TaskService(self._tasks, self._publisher, common.keeper_pid, self._shut_down)
+        self._server = Server(loop, self._service, self._quiet)
         self._attach_listener: socket.socket | None = None
         self._sockets: list[str] = []
         self._stopping = False
@@ -94,6 +94,11 @@ class Shim:
         self._loop.run()
         self._publisher.close()
         self._server.close()
+
+    @property
+    def spotless(self) -> bool:
+        """Whether this shim, which has run, leaves a process that can be another one: in its place, its duty done."""
+        return self._publisher.empty and self._tasks.empty and not self._service.has_moved
 
     def _shut_down(self) -> None:
         """Stop listening at once: a new shim of the same name may take the sockets over from now on."""

@@ -8,10 +8,15 @@ request costs no hop and no fork.
               "log_level", "instance"} and one descriptor: a stream socket that the shim serves first
     answer   {"instance", "pid"} or {"instance", "error"}
 
-Each spare is forked twice, so that it is nobody's child. It has forked in its turn: that child, which is to be init
-of the container, has copied the memory pages that making a container touches, which is most of what a fork costs.
-The collector is off for good and what is imported is frozen: one collection in a shim would copy 4 MB of shared
-pages. At the end of fd 3 the zygote and its spares end; shims do not.
+A spare has the process that is to be init of its container forked ahead. That has copied the memory pages that
+making a container touches, which is most of what a fork costs.
+
+A shim that was told to shut down, and has nothing left of its container, is a spare again: it offers itself to the
+zygote with a packet that carries the reading end of a new pipe. What it writes there, or its end, tells its fate;
+and the zygote closes that end to let one go that is too many.
+
+The collector is off, save between two lives, and what is imported is frozen: one collection of that in a shim would
+copy 4 MB of shared pages. At the end of fd 3 the zygote and its spares end; shims do not.
 """
 
 import array
@@ -20,15 +25,16 @@ import gc
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Final, NamedTuple, NoReturn
 
-from pyctr_shim import journal, placement
+from pyctr_shim import descriptors, journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
-from pyctr_shim.keeper import Common, Keeper, share
+from pyctr_shim.keeper import Common, Keeper, read_notices, share, wish_for_fork
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import forks, practice, runtime
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
@@ -37,9 +43,12 @@ from pyctr_sys import pagemap
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2
+_MOST_SPARES: Final = 8  # while shims come back as fast as they are taken
+_SURPLUS_AFTER: Final = 2.0  # seconds without a change
 _REFILL_AFTER: Final = 0.03  # seconds; by then a container that has just been asked for is running
 _PAUSE_AFTER_DEATH: Final = 0.5
 _MAY_KEEP: Final = 4
+_LIVES: Final = 100  # of one worker: what Python never gives back must not add up
 
 
 class Pages(NamedTuple):
@@ -47,6 +56,15 @@ class Pages(NamedTuple):
 
     shim: pagemap.Ranges
     init: pagemap.Ranges
+
+
+class Nest(NamedTuple):
+    """What a spare has of the zygote: where requests come, where it offers itself, and what was made once."""
+
+    requests: socket.socket
+    offers: socket.socket
+    inheritance: Inheritance
+    pages: Pages
 
 
 def serve(request_fd: int) -> None:
@@ -60,115 +78,212 @@ def serve(request_fd: int) -> None:
     forks.look_up_once()
     practice.plan_execs()
     warm_up(inheritance)
+    offered, offers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    offers.setblocking(False)
     gc.collect()
     gc.disable()
     gc.freeze()
-    keep_spares(requests, inheritance, Pages(touched_pages(inheritance), practice.touched_pages()))
+    pages = Pages(touched_pages(inheritance), practice.touched_pages())
+    keep_spares(Nest(requests, offers, inheritance, pages), offered)
 
 
-def keep_spares(requests: socket.socket, inheritance: Inheritance, pages: Pages) -> None:
+# -- the zygote
+
+
+def keep_spares(nest: Nest, offered: socket.socket) -> None:
     """Fork a new spare whenever one was taken or has died, until the daemon closes its end.
 
     While there is another, that waits a moment: forking, and the pages that the spare copies, would compete with the
     container that is being made.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for shims
     poll = select.poll()
-    poll.register(requests.fileno(), 0)  # only its end, which poll(2) reports unasked
-    spares: dict[int, None] = {}
+    poll.register(nest.requests.fileno(), 0)  # only its end, which poll(2) reports unasked
+    poll.register(offered.fileno(), select.POLLIN)
+    spares: dict[int, None] = {}  # descriptors that tell of one's fate, the oldest first
+
+    def keep(fd: int) -> None:
+        spares[fd] = None
+        poll.register(fd, select.POLLIN)
+
+    def forget(fd: int) -> None:
+        poll.unregister(fd)
+        del spares[fd]
+        os.close(fd)
+
     while True:
-        changes = poll.poll(_REFILL_AFTER * 1000) if 0 < len(spares) < _SPARES else []
-        if not changes:
-            while len(spares) < _SPARES:
-                fd = fork_spare(requests, inheritance, pages, spares)
-                spares[fd] = None
-                poll.register(fd, select.POLLIN)
-            changes = poll.poll()
+        changes = poll.poll(_patience(len(spares)))
+        if not changes and len(spares) > _SPARES:
+            forget(next(iter(spares)))
+        while not changes and len(spares) < _SPARES:
+            keep(fork_spare(nest, (offered.fileno(), *spares)))
         for fd, _events in changes:
-            if fd == requests.fileno():
+            if fd == nest.requests.fileno():
                 return
-            poll.unregister(fd)
-            del spares[fd]
-            if not os.read(fd, 1):  # it died before it was taken: do not fork as fast as they die
-                time.sleep(_PAUSE_AFTER_DEATH)
-            os.close(fd)
+            if fd == offered.fileno():
+                for spare in receive(offered)[1]:
+                    keep(spare)
+                    if len(spares) > _MOST_SPARES:
+                        forget(spare)
+            else:
+                if not os.read(fd, 1):  # it died before it was taken: do not fork as fast as they die
+                    time.sleep(_PAUSE_AFTER_DEATH)
+                forget(fd)
 
 
-def fork_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, others: Iterable[int]) -> int:
+def _patience(spares: int) -> float | None:
+    """Return for how many milliseconds so many spares are right."""
+    if spares < _SPARES:
+        return _REFILL_AFTER * 1000 if spares else 0
+    return _SURPLUS_AFTER * 1000 if spares > _SPARES else None
+
+
+def fork_spare(nest: Nest, others: Iterable[int]) -> int:
     """Fork a spare and return a descriptor that tells its fate: a byte when it is taken, the end if it dies.
 
-    `others` are the descriptors of the other spares, which this one shall not keep open.
+    The descriptors `others` are not for it.
     """
     told_fd, tell_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    if os.fork() == 0:
         try:
-            if os.fork() == 0:
-                for fd in (told_fd, *others):
-                    os.close(fd)
-                be_keeper(requests, inheritance, pages, tell_fd)
-            os._exit(0)
+            for fd in (told_fd, *others):
+                os.close(fd)
+            be_keeper(nest, tell_fd)
         except BaseException:
             sys.excepthook(*sys.exc_info())
+        finally:
             os._exit(1)
     os.close(tell_fd)
-    os.waitpid(pid, 0)
     return told_fd
 
 
-def be_keeper(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int) -> NoReturn:
+# -- a spare's keeper, and then its worker
+
+
+def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
     """Keep a shim: its first worker is the spare, later ones go on with what it has become."""
 
     def begin(common: Common) -> NoReturn:
-        be_spare(requests, inheritance, pages, tell_fd, common)
+        forks.fork_siblings()
+        fork_ahead(fork)  # before this process has pages of its own to be copied again, and without the keeper's
+        pagemap.populate(nest.pages.shim)
+        live(nest, common, kept, tell_fd)
 
     def go_on(common: Common) -> NoReturn:
-        pagemap.populate(pages.shim)
-        wake(common).run()
-        os._exit(0)
+        forks.fork_siblings()
+        pagemap.populate(nest.pages.shim)
+        live_out(wake(common), common)
+        live(nest, common, kept, begin_anew(nest, common, kept))
 
+    def fork(fd: int) -> None:
+        with contextlib.suppress(OSError):  # the end of what `fd` is connected with tells of it
+            runtime.fork_waiting(fd, nest.pages.init)
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     prepare_process()
-    forks.fork_siblings()
-    Keeper(share(), inheritance.signal_fd).run(begin, go_on)
+    common = share()
+    kept = descriptors.opened() - {tell_fd}
+    Keeper(common, nest.inheritance.signal_fd, fork).run(begin, go_on)
 
 
-def be_spare(requests: socket.socket, inheritance: Inheritance, pages: Pages, tell_fd: int, common: Common) -> NoReturn:
-    """Wait for a request, become that shim, and end with it."""
-    with contextlib.suppress(OSError):  # then it is forked when it is asked for
-        runtime.fork_ahead(pages.init)
-    pagemap.populate(pages.shim)
-    loop = Loop(common.epoll_fd)
-    packet, connection = receive(requests)
+def live(nest: Nest, common: Common, kept: Set[int], tell_fd: int) -> NoReturn:
+    """Be a spare, then a shim, then a spare again, as long as this process is of use."""
+    for _ in range(_LIVES):
+        live_out(be_taken(nest, common, tell_fd), common)
+        tell_fd = begin_anew(nest, common, kept)
+    os._exit(0)
+
+
+def be_taken(nest: Nest, common: Common, tell_fd: int) -> Shim:
+    """Wait for a request and return the shim that is asked for; ends the process if there will be none."""
+    packet, fds = wait_for_request(nest.requests, tell_fd)
     if not packet:
         os._exit(0)
-    os.write(tell_fd, b"x")
+    with contextlib.suppress(BrokenPipeError):
+        os.write(tell_fd, b"x")
     os.close(tell_fd)
     request = json.loads(packet)
     instance = request.get("instance", "")
     try:
-        shim = Shim(loop, read_identity(request), inheritance.boot_id, common)
+        shim = Shim(Loop(os.dup(common.epoll_fd)), read_identity(request), nest.inheritance.boot_id, common)
         shim.listen()
     except (BundleTaken, OSError, KeyError) as error:
-        answer(requests, {"instance": instance, "error": f"{type(error).__name__}: {error}"})
+        answer(nest.requests, {"instance": instance, "error": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    if connection is not None:
-        shim.adopt(connection)
-    answer(requests, {"instance": instance, "pid": common.keeper_pid})
-    requests.close()
+    for fd in fds:
+        shim.adopt(socket.socket(fileno=fd))
+    answer(nest.requests, {"instance": instance, "pid": common.keeper_pid})
+    return shim
+
+
+def live_out(shim: Shim, common: Common) -> None:
+    """Be a shim to its end; ends the process if that leaves anything behind."""
     shim.run()
-    os._exit(0)
+    if not shim.spotless or runtime.forked_ahead() or has_other_children(common):
+        os._exit(0)
 
 
-def receive(requests: socket.socket) -> tuple[bytes, socket.socket | None]:
-    """Wait for a request and return it with its connection; nothing at the end of the socket."""
+def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
+    """Forget what this process was, save the descriptors `kept`, and offer it; return what tells the zygote its fate.
+
+    Ends the process if there is no zygote any more. Nothing of the last life is told to the next: its notices are
+    all in the pipe by the time that the keeper, which has no other child, has granted a fork.
+    """
+    journal.close_log()
+    gc.collect()  # objects close what they own; then there is nobody left to close it a second time
+    descriptors.close_all_but(kept)
+    os.ftruncate(common.memory_fd, 0)
+    with select.epoll() as epoll:
+        os.dup2(epoll.fileno(), common.epoll_fd, inheritable=False)
+    fork_ahead(lambda fd: wish_for_fork(common, fd))
+    for _ in read_notices(common):
+        continue
+    told_fd, tell_fd = os.pipe()
+    try:
+        socket.send_fds(nest.offers, [b"x"], [told_fd])
+    except OSError:
+        os._exit(0)
+    os.close(told_fd)
+    return tell_fd
+
+
+def fork_ahead(fork: Callable[[int], None]) -> None:
+    """Have the next container's init forked; without one, it is forked when it is asked for."""
+    with contextlib.suppress(OSError):
+        runtime.fork_ahead(fork)
+
+
+def has_other_children(common: Common) -> bool:
+    """Whether the keeper has a child beside its worker: an orphan of a container in the host's PID namespace, say."""
+    try:
+        with open(f"/proc/{common.keeper_pid}/task/{common.keeper_pid}/children") as children:
+            return children.read().split() != [str(os.getpid())]
+    except OSError:
+        return True  # a kernel that does not tell
+
+
+def wait_for_request(requests: socket.socket, tell_fd: int) -> tuple[bytes, list[int]]:
+    """Return a request and its descriptors; nothing once the daemon's end is closed, or the zygote's of `tell_fd`."""
+    with select.epoll() as epoll:
+        # Of several spares, one is woken. Source: epoll_ctl(2).
+        epoll.register(requests.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        epoll.register(tell_fd, 0)
+        while not any(fd == tell_fd for fd, _events in epoll.poll()):
+            with contextlib.suppress(BlockingIOError):
+                return receive(requests)
+    return b"", []
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a packet and its descriptors; nothing at the end of the connection. Raises BlockingIOError."""
     fds = array.array("i")
     space = socket.CMSG_SPACE(fds.itemsize * _MAY_KEEP)
-    packet, ancillary, _flags, _address = requests.recvmsg(_REQUEST_SIZE, space, socket.MSG_CMSG_CLOEXEC)
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    packet, ancillary, _flags, _address = connection.recvmsg(_REQUEST_SIZE, space, flags)
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    for surplus in fds[1:]:
-        os.close(surplus)
-    return packet, socket.socket(fileno=fds[0]) if fds else None
+    return packet, list(fds)
 
 
 def answer(requests: socket.socket, reply: dict[str, Any]) -> None:

@@ -42,6 +42,8 @@ class TaskService:
         self._publisher = publisher
         self._shim_pid = shim_pid
         self._shut_down = shut_down
+        self.has_moved = False
+        """Whether a task's option has taken this process to another cgroup."""
 
     async def call(self, service: str, method: str, payload: bytes) -> bytes:
         """Answer one call; raises ApiError."""
@@ -63,6 +65,7 @@ class TaskService:
         options = read_options(request.options)
         if options.shim_cgroup:
             placement.enter(options.shim_cgroup)
+            self.has_moved = True
         created = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs)
         created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr
         created.io.terminal = request.terminal

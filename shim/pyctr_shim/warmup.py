@@ -13,12 +13,11 @@ import signal
 import socket
 from array import array
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
-from pyctr_shim import journal
+from pyctr_shim import descriptors, journal
 from pyctr_shim.identity import Identity, Inheritance
 from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import READ, Future, Loop
@@ -122,14 +121,12 @@ class _Client:
 def warm_up(inheritance: Inheritance) -> None:
     """Live as a shim a few times; leaves nothing behind, and removes what one that was killed has left."""
     scratch.sweep()
-    before = _descriptors()
+    before = descriptors.opened()
     for _ in range(_ROUNDS):
         _live(inheritance)
     journal.close_log()
     gc.collect()  # sockets close themselves; what a shim keeps until its end is only a number
-    for fd in _descriptors() - before:
-        with suppress(OSError):
-            os.close(fd)
+    descriptors.close_all_but(before)
 
 
 def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
@@ -237,7 +234,3 @@ def _identity(directory: str) -> Identity:
         instance="x",
         log_level="info",
     )
-
-
-def _descriptors() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}

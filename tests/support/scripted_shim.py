@@ -284,6 +284,10 @@ class ScriptedZygote:
         self.available = True
         self._serving: set[asyncio.Task[None]] = set()
 
+    @property
+    def unanswered(self) -> bool:
+        return False
+
     def request(self, request: ShimRequest, connection: socket.socket) -> "asyncio.Future[int]":
         if not self.available:
             raise Unavailable("no zygote")

@@ -1,6 +1,7 @@
 """A daemon's side of a shim, in one thread: a zygote to ask, ttrpc to call, an endpoint that takes events."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -414,7 +415,7 @@ class Running:
         return AttachClient(self.request["attach"], **hello)
 
     def end(self) -> None:
-        """Kill, delete, shut down; the shim must be gone then and nothing of it left."""
+        """Kill, delete, shut down; the shim must have given up the bundle then, and nothing of it be left."""
         with contextlib.suppress(NotFound):
             self.kill(everything=True)
         self.wait()
@@ -422,13 +423,21 @@ class Running:
         self.shut_down()
 
     def shut_down(self) -> None:
-        pidfd = os.pidfd_open(self.shim_pid)
         self.client.call("Shutdown", pb.ShutdownRequest(id=self.id))
-        assert select.select([pidfd], [], [], DEADLINE)[0], "the shim goes on after Shutdown"
-        os.close(pidfd)
+        eventually(lambda: is_free(self.bundle), "the shim gives up the bundle after Shutdown")
         assert not os.path.exists(self.request["socket"])
         assert not os.path.exists(self.request["attach"])
         self.client.close()
+
+
+def is_free(bundle: Path) -> bool:
+    """Whether no shim holds the bundle's lock; its process may go on as another one's."""
+    with open(bundle / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def process(*arguments: str, terminal: bool = False) -> dict[str, Any]:

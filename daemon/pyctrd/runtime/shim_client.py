@@ -124,9 +124,20 @@ class ShimClient(asyncio.Protocol):
             self._rest_later()
 
     async def wait_closed(self, seconds: float) -> None:
-        """Return when the peer has closed the connection; raises TimeoutError if it has not in `seconds`."""
+        """Return when the peer has closed the connection; raises TimeoutError if it has not in `seconds`.
+
+        The end of its process is not waited for: that may go on as another shim.
+        """
+        self._forget_process()
+        if self._transport is None:
+            return
         async with asyncio.timeout(seconds):
             await self._gone.wait()
+
+    def give_up(self) -> None:
+        """Take the connection for broken: nobody will answer."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def close(self) -> None:
         """Close the connection; calls under way fail with ShimGone."""

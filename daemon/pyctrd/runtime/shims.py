@@ -46,6 +46,10 @@ class Offload(Protocol):
 class ShimSource(Protocol):
     """Who makes shim processes quickly."""
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether a process may be about to become another shim than it was."""
+
     def request(self, request: ShimRequest, connection: socket.socket, /) -> "asyncio.Future[int]":
         """Ask for a shim that serves on `connection` (borrowed); raises Unavailable if that cannot be asked."""
 
@@ -95,12 +99,14 @@ class Shims:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                self._zygote.request(request, theirs)
+                made = self._zygote.request(request, theirs)
         except Unavailable as error:
             ours.close()
             _log.warning("shim starts cold", namespace=manifest.namespace, container=manifest.id, reason=str(error))
             return await self.launch_cold(bundle)
-        return await ShimClient.over(ours, f"task {manifest.id}", _metadata(manifest.namespace))
+        client = await ShimClient.over(ours, f"task {manifest.id}", _metadata(manifest.namespace))
+        made.add_done_callback(lambda _: None if made.cancelled() or made.exception() is None else client.give_up())
+        return client
 
     async def launch_cold(self, bundle: Bundle) -> ShimClient:
         """Start the bundle's shim as a program of its own, which takes a fifth of a second."""
@@ -158,9 +164,7 @@ class Shims:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
-            lock_fd = bundle.try_lock()
-            if lock_fd is not None:
-                os.close(lock_fd)
+            if _is_free(bundle):
                 return True
             if loop.time() >= deadline:
                 return False
@@ -185,18 +189,18 @@ class Shims:
 
         Raises UnknownError if it still holds its lock 10 s later.
         """
-        if await self.ended(bundle, 0):
-            return
         pid = 0
         # One that has not written its pid yet is about to, or to end.
         for _ in range(int(KILL_TIMEOUT / _PAUSE)):
+            if _is_free(bundle):
+                return
             shim = bundle.shim()
-            if shim is not None:
-                # The lock is held, so the process that wrote this pid lives and the number is still its own.
+            # The lock was held a moment ago, so the process that wrote this pid lives. Nor has it become another shim:
+            # for that it takes a request, and none was under way.
+            if shim is not None and not self._zygote.unanswered:
                 pid = shim.pid
                 _kill(pid)
-            if await self.ended(bundle, _PAUSE):
-                return
+            await asyncio.sleep(_PAUSE)
         raise UnknownError(f"task {bundle.manifest.id}: shim {pid} outlives SIGKILL")
 
     async def clean_up(self, bundle: Bundle) -> None:
@@ -241,6 +245,15 @@ class Shims:
             text = result.stderr[-_MAX_ERROR_TEXT:].decode(errors="replace").strip()
             raise UnknownError(f"task {manifest.id}: shim {action}: exit status {result.returncode}: {text}")
         return result.stdout
+
+
+def _is_free(bundle: Bundle) -> bool:
+    """Whether no shim holds the bundle's lock."""
+    lock_fd = bundle.try_lock()
+    if lock_fd is None:
+        return False
+    os.close(lock_fd)
+    return True
 
 
 def whereabouts(bundle: Bundle) -> Whereabouts | None:

@@ -63,6 +63,11 @@ class Zygote:
         """The child's pid, 0 if there is none."""
         return self._pid
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether a request is under way: some spare is about to become a shim, or has just done so."""
+        return bool(self._replies)
+
     def spawn(self) -> None:
         """Start the child; raises OSError if that fails. It is never forked off: the parent may have threads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

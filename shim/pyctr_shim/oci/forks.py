@@ -70,19 +70,37 @@ def fork_init(request: init.Request) -> Child:
     return _fork(0 if request.staged else Clone.NEWPID, lambda channel: partial(init.become, request, channel))
 
 
-def fork_ahead(hierarchies: Hierarchies, pages: pagemap.Ranges) -> Child:
-    """Fork a child that will be given its request later and does meanwhile what does not depend on it.
+def fork_ahead(fork: Callable[[int], None]) -> Child:
+    """Have a child forked that will be given its request later; `fork` is `fork_waiting` or leads to it.
 
     Raises OSError, also if the child could not get ready.
     """
-    child = _fork(0, lambda channel: partial(init.wait, channel, hierarchies, pages))
-    answer = child.channel.receive()
+    ours, theirs = Channel.pair()
+    try:
+        fork(theirs.detach())
+        pid = _pid_of_init(ours)
+        return Child(pid, pidfd_open(pid), ours)
+    except BaseException:
+        ours.close()  # which ends the child
+        raise
+
+
+def _pid_of_init(channel: Channel) -> int:
+    answer = channel.receive()
     if answer is None or answer[0] is not Message.INIT:
-        child.end()
         raise ChildProcessError(errno.ECHILD, f"forked ahead: {answer}")
-    os.close(child.pidfd)
-    pid = answer[1]["pid"]
-    return Child(pid, pidfd_open(pid), child.channel)
+    pid: int = answer[1]["pid"]
+    return pid
+
+
+def fork_waiting(fd: int, hierarchies: Hierarchies, pages: pagemap.Ranges) -> None:
+    """Fork a child that does what does not depend on its request and waits for that on `fd`, which is closed here."""
+    channel = Channel.of(fd)
+    try:
+        _pid, pidfd = _clone(0, partial(init.wait, channel, hierarchies, pages))
+    finally:
+        channel.close()
+    os.close(pidfd)
 
 
 def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgroup_fd: int = 0) -> Child:
@@ -90,21 +108,26 @@ def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgro
 
     The child closes our end of it, though not before it does anything else.
     """
-    look_up_once()
     ours, theirs = Channel.pair()
     try:
-        become = prepare(theirs)
-        kinship, exit_signal = _kinship
-        pid, pidfd = clone3(flags | kinship, exit_signal, cgroup_fd)
+        pid, pidfd = _clone(flags, prepare(theirs), cgroup_fd)
     except BaseException:
         ours.close()
         theirs.close()
         raise
+    theirs.close()
+    return Child(pid, pidfd, ours)
+
+
+def _clone(flags: int, become: Callable[[], NoReturn], cgroup_fd: int = 0) -> tuple[int, int]:
+    """Fork a child that does `become`; return its pid and a pidfd."""
+    look_up_once()
+    kinship, exit_signal = _kinship
+    pid, pidfd = clone3(flags | kinship, exit_signal, cgroup_fd)
     if pid == 0:
         gc.disable()  # a collection here would run finalizers of what is the parent's
         become()
-    theirs.close()
-    return Child(pid, pidfd, ours)
+    return pid, pidfd
 
 
 def send_request(child: Child, request: init.Request) -> Child | None:

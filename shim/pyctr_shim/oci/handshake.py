@@ -58,6 +58,15 @@ class Channel:
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(one), cls(other)
 
+    @classmethod
+    def of(cls, fd: int) -> "Channel":
+        """Return the end whose fd this is, which is owned from now on."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def detach(self) -> int:
+        """Give the fd away and return it; this object is of no use any more."""
+        return self._socket.detach()
+
     def fileno(self) -> int:
         """Return the socket's fd, for selectors and for close_range's exceptions."""
         return self._socket.fileno()

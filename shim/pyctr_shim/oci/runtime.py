@@ -12,7 +12,7 @@ calling process stays as small as it was.
 import os
 import signal
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
@@ -333,16 +333,20 @@ def forked_ahead() -> list[forks.Child]:
     return _ahead
 
 
-def fork_ahead(pages: pagemap.Ranges | None = None) -> None:
+def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
     """Fork the child of this process's next container before that is asked for; a second call does nothing.
 
-    It waits in namespaces of its own, with `pages` (of `practice.touched_pages`) touched, so that `create` need
-    neither fork nor copy memory. It ends with this process. For a process that will create a container and
-    that forks nothing else which could keep its channel open.
+    It waits in namespaces of its own, so that `create` need neither fork nor copy memory. It ends with this process.
+    `fork`, if given, leads to `fork_waiting` in this process's parent, whose child it then is. For a process that
+    will create a container and that forks nothing else which could keep its channel open.
     """
-    hierarchies = mounted()
-    if not _ahead and not hierarchies.is_v2:
-        _ahead.append(forks.fork_ahead(hierarchies, array("Q") if pages is None else pages))
+    if not _ahead and not mounted().is_v2:
+        _ahead.append(forks.fork_ahead(fork or fork_waiting))
+
+
+def fork_waiting(fd: int, pages: pagemap.Ranges | None = None) -> None:
+    """Fork a child that takes its request from `fd`, with `pages` (of `practice.touched_pages`) touched."""
+    forks.fork_waiting(fd, mounted(), array("Q") if pages is None else pages)
 
 
 def _take_ahead(request: init.Request) -> forks.Child | None:

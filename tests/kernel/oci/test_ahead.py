@@ -139,7 +139,7 @@ def test_practice_learns_pages_and_leaves_nothing(lab: Lab) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not list(Path("/tmp").glob(f"pyctr-practice-*-{os.getpid()}-*"))
     assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
-    runtime.fork_ahead(pages)
+    runtime.fork_ahead(lambda fd: runtime.fork_waiting(fd, pages))
     container = lab.running()
     assert lab.exec(container, process("echo", "practised")).output == "practised\n"
 
