@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from pyctr.session import Session, default_address, default_namespace
+from pyctr.session import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, FORMAT_HELP, Session, default_address, default_namespace
 
 # name → (module below pyctr.commands, attribute, what `--help` says)
 _ROOT: Final[dict[str, tuple[str, str, str]]] = {
@@ -28,12 +28,12 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "exec": ("exec", "exec_", "Run a program in a running container"),
     "attach": ("start", "attach", "Connect this terminal to a running container"),
     "events": ("events", "events", "Show what happens, as it happens"),
-    "image": ("images", "image", "Images: ls, pull, push, import, export, rm, from-host"),
-    "content": ("content", "content", "Stored blobs: ls, fetch, rm"),
-    "volume": ("volumes", "volume", "Volumes: create, ls, inspect, rm, prune"),
-    "snapshot": ("snapshots", "snapshot", "Snapshots: ls, rm, usage"),
-    "namespace": ("namespaces", "namespace", "Namespaces: ls, create, label, rm"),
-    "lease": ("leases", "lease", "Leases: ls, create, rm"),
+    "image": ("images", "image", "Images: ls|pull|push|tag|rm|inspect|import|export|from-host"),
+    "content": ("content", "content", "Stored blobs: ls|fetch|rm"),
+    "volume": ("volumes", "volume", "Volumes: create|ls|inspect|rm|prune"),
+    "snapshot": ("snapshots", "snapshot", "Snapshots: ls|rm|usage"),
+    "namespace": ("namespaces", "namespace", "Namespaces: ls|create|label|rm"),
+    "lease": ("leases", "lease", "Leases: ls|create|rm"),
     "gc": ("system", "gc", "Collect garbage now"),
     "df": ("system", "df", "Show what takes disk space"),
     "ops": ("system", "ops", "Show what the daemon is doing"),
@@ -45,7 +45,15 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "logout": ("login", "logout", "Forget credentials for a registry"),
     "completion": ("completion", "completion", "Print a completion script for a shell"),
 }
-_ALIASES: Final = {"images": ("image", "ls"), "pull": ("image", "pull"), "push": ("image", "push")}
+_ALIASES: Final = {
+    "images": ("image", "ls"), "pull": ("image", "pull"), "push": ("image", "push"), "rmi": ("image", "rm"),
+    "tag": ("image", "tag"),
+}  # fmt: skip
+_EPILOG: Final = (
+    f"{', '.join(_ALIASES)} are short for {', '.join(' '.join(path) for path in _ALIASES.values())}."
+    " Exit code: 0 if all went well, 1 if something failed, 2 for a command line that is wrong;"
+    " run, create and exec have docker's."
+)
 
 
 class LazyGroup(click.Group):
@@ -87,10 +95,22 @@ class LazyGroup(click.Group):
             raise click.UsageError(error.message + hint, ctx) from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--address", "-a", metavar="PATH", default=default_address, help="The daemon's socket.")
-@click.option("--namespace", "-n", metavar="NAME", default=default_namespace, help="The namespace to work in.")
-@click.option("--format", "format_", metavar="FORMAT", default="table", help="table, json or a template: '{{.ID}}'.")
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.option(
+    "--address",
+    "-a",
+    metavar="PATH",
+    default=default_address,
+    help=f"The daemon's socket; if left out, $PYCTR_ADDRESS, $CONTAINERD_ADDRESS, or {DEFAULT_ADDRESS}.",
+)
+@click.option(
+    "--namespace",
+    "-n",
+    metavar="NAME",
+    default=default_namespace,
+    help=f"If left out, $PYCTR_NAMESPACE, $CONTAINERD_NAMESPACE, or {DEFAULT_NAMESPACE}.",
+)
+@click.option("--format", "format_", metavar="FORMAT", default="table", help=FORMAT_HELP)
 @click.version_option(package_name="pyctr", prog_name="pyctr")
 @click.pass_context
 def root(ctx: click.Context, address: str, namespace: str, format_: str) -> None:

@@ -8,10 +8,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from pyctr.session import FORMAT_HELP
+
 Row = Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ACTION: Final = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}|\{\{.*?\}\}")
+_DIGEST: Final = re.compile(r"\b(sha256:)?([0-9a-f]{12})[0-9a-f]{52}\b")
 _GAP: Final = 3
 
 
@@ -27,7 +30,7 @@ def format_option(command: F) -> F:
         callback=remember,
         expose_value=False,
         metavar="FORMAT",
-        help="table, json or a template: '{{.ID}}'.",
+        help=FORMAT_HELP,
     )(command)
 
 
@@ -93,6 +96,11 @@ def render(template: str, value: Any) -> str:
         return json.dumps(found) if match.group(1) or isinstance(found, Mapping | list) else str(found)
 
     return _ACTION.sub(replace, template.replace("\\t", "\t").replace("\\n", "\n"))
+
+
+def shown_digest(format_: str, text: str, *, whole: bool) -> str:
+    """Return as much of a digest, or of an id of 64 digits, as tells it from others: in a table, unless `whole`."""
+    return text if whole or not format_.startswith("table") else _DIGEST.sub(r"\1\2", text)
 
 
 def size(count: int) -> str:

@@ -48,6 +48,13 @@ def _nano_cpus(cpus: float) -> int:
     return round(cpus * 1e9)
 
 
+def _pids_limit(number: int) -> int:
+    """Return a number of processes, 0 for no limit."""
+    if number > MOST:
+        raise click.BadParameter(f"--pids-limit {number} is more than there can be")
+    return max(0, number)
+
+
 def parse_pairs(option: str, entries: Iterable[str]) -> dict[str, str]:
     """Return NAME=VALUE entries as a map; a bare NAME has the value "". Raises click.BadParameter."""
     pairs = {}
@@ -241,7 +248,7 @@ def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mappin
         ulimits=given["ulimit"],
         memory=_memory(given["memory"]) if given["memory"] else 0,
         nano_cpus=_nano_cpus(given["cpus"] or 0.0),
-        pids_limit=max(0, given["pids_limit"] or 0),
+        pids_limit=_pids_limit(given["pids_limit"] or 0),
         network=given["network"] or "none",
         stop_signal=given["stop_signal"] or "",
         labels=parse_pairs("--label", given["label"]),

@@ -10,6 +10,7 @@ from pyctr.connection import Connection
 
 DEFAULT_ADDRESS: Final = "/run/pyctr/pyctrd.sock"
 DEFAULT_NAMESPACE: Final = "default"
+FORMAT_HELP: Final = "table, json, or a template of fields: '{{.Field}}'."
 
 
 def default_address() -> str:

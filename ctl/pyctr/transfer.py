@@ -208,15 +208,10 @@ def _resolver(transfer: _Transfer) -> registry_pb2.RegistryResolver:
     return registry_pb2.RegistryResolver(auth_stream=stream.name)
 
 
-def _unreachable(name: str, error: Unavailable) -> CommandError:
+def _unreachable(name: str, error: Unavailable, *remedies: str) -> CommandError:
     host = references.host_of(name)
-    return CommandError(
-        f"{error}\n"
-        f"The registry {host} could not be reached. Without a way to it you can:\n"
-        f"  name a mirror in /etc/pyctr/certs.d/{host}/hosts.toml\n"
-        f"  bring an archive and load it: pyctr image import FILE\n"
-        f"  make an image from programs of this machine: pyctr image from-host NAME PROGRAM..."
-    )
+    text = f"{error}\nThe registry {host} could not be reached. Without a way to it you can:"
+    return CommandError("\n  ".join((text, *(remedy.format(host=host) for remedy in remedies))))
 
 
 def pull(connection: Connection, image: str, *, platform: str = "", snapshotter: str = "", unpack: bool = True) -> str:
@@ -231,7 +226,13 @@ def pull(connection: Connection, image: str, *, platform: str = "", snapshotter:
     try:
         transfer.run(source, store)
     except Unavailable as error:
-        raise _unreachable(name, error) from None
+        raise _unreachable(
+            name,
+            error,
+            "name a mirror in /etc/pyctr/certs.d/{host}/hosts.toml",
+            "bring an archive and load it: pyctr image import FILE",
+            "make an image from programs of this machine: pyctr image from-host NAME PROGRAM...",
+        ) from None
     return name
 
 
@@ -243,7 +244,12 @@ def push(connection: Connection, image: str, target: str, platforms: Sequence[st
     try:
         transfer.run(store, destination)
     except Unavailable as error:
-        raise _unreachable(target, error) from None
+        raise _unreachable(
+            target,
+            error,
+            f"push to another: pyctr image push {references.familiar(image)} HOST/NAME",
+            f"write an archive and carry it: pyctr image export -o FILE {references.familiar(image)}",
+        ) from None
 
 
 def import_archive(connection: Connection, file: IO[bytes], *, platform: str, snapshotter: str) -> list[str]:

@@ -44,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", "-v", action="store_true", help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     config = commands.add_parser("config", help="print the default configuration, or check one")
-    config.add_argument("action", choices=("default", "check"))
+    config.add_argument(
+        "action",
+        choices=("default", "check"),
+        help="default: print all settings with their defaults; check: read FILE, and say what is wrong with it",
+    )
+    config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="if left out, what --config says")
     commands.add_parser("upgrade", help="let the program that is installed now take over from the running daemon")
     # For a daemon that is being replaced, which starts us so: see pyctrd.upgrade.
     parser.add_argument(_TAKE_OVER, action="store_true", help=argparse.SUPPRESS)
@@ -60,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"pyctrd {version('pyctr')}\n")
         return 0
+    if options.command == "config" and options.file:
+        options.config = options.file
     if options.command == "config" and options.action == "default":
         from pyctrd.config_example import render
 

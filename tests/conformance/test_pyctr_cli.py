@@ -249,7 +249,7 @@ def test_detached_containers_with_rm_go_by_themselves(pyctr: Pyctr, name: str, e
         os.kill(pid, signal.SIGKILL)
         pyctr.daemon.start()
     wait_until(lambda: pyctr.is_gone(name), "the container is gone")
-    wait_until(lambda: container not in pyctr("snapshot", "ls"), "its snapshot is gone")
+    wait_until(lambda: container not in pyctr("snapshot", "ls", "--no-trunc"), "its snapshot is gone")
     wait_until(lambda: not list((pyctr.daemon.root / "logs").glob(f"*/{container}")), "its log is gone")
 
 
@@ -485,10 +485,32 @@ def test_images_that_are_used_stay(pyctr: Pyctr, name: str) -> None:
     pyctr("rm", name)
 
 
-def test_stored_things(pyctr: Pyctr) -> None:
-    assert len(pyctr("content", "ls", "-q").split()) == 3
+def test_why_it_failed(pyctr: Pyctr, name: str) -> None:
+    assert pyctr.run("run", "--network", "none", "--name", name, "demo", "missing").returncode == 127
+    told = pyctr("why", name)
+    assert re.fullmatch(
+        r"op\d+: create container [0-9a-f]{64}\n  Started: .*\n  Stage: .*\n  Result:  failed: .*\n", told
+    )
+    assert "executable file not found" in told
+    assert json.loads(pyctr("why", "--format", "json", name))["Name"] == "create"
+    assert pyctr("ops").split()[:2] == ["ID", "NAMESPACE"]
+
+
+def test_stored_things(pyctr: Pyctr, name: str) -> None:
+    digests = pyctr("content", "ls", "-q").split()
+    assert len(digests) == 3
+    shown = pyctr("content", "ls")
+    assert all(digest[:19] in shown and digest not in shown and digest in pyctr("content", "ls", "--no-trunc")
+               for digest in digests)  # fmt: skip
     assert "committed" in pyctr("snapshot", "ls")
-    assert "B" in pyctr("snapshot", "usage")
+    container = pyctr("create", "--network", "none", "--name", name, "demo", "true").strip()
+    assert pyctr("snapshot", "usage", container[:12]).splitlines()[1].startswith(f"{container[:12]} ")
+    assert pyctr("snapshot", "rm", container[:12]) == f"{container[:12]}\n"
+    assert container not in pyctr("snapshot", "ls", "--format", "{{.Key}}")
+    pyctr("rm", name)
+    assert (
+        pyctr.run("snapshot", "rm", "nowhere").stderr == "pyctr: nowhere: snapshot nowhere does not exist: not found\n"
+    )
     lease = pyctr("lease", "create", "--expires", "1h", "--label", "a=b").strip()
     assert "a=b" in pyctr("lease", "ls")
     pyctr("lease", "rm", "--sync", lease)

@@ -5,18 +5,18 @@ from click.shell_completion import get_completion_class
 
 from pyctr.errors import CommandError
 
-_WHERE = {
-    "bash": "pyctr completion bash > /etc/bash_completion.d/pyctr",
-    "zsh": 'pyctr completion zsh > "${fpath[1]}/_pyctr"',
-    "fish": "pyctr completion fish > ~/.config/fish/completions/pyctr.fish",
-}
-
 
 @click.command()
-@click.argument("shell", type=click.Choice(list(_WHERE)))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, *, shell: str) -> None:
-    """Print a completion script for SHELL. For bash: pyctr completion bash > /etc/bash_completion.d/pyctr."""
+    """Print a completion script for a shell.
+
+    \b
+    For bash: pyctr completion bash > /etc/bash_completion.d/pyctr
+    For zsh:  pyctr completion zsh > "${fpath[1]}/_pyctr"
+    For fish: pyctr completion fish > ~/.config/fish/completions/pyctr.fish
+    """
     kind = get_completion_class(shell)
     if kind is None:
         raise CommandError(f"there is no completion for {shell}")

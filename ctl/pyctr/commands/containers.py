@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ _COMMAND_WIDTH: Final = 20
 @pass_session
 def ps(session: Session, *, everything: bool, quiet: bool, no_trunc: bool, filters: tuple[str, ...]) -> None:
     """List containers."""
+    wanted = _parsed(filters)
     connection = session.connection
     containers = connection.call(
         CONTAINERS, "List", containers_pb2.ListContainersRequest(), containers_pb2.ListContainersResponse
@@ -49,8 +50,7 @@ def ps(session: Session, *, everything: bool, quiet: bool, no_trunc: bool, filte
     for container in sorted(containers, key=lambda one: one.created_at.ToNanoseconds(), reverse=True):
         process = processes.get(container.id)
         row = _row(container, process, started.get(container.id), whole=no_trunc)
-        wanted = everything or any(entry.startswith("status=") for entry in filters) or row["State"] in _UP
-        if wanted and _matches(container, row, filters):
+        if (everything or "status" in wanted or row["State"] in _UP) and _matches(container, row, wanted):
             rows.append(row)
     if quiet:
         for row in rows:
@@ -109,14 +109,19 @@ def _row(
     }
 
 
-def _matches(container: containers_pb2.Container, row: Mapping[str, Any], filters: tuple[str, ...]) -> bool:
-    """Tell whether a container passes docker's filters: values of one name are alternatives, names all hold."""
+def _parsed(filters: Iterable[str]) -> dict[str, list[str]]:
+    """Return docker's filters: the values that are wanted, by name. Raises click.BadParameter."""
     wanted: dict[str, list[str]] = {}
     for entry in filters:
         name, separator, value = entry.partition("=")
         if not separator or name not in ("name", "id", "label", "status"):
             raise click.BadParameter(f"--filter {entry}: give name=, id=, label= or status=")
         wanted.setdefault(name, []).append(value)
+    return wanted
+
+
+def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
+    """Tell whether a container passes filters: values of one name are alternatives, names all hold."""
 
     def one(name: str, value: str) -> bool:
         if name == "label":

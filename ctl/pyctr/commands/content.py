@@ -25,9 +25,10 @@ def _list(connection: Connection) -> list[content_pb2.Info]:
 
 @content.command("ls")
 @click.option("--quiet", "-q", is_flag=True, help="Only digests.")
+@click.option("--no-trunc", is_flag=True, help="Whole digests, and labels.")
 @output.format_option
 @pass_session
-def ls(session: Session, *, quiet: bool) -> None:
+def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
     """List blobs."""
     infos = _list(session.connection)
     if quiet:
@@ -36,7 +37,7 @@ def ls(session: Session, *, quiet: bool) -> None:
         return
     rows = [
         {
-            "Digest": info.digest,
+            "Digest": output.shown_digest(session.format, info.digest, whole=no_trunc),
             "Size": output.size(info.size),
             "Bytes": info.size,
             "CreatedSince": output.age(info.created_at.ToDatetime(UTC)),
@@ -44,8 +45,8 @@ def ls(session: Session, *, quiet: bool) -> None:
         }
         for info in infos
     ]
-    columns = {"Digest": "DIGEST", "Size": "SIZE", "CreatedSince": "CREATED", "Labels": "LABELS"}
-    output.show_rows(session.format, columns, rows)
+    columns = {"Digest": "DIGEST", "Size": "SIZE", "CreatedSince": "CREATED"}
+    output.show_rows(session.format, columns | ({"Labels": "LABELS"} if no_trunc else {}), rows)
 
 
 @content.command()
@@ -70,8 +71,10 @@ def rm(session: Session, *, digests: tuple[str, ...]) -> int:
     def one(digest: str) -> None:
         start = digest if ":" in digest else f"sha256:{digest}"
         found = [one for one in known if one.startswith(start)]
-        if len(found) != 1:
-            raise CommandError(f"{digest}: {len(found) or 'no'} blobs have a digest that begins so")
+        if not found:
+            raise CommandError(f"no such blob: {digest}")
+        if len(found) > 1:
+            raise CommandError(f"{digest}: the digests of {len(found)} blobs begin so, give more of it")
         request = content_pb2.DeleteContentRequest(digest=found[0])
         connection.call(CONTENT, "Delete", request, empty_pb2.Empty)
 

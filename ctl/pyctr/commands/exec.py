@@ -6,7 +6,7 @@ import os
 import click
 from google.protobuf import any_pb2, empty_pb2
 
-from pyctr import completing, exit_codes, run_options, run_session, tasks, terminal
+from pyctr import arguments, completing, exit_codes, run_options, run_session, tasks, terminal
 from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -17,9 +17,9 @@ from pyctr_wire.pyctr import engine_pb2
 _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.command("exec", context_settings={"allow_interspersed_args": False}, epilog=arguments.EXIT_CODES)
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background.")
-@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@arguments.detach_keys
 @click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
 @click.option("--env-file", multiple=True, metavar="FILE", help="Read environment variables from a file.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on.")

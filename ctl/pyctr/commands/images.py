@@ -130,7 +130,7 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 @image.command()
 @click.option("--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms.")
 @click.option("--snapshotter", default="", metavar="NAME", help="Which snapshotter to unpack for.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not print the image's full name.")
 @click.argument("name", shell_complete=completing.images)
 @pass_session
 def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet: bool) -> None:
@@ -162,7 +162,10 @@ def push(session: Session, *, name: str, target: str | None, platforms: tuple[st
 @click.argument("file")
 @pass_session
 def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> None:
-    """Load images from the archive FILE (- is standard input), in OCI's or docker's layout."""
+    """Load images from an archive.
+
+    FILE is in OCI's or docker's layout; - is standard input.
+    """
     from pyctr import transfer
 
     with ExitStack() as stack:
@@ -181,7 +184,10 @@ def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> 
 @click.argument("name", shell_complete=completing.images)
 @pass_session
 def export(session: Session, *, name: str, target: str, platforms: tuple[str, ...], all_platforms: bool) -> None:
-    """Write an image to an archive that docker, podman and ctr can load."""
+    """Write an image to an archive.
+
+    docker, podman and ctr can load it.
+    """
     from pyctr import transfer
 
     found = find(session.connection, name)
@@ -275,9 +281,9 @@ def describe(connection: Connection, name: str, missing: str = "") -> dict[str, 
 @click.argument("programs", nargs=-1, required=True, metavar="PROGRAM...")
 @pass_session
 def from_host(session: Session, *, name: str, programs: tuple[str, ...], target: str | None) -> None:
-    """Make the image NAME from programs of this machine and the libraries they load.
+    """Make an image from programs of this machine.
 
-    It runs the first program unless told otherwise.
+    The libraries that they load are in it too. It runs the first program unless told otherwise.
     """
     from pyctr import from_host as builder
     from pyctr import transfer

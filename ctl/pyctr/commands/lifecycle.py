@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import completing, lookup, records, stopping, tasks
+from pyctr import arguments, completing, lookup, records, stopping, tasks
 from pyctr.connection import ENGINE, TASKS
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -26,16 +26,10 @@ def _running(reference: str) -> Iterator[None]:
         raise CommandError(f"container {reference} is not running") from None
 
 
-_CONTAINERS = click.argument(
-    "containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers
-)
-
-
 @click.command()
-@click.option("--time", "-t", "grace", type=click.FloatRange(min=0), default=10, show_default=True,
-              help="Seconds until SIGKILL.")  # fmt: skip
-@click.option("--signal", "-s", "how", default="", help="The signal to send instead of the container's own.")
-@_CONTAINERS
+@arguments.grace
+@click.option("--signal", "-s", "how", default="", metavar="SIGNAL", help="Send this one instead of its own.")
+@arguments.containers
 @pass_session
 def stop(session: Session, *, containers: tuple[str, ...], grace: float, how: str) -> int:
     """Stop containers: their stop signal, then SIGKILL."""
@@ -45,8 +39,8 @@ def stop(session: Session, *, containers: tuple[str, ...], grace: float, how: st
 
 
 @click.command()
-@click.option("--signal", "-s", "how", default="KILL", show_default=True, help="The signal.")
-@_CONTAINERS
+@click.option("--signal", "-s", "how", default="KILL", show_default=True, metavar="SIGNAL", help="By name or number.")
+@arguments.containers
 @pass_session
 def kill(session: Session, *, containers: tuple[str, ...], how: str) -> int:
     """Send a signal to containers."""
@@ -61,7 +55,7 @@ def kill(session: Session, *, containers: tuple[str, ...], how: str) -> int:
 
 
 @click.command()
-@_CONTAINERS
+@arguments.containers
 @pass_session
 def pause(session: Session, *, containers: tuple[str, ...]) -> int:
     """Freeze all processes of containers."""
@@ -75,7 +69,7 @@ def pause(session: Session, *, containers: tuple[str, ...]) -> int:
 
 
 @click.command()
-@_CONTAINERS
+@arguments.containers
 @pass_session
 def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
     """Let frozen containers go on."""
@@ -89,7 +83,7 @@ def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
 
 
 @click.command()
-@_CONTAINERS
+@arguments.containers
 @pass_session
 def wait(session: Session, *, containers: tuple[str, ...]) -> None:
     """Wait until containers end and print their exit codes."""
@@ -104,7 +98,7 @@ def wait(session: Session, *, containers: tuple[str, ...]) -> None:
 @click.command()
 @click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
 @click.option("--volumes", "-v", is_flag=True, help="Remove the volumes that were made for it too.")
-@_CONTAINERS
+@arguments.containers
 @pass_session
 def rm(session: Session, *, containers: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""

@@ -21,12 +21,17 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 @click.command()
-@click.option("--username", "-u", help="The user's name; asked for if left out.")
-@click.option("--password", "-p", help="The password; asked for if left out. Others can see it in the process list.")
+@click.option("--username", "-u", metavar="NAME", help="The user's name; asked for if left out.")
+@click.option(
+    "--password",
+    "-p",
+    metavar="SECRET",
+    help="The password; asked for if left out. Others can see it in the process list.",
+)
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.argument("registry", default="docker.io")
 def login(*, registry: str, username: str | None, password: str | None, password_stdin: bool) -> None:
-    """Check credentials with REGISTRY and store them."""
+    """Check credentials with REGISTRY, docker.io if it is left out, and store them where docker keeps its own."""
     if password_stdin and password is not None:
         raise CommandError("--password and --password-stdin exclude each other")
     if password_stdin:
@@ -43,7 +48,7 @@ def login(*, registry: str, username: str | None, password: str | None, password
 @click.command()
 @click.argument("registry", default="docker.io")
 def logout(*, registry: str) -> None:
-    """Forget the credentials for REGISTRY."""
+    """Forget the credentials for REGISTRY, docker.io if it is left out."""
     if credentials.forget(registry):
         click.echo(f"Removed the credentials for {registry}")
     else:

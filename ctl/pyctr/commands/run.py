@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pyctr import completing, exit_codes, run_options, terminal
+from pyctr import arguments, completing, exit_codes, run_options, terminal
 from pyctr.connection import ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -18,7 +18,7 @@ from pyctr_wire.pyctr import engine_pb2
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--name", help="Give the container a name."),
+    click.option("--name", metavar="NAME", help="Give the container a name."),
     click.option("--interactive", "-i", is_flag=True, help="Keep stdin open."),
     click.option("--tty", "-t", is_flag=True, help="Give it a terminal."),
     click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable."),
@@ -40,19 +40,17 @@ _OPTIONS = (
     click.option("--security-opt", multiple=True, metavar="OPTION", help="seccomp=FILE, no-new-privileges, ..."),
     click.option("--memory", "-m", metavar="SIZE", help="Limit its memory: 512m, 2g."),
     click.option("--cpus", type=float, metavar="NUMBER", help="Limit its CPU time: 1.5."),
-    click.option(
-        "--pids-limit", type=click.IntRange(max=run_options.MOST), metavar="NUMBER", help="Limit its processes."
-    ),
+    click.option("--pids-limit", type=int, metavar="NUMBER", help="Limit its processes; 0: do not."),
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
-    click.option("--network", "--net", type=click.Choice(["none", "host"]), help="Its network."),
+    click.option("--network", "--net", type=click.Choice(["none", "host"]), help="None (the default), or our own."),
     click.option("--init", is_flag=True, help="Run a small init as its process 1."),
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
-    click.option("--log-driver", metavar="DRIVER", help="json-file, cri, journald or none."),
-    click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="max-size, max-file."),
+    click.option("--log-driver", metavar="DRIVER", help="json-file (the default), cri, journald or none."),
+    click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="Of json-file: max-size=10m, max-file=3."),
     click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
-    click.option("--runtime", metavar="NAME", default="", help="The runtime to use."),
-    click.option("--snapshotter", metavar="NAME", default="", help="The snapshotter to use."),
+    click.option("--runtime", metavar="NAME", default="", help="io.containerd.pyctr.v1: there is no other yet."),
+    click.option("--snapshotter", metavar="NAME", default="", help="overlayfs (the default) or native."),
     click.option("--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms."),
     click.option("--cidfile", metavar="FILE", help="Write the container's id to this file."),
 )
@@ -143,10 +141,10 @@ def _load() -> None:
     from pyctr import run_session, tasks  # noqa: F401
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=arguments.DockerLike, context_settings=_SETTINGS, epilog=arguments.EXIT_CODES)
 @creation_options
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background and print its id.")
-@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@arguments.detach_keys
 @click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
@@ -203,7 +201,7 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
         print(f"pyctr: clearing away {made.id}: {error}", file=sys.stderr)
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=arguments.DockerLike, context_settings=_SETTINGS)
 @creation_options
 @click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)

@@ -1,6 +1,8 @@
 """`snapshot`: what containers and images have on disk."""
 
+from collections.abc import Sequence
 from datetime import UTC
+from functools import partial
 from typing import Final
 
 import click
@@ -8,6 +10,7 @@ from google.protobuf import empty_pb2
 
 from pyctr import output
 from pyctr.connection import SNAPSHOTS, Connection
+from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
@@ -31,16 +34,29 @@ def _list(connection: Connection, snapshotter: str) -> list[snapshots_pb2.Info]:
     return [info for answer in answers for info in answer.info]
 
 
+def _whole_keys(known: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return keys in full: the beginning will do if only one has it. Raises CommandError."""
+    found = []
+    for start in given:
+        starting = [start] if start in known else [key for key in known if key.startswith(start)]
+        if len(starting) > 1:
+            raise CommandError(f"{start}: the keys of {len(starting)} snapshots begin so, give more of it")
+        found += starting or [start]  # the daemon says that it is not there
+    return found
+
+
 @snapshot.command("ls")
 @_SNAPSHOTTER
+@click.option("--no-trunc", is_flag=True, help="Whole keys.")
 @output.format_option
 @pass_session
-def ls(session: Session, *, snapshotter: str) -> None:
+def ls(session: Session, *, snapshotter: str, no_trunc: bool) -> None:
     """List snapshots."""
+    shown = partial(output.shown_digest, session.format, whole=no_trunc)
     rows = [
         {
-            "Key": info.name,
-            "Parent": info.parent or "-",
+            "Key": shown(info.name),
+            "Parent": shown(info.parent) or "-",
             "Kind": _KINDS.get(info.kind, "unknown"),
             "CreatedSince": output.age(info.created_at.ToDatetime(UTC)),
         }
@@ -55,9 +71,14 @@ def ls(session: Session, *, snapshotter: str) -> None:
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @pass_session
 def rm(session: Session, *, snapshotter: str, keys: tuple[str, ...]) -> int:
-    """Remove snapshots that nothing is built on."""
+    """Remove snapshots that nothing is built on.
 
-    def one(key: str) -> None:
+    The beginning of a key will do if only one has it.
+    """
+    known = [info.name for info in _list(session.connection, snapshotter)]
+
+    def one(start: str) -> None:
+        (key,) = _whole_keys(known, [start])
         request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
         session.connection.call(SNAPSHOTS, "Remove", request, empty_pb2.Empty)
 
@@ -66,14 +87,20 @@ def rm(session: Session, *, snapshotter: str, keys: tuple[str, ...]) -> int:
 
 @snapshot.command()
 @_SNAPSHOTTER
+@click.option("--no-trunc", is_flag=True, help="Whole keys.")
 @output.format_option
 @click.argument("keys", nargs=-1, metavar="[KEY...]")
 @pass_session
-def usage(session: Session, *, snapshotter: str, keys: tuple[str, ...]) -> None:
-    """Show what snapshots add to their parents on disk; all of them if none is named."""
+def usage(session: Session, *, snapshotter: str, keys: tuple[str, ...], no_trunc: bool) -> None:
+    """Show what snapshots take on disk.
+
+    That is what they add to their parents: of all snapshots if no KEY is given.
+    """
+    known = [info.name for info in _list(session.connection, snapshotter)]
+    shown = partial(output.shown_digest, session.format, whole=no_trunc)
     rows = []
-    for key in keys or [info.name for info in _list(session.connection, snapshotter)]:
+    for key in _whole_keys(known, keys) if keys else known:
         request = snapshots_pb2.UsageRequest(snapshotter=snapshotter, key=key)
         used = session.connection.call(SNAPSHOTS, "Usage", request, snapshots_pb2.UsageResponse, timeout=600)
-        rows.append({"Key": key, "Size": output.size(used.size), "Bytes": used.size, "Inodes": used.inodes})
+        rows.append({"Key": shown(key), "Size": output.size(used.size), "Bytes": used.size, "Inodes": used.inodes})
     output.show_rows(session.format, {"Key": "KEY", "Size": "SIZE", "Inodes": "INODES"}, rows)

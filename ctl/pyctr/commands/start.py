@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from pyctr import completing, lookup, records, run_session, stopping, tasks, terminal
+from pyctr import arguments, completing, lookup, records, run_session, stopping, tasks, terminal
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -17,8 +17,8 @@ from pyctr_wire.errors import ApiError
 @click.command()
 @click.option("--attach", "-a", "attached", is_flag=True, help="Show its output and pass signals on.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on; implies --attach.")
-@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers)
+@arguments.detach_keys
+@arguments.containers
 @pass_session
 def start(session: Session, *, containers: tuple[str, ...], attached: bool, interactive: bool, detach_keys: str) -> int:
     """Start containers that were made or have ended."""
@@ -55,9 +55,8 @@ def _start_attached(session: Session, container: containers_pb2.Container, keys:
 
 
 @click.command()
-@click.option("--time", "-t", "grace", type=click.FloatRange(min=0), default=10, show_default=True,
-              help="Seconds until SIGKILL.")  # fmt: skip
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completing.containers)
+@arguments.grace
+@arguments.containers
 @pass_session
 def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> int:
     """Stop containers and start them again."""
@@ -74,8 +73,8 @@ def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> i
 
 @click.command()
 @click.option("--no-stdin", is_flag=True, help="Do not pass stdin on.")
-@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on.")
-@click.option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, show_default=True, help="The keys that detach.")
+@click.option("--sig-proxy/--no-sig-proxy", default=True, show_default=True, help="Pass signals on.")
+@arguments.detach_keys
 @click.argument("container", shell_complete=completing.containers)
 @pass_session
 def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool, detach_keys: str) -> int:

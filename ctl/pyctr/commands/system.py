@@ -56,11 +56,12 @@ def info(session: Session) -> None:
         "Address": session.address,
         "Namespace": session.namespace,
         "Snapshotters": [one.id for one in plugins if one.type == "io.containerd.snapshotter.v1"],
-        "Failed plugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
+        "FailedPlugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
     }
     if session.format == "table":
         for name, value in document.items():
-            click.echo(f"{name + ':':<16} {', '.join(value) if isinstance(value, list) else value}")
+            text = (", ".join(value) or "none") if isinstance(value, list) else value
+            click.echo(f"{name + ':':<15} {text}")
     else:
         output.show_one(session.format, document)
 
@@ -132,8 +133,8 @@ def gc(session: Session) -> None:
 
 
 _OPERATION_COLUMNS: Final = {
-    "ID": "ID", "Namespace": "NAMESPACE", "Object": "OBJECT", "Name": "OPERATION", "Stage": "STAGE",
-    "Started": "STARTED", "Result": "RESULT",
+    "ID": "ID", "Namespace": "NAMESPACE", "Name": "OPERATION", "Object": "OBJECT", "Started": "STARTED",
+    "Result": "RESULT", "Stage": "STAGE",
 }  # fmt: skip
 
 
@@ -163,7 +164,9 @@ def _operation_row(operation: engine_pb2.Operation) -> dict[str, Any]:
 def ops(session: Session) -> None:
     """Show what the daemon is doing, in all namespaces, oldest first."""
     answer = session.connection.call(ENGINE, "Ops", engine_pb2.OpsRequest(), engine_pb2.OpsResponse)
-    output.show_rows(session.format, _OPERATION_COLUMNS, [_operation_row(one) for one in answer.operations])
+    rows = [_operation_row(one) for one in answer.operations]
+    rows = [row | {"Object": output.shown_digest(session.format, row["Object"], whole=False)} for row in rows]
+    output.show_rows(session.format, _OPERATION_COLUMNS, rows)
 
 
 @click.command()
@@ -176,4 +179,11 @@ def why(session: Session, *, object_id: str) -> None:
     with suppress(CommandError):
         object_id = lookup.find(session.connection, object_id).id
     answer = session.connection.call(ENGINE, "Why", engine_pb2.WhyRequest(id=object_id), engine_pb2.WhyResponse)
-    output.show_rows(session.format, _OPERATION_COLUMNS, [_operation_row(one) for one in answer.operations])
+    rows = [_operation_row(one) for one in answer.operations]
+    if session.format != "table":
+        output.show_rows(session.format, _OPERATION_COLUMNS, rows)
+        return
+    for row in rows:  # errors are long: a line for each fact
+        click.echo(f"{row['ID']}: {row['Name']} {row['Object']}")
+        for title in ("Started", "Stage", "Result"):
+            click.echo(f"  {title + ':':<9}{row[title]}")

@@ -48,7 +48,10 @@ def _full_name(known: list[Volume], name: str) -> str:
 @click.argument("name", required=False, default="")
 @pass_session
 def create(session: Session, *, name: str, label: tuple[str, ...]) -> None:
-    """Make a volume, with a random name without NAME, and print its name; one that is there stays as it is."""
+    """Make a volume and print its name.
+
+    Without NAME it gets a random one. A volume that is there already stays as it is.
+    """
     request = engine_pb2.CreateVolumeRequest(name=name, labels=run_options.parse_pairs("--label", label))
     answer = session.connection.call(ENGINE, "CreateVolume", request, engine_pb2.CreateVolumeResponse)
     click.echo(answer.name)
@@ -98,7 +101,7 @@ def inspect(session: Session, *, names: tuple[str, ...]) -> None:
     for name in names:
         one = by_name.get(_full_name(known, name))
         if one is None:
-            raise CommandError(f"volume {name}: not found; pyctr volume ls shows those that there are")
+            raise CommandError(f"no such volume: {name}")
         documents.append(
             {
                 "Name": one.name,
@@ -120,7 +123,10 @@ def inspect(session: Session, *, names: tuple[str, ...]) -> None:
 @_NAMES
 @pass_session
 def rm(session: Session, *, names: tuple[str, ...]) -> int:
-    """Remove volumes that no container has; of one without a name of its own, the beginning will do."""
+    """Remove volumes that no container has.
+
+    Of one that was made for a container, the beginning of its name will do.
+    """
     known = _volumes(session.connection)
     return each(names, lambda name: _remove(session.connection, _full_name(known, name)))
 

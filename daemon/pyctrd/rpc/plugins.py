@@ -33,6 +33,7 @@ _PARTS: Final = (
         requires=("io.containerd.event.v1", "io.containerd.metadata.v1"),
         exports={"log-uri-schemes": "fifo,binary,file,json-file,cri,journald"},
     ),
+    Plugin("io.containerd.sandbox.store.v1", "local", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.shim.v1", "manager", requires=("io.containerd.event.v1",)),
     Plugin("io.containerd.streaming.v1", "manager", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.transfer.v1", "local", requires=("io.containerd.lease.v1", "io.containerd.metadata.v1")),

@@ -1,8 +1,10 @@
 """The command tree: what is imported when, help, suggestions, exit codes."""
 
 import importlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -23,6 +25,47 @@ def test_every_command_is_where_the_table_says() -> None:
         assert isinstance(command, click.Command), name
         assert command.name in (name, None) or name == command.name.rstrip("_")
         assert command.help, name
+
+
+def _commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield all commands with what is typed for them."""
+    for name in cli._ROOT:
+        command = cli.root.get_command(click.Context(cli.root), name)
+        assert command is not None
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {verb}", one) for verb, one in command.commands.items())
+
+
+def test_help_fits_into_80_columns_and_says_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, command in _commands():
+        text = CliRunner().invoke(cli.root, [*name.split(), "--help"]).output
+        assert max(map(len, text.splitlines())) <= 80, name
+        for line in text.splitlines():
+            assert not re.search(r"[a-z]\.\.\.$", line), f"{name}: cut off: {line}"
+            assert not re.search(r"--[\w-]+ (TEXT|INTEGER|FLOAT)", line), f"{name}: a value of which kind? {line}"
+        if isinstance(command, click.Group):
+            _, _, verbs = cli._ROOT[name][2].partition(": ")
+            assert set(verbs.split("|")) == set(command.commands), name
+
+
+def test_short_names_lead_somewhere() -> None:
+    for name, path in cli._ALIASES.items():
+        command = cli.root.get_command(click.Context(cli.root), name)
+        assert command is not None
+        assert command.name == path[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("-p", "--network host"), ("--publish", "publish"), ("--restart", "yet"), ("--nope", "")]
+)
+def test_an_option_of_dockers_that_is_not_there_says_why(option: str, reason: str) -> None:
+    done = pyctr("run", option, "x", "image")
+    assert done.returncode == 125
+    assert option in done.stderr
+    assert reason in done.stderr
+    assert ("There is no" in done.stderr) == bool(reason)
 
 
 def test_help_imports_no_command() -> None:

@@ -77,3 +77,4 @@ def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f'{path}: unknown key "log.levl"' in capsys.readouterr().err
     path.write_text(EXAMPLE.read_text())
     assert main(["--config", str(path), "config", "check"]) == 0
+    assert main(["config", "check", str(path)]) == 0
