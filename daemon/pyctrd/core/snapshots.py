@@ -12,8 +12,6 @@ from pyctrd.core.values import dataclass
 
 # An unpacker sets it to the name that it will commit; found there already, it is told so.
 TARGET_LABEL: Final = "containerd.io/snapshot.ref"
-# Labels of this prefix, and the one above, are the ones that a snapshotter itself gets to see.
-OWN_LABELS: Final = "containerd.io/snapshot/"
 
 
 class Kind(IntEnum):

@@ -51,10 +51,6 @@ class Scheduler:
             mean = max(self._seconds / self._runs, _LEAST)
             delay = mean / _SHARE - mean
 
-    def trigger(self) -> None:
-        """Let the next run come as soon as its share of the time allows. Not thread-safe."""
-        self._due.set()
-
     async def collect_now(self) -> Collected:
         """Run a collection that begins after this call, at once, and return what it removed. Raises as it does."""
         future: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()

@@ -106,7 +106,6 @@ class ProcessConfig:
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
-    exposed_ports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,6 @@ def parse_config(data: bytes) -> ImageConfig:
             stop_signal=_text(process, "StopSignal"),
             labels=_strings(process, "Labels"),
             volumes=tuple(_mapping(process, "Volumes")),
-            exposed_ports=tuple(_mapping(process, "ExposedPorts")),
         ),
     )
 

@@ -15,7 +15,6 @@ from pyctr_shim.loop import READ, Future, Loop
 from pyctr_wire.errors import InvalidArgument, UnknownError
 
 READY_TIMEOUT: Final = 10.0
-KILL_AFTER: Final = 12.0
 _FIRST_FREE: Final = 10
 
 

@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from pyctr_shim import journal
-from pyctr_shim.stdio.log_driver import LineCutter
+from pyctr_shim.stdio.log_driver import LogStream
 from pyctr_shim.stdio.relay import Sink
 from pyctr_wire.errors import UnknownError
 
@@ -35,7 +35,7 @@ class Journald:
     def stream(self, name: str) -> Sink:
         """Return the sink of one stream."""
         self._streams += 1
-        return _JournalStream(self, name)
+        return LogStream(self, name)
 
     def append(self, stream: str, lines: list[tuple[bytes, bool]]) -> None:
         """Send one entry for each line."""
@@ -69,25 +69,6 @@ class Journald:
             if not self._dropped:
                 journal.log("journald write failed", error=str(error))
             self._dropped += 1
-
-
-class _JournalStream:
-    fd: int | None = None
-
-    def __init__(self, log: Journald, name: str) -> None:
-        self._log = log
-        self._name = name
-        self._cutter = LineCutter()
-
-    def write(self, data: bytes) -> int:
-        """Take all of it."""
-        self._log.append(self._name, self._cutter.feed(data))
-        return len(data)
-
-    def end(self) -> None:
-        """Send the last line, though it has no newline."""
-        self._log.append(self._name, self._cutter.end())
-        self._log.stream_ended()
 
 
 def _encode(fields: dict[str, str], message: bytes) -> bytes:

@@ -111,6 +111,35 @@ class Log(Protocol):
         ...
 
 
+class _Lines(Protocol):
+    """Where a stream's lines go."""
+
+    def append(self, stream: str, lines: list[tuple[bytes, bool]], /) -> None: ...
+    def stream_ended(self) -> None: ...
+
+
+class LogStream:
+    """The sink of one stream: it cuts it into a log's lines."""
+
+    fd: int | None = None
+
+    def __init__(self, log: _Lines, name: str) -> None:
+        """Write lines of the stream `name` to `log`."""
+        self._log = log
+        self._name = name
+        self._cutter = LineCutter()
+
+    def write(self, data: bytes) -> int:
+        """Take all of it."""
+        self._log.append(self._name, self._cutter.feed(data))
+        return len(data)
+
+    def end(self) -> None:
+        """Write the last line, though it has no newline."""
+        self._log.append(self._name, self._cutter.end())
+        self._log.stream_ended()
+
+
 class LogFile:
     """A log file: its size, its rotation, and what waits while it cannot be written."""
 
@@ -141,7 +170,7 @@ class LogFile:
     def stream(self, name: str) -> Sink:
         """Return the sink of one stream."""
         self._streams += 1
-        return _LogStream(self, name)
+        return LogStream(self, name)
 
     def append(self, stream: str, lines: list[tuple[bytes, bool]]) -> None:
         """Write lines, or keep them until writing works again."""
@@ -295,27 +324,6 @@ class LogFile:
 def _first_line(data: bytes) -> int:
     """Return the length of the first line, its newline included."""
     return data.find(b"\n") + 1 or len(data)
-
-
-class _LogStream:
-    """One stream of a log."""
-
-    fd: int | None = None
-
-    def __init__(self, log: LogFile, name: str) -> None:
-        self._log = log
-        self._name = name
-        self._cutter = LineCutter()
-
-    def write(self, data: bytes) -> int:
-        """Take all of it."""
-        self._log.append(self._name, self._cutter.feed(data))
-        return len(data)
-
-    def end(self) -> None:
-        """Write the last line, though it has no newline."""
-        self._log.append(self._name, self._cutter.end())
-        self._log.stream_ended()
 
 
 def open_file_log(loop: Loop, uri: SplitResult) -> LogFile:
