@@ -157,7 +157,9 @@ class Registry(NamedTuple):
 class Config(NamedTuple):
     """Everything that can be set."""
 
-    root: Annotated[Path, "What must survive a reboot: metadata, content, snapshots, logs, volumes."] = Path("/var/lib/pyctr")
+    root: Annotated[Path, "What must survive a reboot: metadata, content, snapshots, logs, volumes."] = Path(
+        "/var/lib/pyctr"
+    )
     state: Annotated[Path, "What must not: sockets, bundles, exit records. Best on tmpfs."] = Path("/run/pyctr")
     log: Annotated[Log, "What is logged, on standard error."] = Log()
     grpc: Annotated[Grpc, "containerd's API and our own."] = Grpc()

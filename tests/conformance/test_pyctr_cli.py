@@ -456,6 +456,11 @@ def test_volumes_with_names(pyctr: Pyctr, image_with_volume: str) -> None:
     run("rm", "-v", "one")
     assert make("--rm", "-v", "fresh:/data:nocopy", image_with_volume, "ls", "/data") == ""
     assert run("volume", "prune") == ""
+    with pyctr.terminal("-n", "kept", "volume", "prune", "--all") as tty:
+        tty.expect("Remove 2 volumes")
+        tty.type("n\n")
+        assert tty.wait() == 1
+    assert "still has 2 volumes" in pyctr.run("namespace", "rm", "kept").stderr
     assert sorted(run("volume", "prune", "--all").split()) == ["data", "fresh"]
     assert not list((pyctr.daemon.root / "named_volumes/kept").iterdir())
     for bad, message in (("x:/data", "volume name 'x'"), ("data:/x:rshared", "ro, rw and nocopy")):

@@ -4,10 +4,13 @@ import click
 from google.protobuf import empty_pb2, field_mask_pb2
 
 from pyctr import output, run_options
-from pyctr.connection import NAMESPACES
+from pyctr.connection import ENGINE, NAMESPACES, Connection
+from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.namespaces.v1 import namespace_pb2
+from pyctr_wire.errors import Unimplemented
+from pyctr_wire.pyctr import engine_pb2
 
 
 @click.group()
@@ -72,7 +75,23 @@ def rm(session: Session, *, names: tuple[str, ...]) -> int:
     """Remove empty namespaces."""
 
     def one(name: str) -> None:
+        count = _count_volumes(session.address, name)
+        if count:
+            remedy = f"pyctr -n {name} volume prune --all"
+            raise CommandError(f"namespace {name} must be empty, but it still has {count} volumes: {remedy}")
         request = namespace_pb2.DeleteNamespaceRequest(name=name)
         session.connection.call(NAMESPACES, "Delete", request, empty_pb2.Empty)
 
     return each(names, one)
+
+
+def _count_volumes(address: str, name: str) -> int:
+    """Return how many volumes a namespace has; the Namespaces service does not know of them."""
+    connection = Connection(address, name)
+    try:
+        answer = connection.call(ENGINE, "Volumes", engine_pb2.VolumesRequest(), engine_pb2.VolumesResponse)
+    except Unimplemented:  # another daemon: it has none
+        return 0
+    finally:
+        connection.close()
+    return len(answer.volumes)

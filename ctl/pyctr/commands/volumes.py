@@ -5,7 +5,7 @@ from datetime import UTC
 
 import click
 
-from pyctr import completing, output, run_options
+from pyctr import completing, exit_codes, output, run_options
 from pyctr.connection import ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -140,5 +140,6 @@ def prune(session: Session, *, every: bool, force: bool) -> int:
     unused = [one.name for one in _volumes(session.connection) if not one.used and (every or one.container)]
     if unused and not force and sys.stdin.isatty():
         noun = "volume" if len(unused) == 1 else "volumes"
-        click.confirm(f"Remove {len(unused)} {noun} and all that is in them?", abort=True, err=True)
+        if not click.confirm(f"Remove {len(unused)} {noun} and all that is in them?", err=True):
+            return exit_codes.FAILURE
     return each(unused, lambda name: _remove(session.connection, name))
