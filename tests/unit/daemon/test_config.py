@@ -8,7 +8,7 @@ from pyctrd.__main__ import main
 from pyctrd.config import Config, ConfigError, LogLevel, load, parse
 from pyctrd.config_example import render
 
-EXAMPLE = Path(__file__).parents[4] / "deploy" / "config.toml"
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "config.toml"
 
 
 def test_the_example_explains_every_key_and_equals_the_defaults() -> None:
