@@ -5,6 +5,7 @@
       task.json     what the daemon must know again after a restart   (Manifest)
       lock          flock held by the shim for its whole life         written by the shim
       shim.json     its pid and addresses
+      asleep        there while the shim sleeps: what its processes are
       exits/        a record per ended process: init.json, exec-<exec id>.json
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record

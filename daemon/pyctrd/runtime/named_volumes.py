@@ -168,7 +168,9 @@ class NamedVolumes:
         staged = doomed(folder)
         self._staged.add(staged)
         try:
-            staged.mkdir(mode=0o700, parents=True)
+            for directory in (self._root, folder.parent):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            staged.mkdir(mode=0o700)
             yield staged
         finally:
             remove(staged)
