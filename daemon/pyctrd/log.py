@@ -1,53 +1,65 @@
-"""Structured logs on standard error: lines for people on a terminal, JSON for collectors."""
+"""Structured logs on standard error: lines for people on a terminal, JSON for collectors.
+
+structlog is loaded with the first record. It takes a tenth of a start, and a start that goes well has nothing to say
+before it is over.
+"""
 
 import logging
 import sys
+from typing import Any, Final
 
-# structlog imports rich wherever it finds it, to print tracebacks in colours. That costs a start of the
-# daemon more than all the rest of structlog, so here it does not find it.
-_hides_rich = "rich" not in sys.modules
-if _hides_rich:
-    sys.modules["rich"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
-import structlog  # noqa: E402 - see above
 
-if _hides_rich:
-    del sys.modules["rich"]
+class Logger:
+    """structlog's logger of a name, as far as we use it."""
+
+    def __init__(self, name: str) -> None:
+        """Write records of `name`."""
+        self._logger: Final = logging.getLogger(name)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Write what happens in the course of things."""
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Write what somebody may want to look into."""
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Write what has failed."""
+        self._write(logging.ERROR, event, fields)
+
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        if self._logger.isEnabledFor(level):
+            from pyctrd import structured
+
+            structured.write(self._logger, level, event, fields)
+
+
+class _Formatter(logging.Formatter):
+    """Hands records, those of other libraries too, to structlog's formatter."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__()
+        self._wanted = style
+        self._formatter: logging.Formatter | None = None
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._formatter is None:
+            from pyctrd import structured
+
+            self._formatter = structured.formatter(self._wanted)
+        return self._formatter.format(record)
 
 
 def set_up(level: str, style: str) -> None:
-    """Send records of structlog and of the standard library to standard error.
+    """Send our own records and those of the standard library to standard error.
 
     `style` is "json", "console", or "auto": console on a terminal, JSON elsewhere.
     """
     if style == "auto":
         style = "console" if sys.stderr.isatty() else "json"
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    last: list[structlog.types.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-        if style == "console"
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
+    handler.setFormatter(_Formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # At debug level grpc has a line for every call that says nothing.

@@ -9,14 +9,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import structlog
-
 from pyctr_wire.errors import ApiError
+from pyctrd.log import Logger
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_log = structlog.stdlib.get_logger("pyctrd.offload")
+_log = Logger("pyctrd.offload")
 
 
 class _Call(NamedTuple):

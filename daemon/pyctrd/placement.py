@@ -9,14 +9,13 @@ Version 2 wants processes only in leaves; so the unit's own cgroup must have non
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from pyctr_sys import cgroups
+from pyctrd.log import Logger
 
 _NAME: Final = "daemon"
 _WITHOUT_SYSTEMD: Final = f"/pyctr/{_NAME}"
 
-_log = structlog.stdlib.get_logger("pyctrd")
+_log = Logger("pyctrd")
 
 
 def enter_own_cgroup() -> None:

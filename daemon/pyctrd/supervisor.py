@@ -11,7 +11,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
 from pyctr_wire.errors import ApiError, FailedPrecondition
@@ -19,8 +18,10 @@ from pyctrd import log
 from pyctrd.composition import Parts
 from pyctrd.config import Config, ConfigError
 from pyctrd.core.values import dataclass
+from pyctrd.log import Logger
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.schema import NewerSchemaError
+from pyctrd.runtime.recovery import Recovered
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server import public_socket
 from pyctrd.server.notify import notify
@@ -31,7 +32,7 @@ _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 _REST_LIMIT: Final = 20.0  # seconds for threads that nobody waits for any more
 _LOOK_PAUSE: Final = 1.0  # seconds
 
-_log = structlog.stdlib.get_logger("pyctrd")
+_log = Logger("pyctrd")
 
 
 class Refused(Exception):
@@ -97,8 +98,7 @@ class Supervisor:
                 self._parts = self._build(group)
                 try:
                     async with group:
-                        await self._recover(group)
-                        await self._serve()
+                        await self._serve(await self._recover(group))
                         # What the group still runs are loops, and work that the next daemon finds and does.
                         raise _Stopped  # noqa: TRY301 - how a group is ended
                 except* _Stopped:
@@ -150,7 +150,7 @@ class Supervisor:
         except NewerSchemaError as error:
             raise Refused(str(error)) from error
 
-    async def _recover(self, group: asyncio.TaskGroup) -> None:
+    async def _recover(self, group: asyncio.TaskGroup) -> Recovered:
         """Find out what there is, and start what runs by itself."""
         group.create_task(self._zygote.serve(), name="zygote")
         if self._parts.database.has_gaps:
@@ -158,9 +158,9 @@ class Supervisor:
             self._parts.dispatch.complete()
         # Before the shims are asked: they tell at once what nobody acknowledged.
         await self._parts.shim_listener.start()
-        await self._parts.recovery.run()
+        return await self._parts.recovery.run()
 
-    async def _serve(self) -> None:
+    async def _serve(self, recovered: Recovered) -> None:
         """Answer clients until a signal says stop, or a successor is ready and nothing is under way."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -172,8 +172,7 @@ class Supervisor:
         if self._predecessor is not None:
             self._predecessor.serving(_version())
         notify("READY=1", f"MAINPID={os.getpid()}")
-        _log.info("ready", address=self._config.address, pid=os.getpid())
-        await self._parts.bulk.run(importlib.import_module, "pyctrd.late")
+        await self._parts.bulk.run(self._load_late, recovered)
         self._parts.dispatch.complete()
         # What is loaded and built by now stays: no collection of Python's need look at it again.
         gc.freeze()
@@ -186,6 +185,12 @@ class Supervisor:
                 return
             if await self._settle(self._change):
                 return
+
+    def _load_late(self, recovered: Recovered) -> None:
+        """Do in a thread what takes long and what clients do not wait for."""
+        # It loads structlog, if it is the first record.
+        _log.info("ready", address=self._config.address, pid=os.getpid(), **recovered._asdict())
+        importlib.import_module("pyctrd.late")
 
     def _reload(self) -> None:
         """Take over what may change while the daemon runs: the log level."""

@@ -12,8 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import structlog
-
 from pyctr_wire.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
 from pyctrd.content.blobs import Blobs
 from pyctrd.content.ingests import Ingests, hash_file
@@ -26,12 +24,13 @@ from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import Labels, changed, validate_labels
 from pyctrd.core.leases import Resource
 from pyctrd.core.times import from_microseconds, to_microseconds
+from pyctrd.log import Logger
 from pyctrd.metadata import content as rows
 from pyctrd.metadata.database import Database, utc_now
 from pyctrd.metadata.leases import attach, detach
 from pyctrd.metadata.rebuilt import rebuilt_lease
 
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class ContentStore:

@@ -1,10 +1,9 @@
 """What one layer may cost before it is refused: archives come from strangers."""
 
-from pyctrd.core.values import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Sizes in bytes of the uncompressed layer.
 
     A layer may always have `free_bytes`; beyond that it must not be larger than `max_ratio` times

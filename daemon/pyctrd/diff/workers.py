@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import structlog
-
 from pyctr_wire.errors import ApiError, Internal, InvalidArgument, ResourceExhausted, UnknownError
 from pyctrd.diff import messages
+from pyctrd.log import Logger
 from pyctrd.offload import Offload
 
 # Isolated from the environment and without `site`: a .pth file is no business of a worker, and takes time.
@@ -33,7 +32,7 @@ _ERRORS: Final[dict[bytes, type[ApiError]]] = {
     messages.SYSTEM: UnknownError,
 }
 
-_log = structlog.stdlib.get_logger("pyctrd.diff")
+_log = Logger("pyctrd.diff")
 
 
 class Worker:

@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-import structlog
-
 from pyctr_wire.errors import ApiError
 from pyctrd.gc.collector import Collected
+from pyctrd.log import Logger
 from pyctrd.metadata.database import Database
 
 _FIRST: Final = 0.1  # seconds after the start
@@ -19,7 +18,7 @@ _SHARE: Final = 0.02  # of the time, at most
 _LEAST: Final = 0.005  # seconds that a run is taken to last, at least
 _MUTATIONS: Final = 100  # that are worth a run without any deletion
 
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class Scheduler:

@@ -14,15 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import structlog
-
+from pyctrd.log import Logger
 from pyctrd.metadata.durable import fsync, replacing
 from pyctrd.metadata.schema import is_ours
 
 _QUIET: Final = 5.0  # seconds without a change before a copy is made
 _LATEST: Final = 60.0  # seconds between copies while changes do not stop
 
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class Copies:

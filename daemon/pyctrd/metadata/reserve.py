@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from pyctr_wire.errors import ResourceExhausted
+from pyctrd.log import Logger
 
 # Twice what SQLite's log holds before it is written back.
 SIZE: Final = 8 << 20  # bytes
@@ -23,7 +22,7 @@ SIZE: Final = 8 << 20  # bytes
 _STEP: Final = 64 << 10
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-_log = structlog.stdlib.get_logger("pyctrd.metadata")
+_log = Logger("pyctrd.metadata")
 
 
 class Reserve:

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-import structlog
-
 from pyctr_wire import labels
 from pyctr_wire.containerd.events import container_pb2, task_pb2
 from pyctr_wire.errors import ApiError, NotFound, ResourceExhausted, Unavailable
@@ -16,6 +14,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.tasks import Status
+from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Snapshotters
@@ -25,7 +24,7 @@ from pyctrd.runtime.table import TaskTable
 
 _FILTERS: Final = ("topic==/tasks/exit", "topic==/containers/delete")
 _AUTO_REMOVED: Final = (f'labels."{labels.AUTO_REMOVE}"==true',)
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class Envelope(Protocol):

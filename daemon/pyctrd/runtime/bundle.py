@@ -39,8 +39,7 @@ _MAX_RECORD: Final = 1 << 20  # bytes; a JSON file of ours is far below
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class StdioNames:
+class StdioNames(NamedTuple):
     """A process's streams as its client named them."""
 
     stdin: str = ""
@@ -52,8 +51,7 @@ class StdioNames:
 NO_STDIO: Final = StdioNames()
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What `task.json` holds; `request` is the digest of the Create call, so that its retry is recognised."""
 
     namespace: str
@@ -73,8 +71,7 @@ class Manifest:
         return StdioNames(self.stdin, self.stdout, self.stderr, self.terminal)
 
 
-@dataclass(frozen=True, slots=True)
-class ShimAddress:
+class ShimAddress(NamedTuple):
     """What `shim.json` holds: where the live shim listens, and its pid for people and for SIGKILL."""
 
     pid: int
@@ -145,7 +142,7 @@ class Bundle:
 
     def write_exec(self, exec_id: str, names: StdioNames) -> None:
         """Note that the shim has this exec, so that its end can be told even if the shim is lost."""
-        data = json.dumps(_fields(names)).encode()
+        data = json.dumps(names._asdict()).encode()
         try:
             _write(self.path / "execs" / f"{exec_id}.json", data)
         except FileNotFoundError:
@@ -230,7 +227,7 @@ class Bundles:
         path = Path(folder, manifest.id)
         try:
             _write_new(f"{staging}/config.json", spec)
-            _write_new(f"{staging}/task.json", json.dumps({"version": VERSION, **_fields(manifest)}).encode())
+            _write_new(f"{staging}/task.json", json.dumps({"version": VERSION, **manifest._asdict()}).encode())
             # A crash before this line leaves a dot name, which the next start sweeps.
             os.rename(staging, path)
         except OSError as error:
@@ -285,11 +282,6 @@ def _remove_tree(path: str) -> None:
         else:
             os.unlink(entry.path)
     os.rmdir(path)
-
-
-def _fields(value: Manifest | StdioNames) -> dict[str, Any]:
-    """Return the fields of a flat dataclass; dataclasses.asdict copies deeply, which costs ten times as much."""
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _names(path: Path) -> list[str]:

@@ -9,7 +9,6 @@ import os
 from datetime import UTC, datetime
 from typing import Final
 
-import structlog
 from google.protobuf.message import Message
 
 from pyctr_wire.containerd.events import task_pb2 as events
@@ -17,6 +16,7 @@ from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import ApiError
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.tasks import LOST_EXIT_STATUS, Exit, Status
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Job, Joining, Owners
@@ -28,7 +28,7 @@ LOST: Final = "shim lost"
 BURY_TIMEOUT: Final = 40.0  # seconds
 LAST_WORDS: Final = 2.0  # seconds from the end of a connection to the end of the process
 
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class Undertaker:

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import structlog
-
+from pyctrd.log import Logger
 from pyctrd.runtime.presence import Presence
 from pyctrd.snapshots.removal import remove_tree
 
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class ContainerFolders:

@@ -2,13 +2,11 @@
 
 import asyncio
 import hashlib
+import os
 import time
-import uuid
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Final
-
-import structlog
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.errors import (
@@ -22,6 +20,7 @@ from pyctr_wire.errors import (
 )
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import LOST_EXIT_STATUS, Exit, Status
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle, Bundles, Manifest
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.operations import Operation, Operations
@@ -39,7 +38,7 @@ DELETE_TIMEOUT: Final = 60.0
 RESULTS_KEPT: Final = 1024
 _NOT_AT_ONCE: Final = 0.05  # seconds: who deletes a task has more to delete, and is not to wait for us meanwhile
 
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class Lifecycle:
@@ -84,7 +83,7 @@ class Lifecycle:
                 namespace=namespace,
                 id=request.id,
                 runtime=runtime,
-                instance=uuid.uuid4().hex,
+                instance=os.urandom(16).hex(),
                 created_at_ns=time.time_ns(),
                 stdin=request.stdin,
                 stdout=request.stdout,

@@ -13,13 +13,12 @@ from dataclasses import field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 from pyctrd.core.values import dataclass
+from pyctrd.log import Logger
 
 Key = tuple[str, ...]
 Result = TypeVar("Result")
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class Joining(Enum):
@@ -54,6 +53,8 @@ class Job(Generic[Result]):
 
 @dataclass(slots=True, eq=False)
 class _Queue:
+    """What one container waits for."""
+
     jobs: deque[Job[Any]] = field(default_factory=deque)
 
 

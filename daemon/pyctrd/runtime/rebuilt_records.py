@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from pyctr_wire.errors import ApiError, NotFound
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.snapshots import Kind, SnapshotInfo
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle, Bundles
 from pyctrd.runtime.creation import SPEC_URL
 
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class ContainerRows(Protocol):

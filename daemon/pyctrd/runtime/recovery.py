@@ -9,12 +9,11 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
-import structlog
+from typing import Final, NamedTuple
 
 from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
 from pyctrd.core.tasks import Status
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle, Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -26,7 +25,14 @@ from pyctrd.runtime.tasks import Tasks
 
 PATIENCE: Final = 0.2  # seconds without any shim's answer after which serving begins
 LIMIT: Final = 1.0  # seconds after which it does in any case
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
+
+
+class Recovered(NamedTuple):
+    """How many tasks there are, and how many of their shims had not answered when serving began."""
+
+    tasks: int
+    late: int
 
 
 class Recovery:
@@ -51,7 +57,7 @@ class Recovery:
         self._lifecycle = lifecycle
         self._group = group
 
-    async def run(self) -> None:
+    async def run(self) -> Recovered:
         """Know every task when this returns: when all shims have answered, or those that do not seem to be stopped."""
         whole, retired, rubbish = self._bundles.list()
         asked = [self._group.create_task(self._adopt_or_bury(bundle)) for bundle in whole]
@@ -63,8 +69,7 @@ class Recovery:
             self._group.create_task(self._sweep(bundle))
         for path in rubbish:
             self._remove(path)
-        late = await _quiet(asked)
-        _log.info("tasks.recovered", tasks=len(whole), late=late)
+        return Recovered(len(whole), late=await _quiet(asked))
 
     async def _adopt_or_bury(self, bundle: Bundle) -> None:
         """Bring one bundle's task into the table, with its real state as soon as that is known."""

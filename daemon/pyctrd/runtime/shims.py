@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import structlog
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
@@ -19,6 +18,7 @@ from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
 from pyctrd.core.values import dataclass
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.shim_client import ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest
@@ -33,7 +33,7 @@ API_VERSION: Final = "v2.3.4"  # of containerd's API as we speak it: it decides 
 _PROGRAM: Final = (sys.executable, "-m", "pyctr_shim")
 _MAX_PROGRAMS: Final = 4  # at once; each takes a thread and a tenth of a second of CPU
 _MAX_ERROR_TEXT: Final = 4096  # bytes of a program's stderr that go into an error
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class Offload(Protocol):

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
-import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -19,6 +18,7 @@ from pyctr_wire.errors import AlreadyExists, ApiError, DeadlineExceeded, Invalid
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import Exit, Status
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
 from pyctrd.runtime.table import Deleted, Process, Task, TaskTable, process_of, task_not_found
@@ -30,7 +30,7 @@ DRAIN_TIMEOUT: Final = 30.0  # a process's last output, then its deletion
 PROBE_TIMEOUT: Final = 600.0
 
 Reply = TypeVar("Reply", bound=Message)
-_log = structlog.stdlib.get_logger("pyctrd.runtime")
+_log = Logger("pyctrd.runtime")
 
 
 class Publisher(Protocol):

@@ -15,17 +15,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-import structlog
-
 from pyctr_wire.errors import Unavailable
 from pyctrd.core.values import dataclass
+from pyctrd.log import Logger
 
 COMMAND: Final = (sys.executable, "-m", "pyctr_shim.zygote")
 
 _ZYGOTE_FD: Final = 3
 _MAX_REPLY: Final = 64 << 10  # bytes
 _RESPAWN_PAUSE: Final = 0.5  # seconds between two starts of a zygote that does not stay alive
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
-import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import ServicerContext
 
 from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable, UnknownError
+from pyctrd.log import Logger
 
 # A status message travels in a header, and peers refuse header lists of more than 8 KiB or so.
 _MAX_MESSAGE_CHARACTERS: Final = 4096
@@ -39,7 +39,7 @@ _PARKED: Final = frozenset(
 
 _REPLACED: Final = "the daemon is being replaced; try again"
 
-_log = structlog.stdlib.get_logger("pyctrd.server")
+_log = Logger("pyctrd.server")
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, cast
 
-import structlog
-
 from pyctr_wire import ttrpc
 from pyctr_wire.errors import ApiError, InvalidArgument, ResourceExhausted, Unimplemented
+from pyctrd.log import Logger
 from pyctrd.server import public_socket
 
 _BACKLOG: Final = 1024  # a daemon that comes back meets all shims at once
 _UCRED: Final = struct.Struct("3i")
-_log = structlog.stdlib.get_logger("pyctrd.server")
+_log = Logger("pyctrd.server")
 
 Handler = Callable[[ttrpc.Request], bytes]
 Services = Mapping[str, Mapping[str, Handler]]  # by service and method

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import structlog
-
+from pyctrd.log import Logger
 from pyctrd.metadata.durable import replacing
 from pyctrd.snapshots.removal import remove_tree
 
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 class Note(NamedTuple):

@@ -3,18 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from pyctrd.core.leases import Resource
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.times import from_microseconds
+from pyctrd.log import Logger
 from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.leases import attach
 from pyctrd.metadata.rebuilt import rebuilt_lease
 from pyctrd.snapshots.directories import Directories, Note
 
-_log = structlog.get_logger(__name__)
+_log = Logger(__name__)
 
 
 def adopt(database: Database, directories: Directories, snapshotter: str) -> None:

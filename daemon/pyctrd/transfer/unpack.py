@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
-import structlog
-
 from pyctr_wire.errors import AlreadyExists, ApiError, InvalidArgument, NotFound
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
@@ -22,6 +20,7 @@ from pyctrd.core.digests import chain_ids
 from pyctrd.core.leases import Resource
 from pyctrd.core.platforms import Platform
 from pyctrd.core.snapshots import TARGET_LABEL
+from pyctrd.log import Logger
 from pyctrd.transfer.progress import Progress, Report
 from pyctrd.transfer.requests import Unpack
 from pyctrd.transfer.stores import Session
@@ -32,7 +31,7 @@ UNCOMPRESSED_LABEL: Final = "containerd.io/uncompressed"
 DEFAULT_SNAPSHOTTER: Final = "overlayfs"
 _GC_SNAPSHOT: Final = "containerd.io/gc.ref.snapshot"
 
-_log = structlog.stdlib.get_logger("pyctrd.transfer")
+_log = Logger("pyctrd.transfer")
 
 # Sees that a layer's blob is in the store; raises what keeps it from getting there.
 Obtain = Callable[[image_spec.Descriptor], Awaitable[None]]

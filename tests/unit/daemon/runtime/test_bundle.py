@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -131,7 +130,7 @@ def test_hostile_record_is_not_followed(tmp_path: Path) -> None:
 
 def test_when_it_was_started(tmp_path: Path) -> None:
     """A daemon that dies before it notes that knows when the task was created."""
-    bundle = Bundles(tmp_path).create(replace(MANIFEST, created_at_ns=1_000_000_000), b"{}")
+    bundle = Bundles(tmp_path).create(MANIFEST._replace(created_at_ns=1_000_000_000), b"{}")
     assert bundle.started_at() == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
     before = datetime.now(UTC) - timedelta(seconds=1)  # the file system's clock is coarser
     bundle.mark_started()
