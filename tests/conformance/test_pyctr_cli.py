@@ -119,8 +119,13 @@ def test_mounts(pyctr: Pyctr, tmp_path: Path) -> None:
     assert out == ["of the host", "of the host", "x", "refused", "refused", "refused"]
     assert (tmp_path / "new").read_text() == "new\n"
     made = tmp_path / "made" / "for" / "it"
-    pyctr.box("-v", f"{made}:/x", "demo", "true")
+    name = pyctr("create", "--network", "host", "-v", f"{made}:/x:ro", "demo", "true").strip()
     assert made.is_dir()
+    (inspected,) = json.loads(pyctr("inspect", name))
+    assert inspected["Mounts"] == [
+        {"Type": "bind", "Source": str(made), "Destination": "/x", "RW": False, "Propagation": "rprivate"}
+    ]
+    pyctr("rm", name)
 
 
 def test_limits_sysctls_and_devices(pyctr: Pyctr, name: str) -> None:
@@ -453,6 +458,10 @@ def test_volumes_with_names(pyctr: Pyctr, image_with_volume: str) -> None:
     assert (found["Labels"], len(found["Containers"]), found["Anonymous"]) == ({"a": "b"}, 1, False)
     assert (Path(found["Mountpoint"]) / "given").exists()
     assert run("volume", "ls", "--format", "{{.Name}} {{.Used}}") == "data yes\n"
+    (inspected,) = json.loads(run("inspect", "one"))
+    (mount,) = inspected["Mounts"]
+    assert (mount["Type"], mount["Name"], mount["Destination"], mount["RW"]) == ("volume", "data", "/data", True)
+    assert mount["Source"] == found["Mountpoint"]
     run("rm", "-v", "one")
     assert make("--rm", "-v", "fresh:/data:nocopy", image_with_volume, "ls", "/data") == ""
     assert run("volume", "prune") == ""
@@ -524,6 +533,7 @@ def test_stored_things(pyctr: Pyctr, name: str) -> None:
     assert "a=c" in pyctr("namespace", "ls")
     pyctr("namespace", "rm", "spare")
     assert "reclaimed" in pyctr("gc")
+    assert json.loads(pyctr("gc", "--format", "json"))["RemovedContent"] == []
     assert "Images" in pyctr("df")
     assert pyctr.run("why", "nothing").returncode == 1
 

@@ -7,7 +7,6 @@
 Leaving the context stops the daemon and asserts that no process, mount or socket of it is left.
 """
 
-import json
 import os
 import select
 import shutil
@@ -16,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
@@ -198,12 +197,6 @@ class DaemonProcess:
     def log_text(self) -> str:
         """Return what the daemon wrote to standard error so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def log_records(self) -> Iterator[dict[str, Any]]:
-        """Yield the daemon's records; lines that are none (tracebacks of a crash, say) are passed over."""
-        for line in self.log_text().splitlines():
-            if line.startswith("{"):
-                yield json.loads(line)
 
     def leftovers(self) -> list[str]:
         """Return the processes and mounts that mention our directories, as text."""

@@ -26,6 +26,7 @@ _COLUMNS: Final = {
     "Names": "NAMES",
 }  # fmt: skip
 _SHORT: Final = 12
+_PROPAGATIONS: Final = frozenset({"private", "shared", "slave"})
 _COMMAND_WIDTH: Final = 20
 
 
@@ -160,6 +161,7 @@ def _find_and_describe(connection: Connection, name: str, kind: str | None) -> d
 
 def _describe(connection: Connection, container: containers_pb2.Container) -> dict[str, Any]:
     process = tasks.get(connection, container.id)
+    spec = records.spec_of(container)
     state: dict[str, Any] = {"Status": state_of(process), "Running": state_of(process) in _UP}
     if process is not None:
         state["Pid"] = process.pid if state["Running"] else 0
@@ -179,9 +181,33 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
         "SnapshotKey": container.snapshot_key,
         "LogDriver": container.labels.get(labels.LOG_DRIVER, ""),
         "LogPath": container.labels.get(labels.LOG_PATH, ""),
+        "Mounts": _mounts(connection, container.id, spec),
         "Labels": dict(sorted(container.labels.items())),
-        "Spec": records.spec_of(container),
+        "Spec": spec,
     }
+
+
+_OURS: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/dev/init")  # mounted unless the user does
+
+
+def _mounts(connection: Connection, container_id: str, spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the host's directories and files, and the volumes, that a container has, as docker lists them."""
+    binds = [mount for mount in spec.get("mounts", []) if mount.get("type") == "bind"]
+    volumes = {}
+    if any("volumes/" in mount["source"] for mount in binds):
+        answer = connection.call(ENGINE, "Volumes", engine_pb2.VolumesRequest(), engine_pb2.VolumesResponse)
+        volumes = {volume.path: volume.name for volume in answer.volumes}
+    found = []
+    for mount in binds:
+        source, target, options = mount["source"], mount["destination"], mount.get("options", [])
+        if target in _OURS and (source == target or f"/{container_id}/" in source or target == "/dev/init"):
+            continue
+        kind = {"Type": "volume", "Name": volumes[source]} if source in volumes else {"Type": "bind"}
+        propagation = next((option for option in options if option.removeprefix("r") in _PROPAGATIONS), "")
+        found.append(
+            {**kind, "Source": source, "Destination": target, "RW": "ro" not in options, "Propagation": propagation}
+        )
+    return found
 
 
 def _exit(connection: Connection, container_id: str, process: Process) -> dict[str, Any]:

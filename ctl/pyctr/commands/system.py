@@ -118,12 +118,17 @@ def df(session: Session) -> None:
 
 
 @click.command()
+@output.format_option
 @pass_session
 def gc(session: Session) -> None:
     """Collect garbage now: what no image, container or lease needs."""
     answer = session.connection.call(
         ENGINE, "CollectGarbage", engine_pb2.CollectGarbageRequest(), engine_pb2.CollectGarbageResponse, timeout=600
     )
+    if session.format != "table":
+        removed = {"RemovedContent": list(answer.removed_content), "RemovedSnapshots": dict(answer.removed_snapshots)}
+        output.show_one(session.format, {**removed, "Reclaimed": answer.reclaimed})
+        return
     for digest in answer.removed_content:
         click.echo(f"removed {digest}")
     for snapshotter, count in answer.removed_snapshots.items():

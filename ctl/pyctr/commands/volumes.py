@@ -1,6 +1,7 @@
 """`volume`: what containers keep outside of their own file system."""
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC
 
 import click
@@ -73,7 +74,7 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
     rows = [
         {
             "Name": one.name[:width] if one.container else one.name,
-            "Container": ",".join(id[:width] for id in _containers(one)) or "-",
+            "Container": _shown(_containers(one), width),
             "Used": "yes" if one.used else "no",
             "Target": one.target or "-",
             "Labels": ",".join(f"{name}={value}" for name, value in sorted(one.labels.items())),
@@ -83,6 +84,13 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
     ]
     columns = {"Name": "NAME", "Container": "CONTAINER", "Used": "USED", "Target": "TARGET"}
     output.show_rows(session.format, columns, rows)
+
+
+def _shown(containers: Sequence[str], width: int | None) -> str:
+    """Return ids, the first of many unless all shall be shown."""
+    most = len(containers) if width is None else 2
+    more = [f"+{len(containers) - most}"] if len(containers) > most else []
+    return ",".join([*(id[:width] for id in containers[:most]), *more]) or "-"
 
 
 def _containers(one: Volume) -> list[str]:

@@ -15,7 +15,6 @@ from pyctr_sys.capabilities import NAMES, bounding_set
 from support.oci_bundle import Lab, Spec, process
 
 pytestmark = pytest.mark.root
-SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 
 def capabilities_of(output: str) -> dict[str, int]:
