@@ -40,8 +40,10 @@ def spawn(steps: Steps, flags: int, exit_signal: int, cgroup_fd: int = 0) -> tup
     return pid, int(pidfd[0])
 
 
-def step_out(flags: int) -> int:
+def step_out(flags: int, cgroup_fd: int = 0) -> int:
     """Go on as a new process, this one's sibling, in the same memory; return its pid as its parent sees it.
+
+    `flags` and `cgroup_fd` are those of clone3.
 
     What was the calling process keeps the memory until the new one executes a program or ends, and its
     descriptors. So that exec need not take the memory down, which takes an interpreter's milliseconds.
@@ -50,7 +52,7 @@ def step_out(flags: int) -> int:
     assert known is not None
     read_fd, write_fd = os.pipe()
     pidfd, pid = ffi.new("int *", -1), ffi.new("int *", 0)
-    arguments = clone_arguments(flags | Clone.VM | Clone.PARENT, 0, 0, pidfd, pid)
+    arguments = clone_arguments(flags | Clone.VM | Clone.PARENT, 0, cgroup_fd, pidfd, pid)
     order = ffi.new("uintptr_t[4]", [address(arguments), ffi.sizeof("struct clone_args"), write_fd, read_fd])
     result = int(known.step_out(address(order)))
     if result < 0:

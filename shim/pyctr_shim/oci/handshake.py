@@ -5,6 +5,7 @@
                                 and the channel for all further messages
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       child → parent   the container's init is another process: its pid   -
+    STEPPED    child → parent   the same, but the child stays until that executes  -
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
     CONSOLE    init → parent    with an fd: the terminal's master side             -
     CREATED    init → parent    ready to execute                                   START
@@ -37,6 +38,7 @@ class Message(StrEnum):
     CREATE = "create"
     RESTAGE = "restage"
     INIT = "init"
+    STEPPED = "stepped"
     HOOKS = "hooks"
     CONSOLE = "console"
     CREATED = "created"

@@ -113,13 +113,16 @@ def become(request: Request, channel: Channel) -> NoReturn:
 
 
 def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> NoReturn:
-    """Run in a child that was forked ahead: make ready what every container needs, wait for a request, become it."""
+    """Run in a child that was forked ahead: make ready what every container needs, wait for a request, become it.
+
+    On version 2 it cannot be init yet: that is cloned into its cgroup.
+    """
     try:
         lockdown.close_all_but(channel)
         lockdown.die_with_parent(channel)
         set_name("pyctr-ahead")
         pagemap.populate(pages)
-        pid = _be_init(channel)
+        pid = os.getpid() if hierarchies.is_v2 else _be_init(channel)
         made = namespaces.make_ahead()
         if pid:
             channel.send(Message.INIT, pid=pid)
@@ -139,16 +142,16 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
     _go(channel, take, made)
 
 
-def _be_init(channel: Channel) -> int:
+def _be_init(channel: Channel, flags: int = 0, cgroup_fd: int = 0) -> int:
     """Go on as init of a new PID namespace and return its pid as the host has it, 0 if the parent has been told.
 
     Where that can be, the process that there was keeps the memory, so that it is not the exec that takes it down:
     whoever starts a container does not wait for that.
     """
     if routines() is not None:
-        pid = step_out(Clone.NEWPID)
+        pid = step_out(Clone.NEWPID | flags, cgroup_fd)
     else:
-        pid, _pidfd = clone3(Clone.NEWPID | Clone.PARENT, 0)
+        pid, _pidfd = clone3(Clone.NEWPID | Clone.PARENT | flags, 0, cgroup_fd)
         if pid:
             channel.send(Message.INIT, pid=pid)
             os._exit(0)
@@ -177,9 +180,8 @@ def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:
 def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> NoReturn:
     """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
     try:
-        build = _read(take(), channel)
+        build = _read(take(), channel, made)
         if build is not None:
-            build.made = made
             for step in _STEPS:
                 step(build)
     except OciError as error:
@@ -195,12 +197,12 @@ def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> 
         os._exit(1)
 
 
-def _read(request: Request, channel: Channel) -> _Build | None:
+def _read(request: Request, channel: Channel, made: Premade | None) -> _Build | None:
     """Read the spec; None if the parent has to fork differently for it."""
     spec = validate.load_spec(f"{request.bundle}/config.json")
     linux = spec["linux"]
     plan = namespaces.plan(linux.get("namespaces") or ())
-    if not request.staged and _needs_stager(plan, request.hierarchies):
+    if not request.staged and _needs_stager(plan):
         channel.send(Message.RESTAGE)
         return None
     path = cgroup_path(linux.get("cgroupsPath") or "", request.id)
@@ -216,13 +218,11 @@ def _read(request: Request, channel: Channel) -> _Build | None:
     )
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
-    return _Build(request, channel, spec, plan, record, cgroup)
+    return _Build(request, channel, spec, plan, record, cgroup, made=made)
 
 
-def _needs_stager(plan: Plan, hierarchies: Hierarchies) -> bool:
-    return (
-        hierarchies.is_v2 or not plan.new & Clone.NEWPID or plan.has(Clone.NEWUSER) or plan.has(Clone.NEWTIME)
-    )  # fmt: skip
+def _needs_stager(plan: Plan) -> bool:
+    return not plan.new & Clone.NEWPID or plan.has(Clone.NEWUSER) or plan.has(Clone.NEWTIME)
 
 
 # -- steps in the runtime's namespaces
@@ -241,10 +241,14 @@ def _record(build: _Build) -> None:
         seccomp=filter_.path if filter_ else "",
         seccomp_flags=filter_.flags if filter_ else 0,
     )
-    if not request.staged:
-        # The host's /proc is still ours, so this is the pid as the host knows it.
-        build.state = record = record.with_pid(int(os.readlink("/proc/self")))
+    if not request.staged and not request.hierarchies.is_v2:
+        build.state = record = record.with_pid(_pid_on_the_host())
     state.write(request.state_directory, record)
+
+
+def _pid_on_the_host() -> int:
+    """Return this process's pid as the host knows it, whose /proc is still ours."""
+    return int(os.readlink("/proc/self"))
 
 
 def _wants_host_mount(build: _Build) -> bool:
@@ -264,6 +268,20 @@ def _make_cgroup(build: _Build) -> None:
     # namespace will by then have taken the right to it away.
     if not build.cgroup.directory_for_clone() or Clone.NEWUSER in build.plan.joined:
         build.cgroup.join()
+
+
+def _enter_cgroup(build: _Build) -> None:
+    """On version 2, what was forked ahead becomes init now: in its cgroup, which is cheaper than to be moved there."""
+    request = build.request
+    if request.staged or not request.hierarchies.is_v2:
+        return
+    cgroup_fd = os.open(build.cgroup.directory_for_clone(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    pid = _be_init(build.channel, Clone.INTO_CGROUP, cgroup_fd)
+    os.close(cgroup_fd)
+    if pid:
+        build.channel.send(Message.STEPPED, pid=pid)
+    build.state = build.state.with_pid(pid or _pid_on_the_host())
+    state.write(request.state_directory, build.state)
 
 
 def _open_sources(build: _Build) -> None:
@@ -475,6 +493,6 @@ def _wait_for_start(build: _Build) -> None:
 
 
 _STEPS: tuple[Callable[[_Build], None], ...] = (
-    _record, _make_cgroup, _open_sources, _set_own_limits, _enter_namespaces, _detach, _mount_everything, _run_hooks,
-    _hide, _pivot, _become_user,
+    _record, _make_cgroup, _enter_cgroup, _open_sources, _set_own_limits, _enter_namespaces, _detach,
+    _mount_everything, _run_hooks, _hide, _pivot, _become_user,
 )  # fmt: skip

@@ -238,7 +238,7 @@ def create(
         start_fd=listening.fileno() if listening else -1,
         seccomp_cache=options.seccomp_cache,
         hierarchies=hierarchies,
-        staged=hierarchies.is_v2,
+        staged=False,
     )
     was_ahead = bool(_ahead)
     try:
@@ -259,7 +259,10 @@ def create(
 
 def _create(request: init.Request) -> Container | None:
     """Fork a child, or take the one forked ahead, and follow it to CREATED; None if it asks for a stager."""
-    child = _take_ahead(request) or forks.fork_init(request)
+    child = _take_ahead(request)
+    if child is None:
+        request = replace(request, staged=request.staged or request.hierarchies.is_v2)
+        child = forks.fork_init(request)
     console_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:
@@ -267,11 +270,12 @@ def _create(request: init.Request) -> Container | None:
             if message is Message.RESTAGE:
                 child.end()
                 return None
-            if message is Message.INIT:
-                stager_pidfd = child.pidfd
+            if message in {Message.INIT, Message.STEPPED}:
+                before_pidfd = child.pidfd
                 child = replace(child, pid=fields["pid"], pidfd=_pidfd_of_init(fields["pid"]))
-                wait(stager_pidfd)  # it has little left to do and needs nothing from here
-                os.close(stager_pidfd)
+                if message is Message.INIT:
+                    wait(before_pidfd)  # it has little left to do and needs nothing from here
+                os.close(before_pidfd)
             elif message is Message.CONSOLE:
                 console_fd = fds[0]
             elif message is Message.HOOKS:
@@ -340,7 +344,7 @@ def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
     `fork`, if given, leads to `fork_waiting` in this process's parent, whose child it then is. For a process that
     will create a container and that forks nothing else which could keep its channel open.
     """
-    if not _ahead and not mounted().is_v2:
+    if not _ahead:
         _ahead.append(forks.fork_ahead(fork or fork_waiting))
 
 
