@@ -131,10 +131,10 @@ class Containers:
         self.add_exec(id, exec_id, *arguments)
         return self.start(id, exec_id)
 
-    def add_exec(self, id: str, exec_id: str, *arguments: str) -> None:
-        """Register a process without starting it."""
+    def add_exec(self, id: str, exec_id: str, *arguments: str, **changes: object) -> None:
+        """Register a process without starting it, with `changes` to its document."""
         request = tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id)
-        request.spec.type_url, request.spec.value = PROCESS_URL, json.dumps(_process(*arguments)).encode()
+        request.spec.type_url, request.spec.value = PROCESS_URL, json.dumps(_process(*arguments) | changes).encode()
         self.tasks("Exec", request)
 
     def kill(self, id: str, number: int = 9, exec_id: str = "") -> None:

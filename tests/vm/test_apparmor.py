@@ -69,6 +69,18 @@ def test_a_container_is_confined(containers: Containers, profile: str, no_new_pr
     assert seen == [f"{profile} (enforce)", "open", "denied"]
 
 
+def test_an_exec_is_confined(containers: Containers, profile: str) -> None:
+    define(containers, "exec", "sleep 1000")
+    create_and_start(containers, "exec")
+
+    containers.add_exec("exec", "e", "sh", "-c", f"{LOOK} >/tmp/seen", apparmorProfile=profile)
+    containers.start("exec", "e")
+    containers.wait("exec", "e")
+
+    seen = (containers.rootfs / "tmp/seen").read_text().splitlines()
+    assert seen == [f"{profile} (enforce)", "open", "denied"]
+
+
 def test_a_container_without_a_profile_is_unconfined(containers: Containers) -> None:
     define(containers, "free", f"{LOOK} >/tmp/seen", apparmorProfile="unconfined")
     create_and_start(containers, "free")

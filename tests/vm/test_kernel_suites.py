@@ -13,7 +13,9 @@ CLONE = Path(__file__).parents[2]
 
 
 # Those in which the kernel or its cgroups matter; the others only take long on an emulated processor.
-@pytest.mark.parametrize("suite", ["ahead", "attacks", "cgroups", "containers", "identity", "mounts", "namespaces"])
+@pytest.mark.parametrize(
+    "suite", ["ahead", "attacks", "cgroups", "containers", "exec_ways", "identity", "mounts", "namespaces"]
+)
 def test_suite(suite: str) -> None:
     command = [
         sys.executable,

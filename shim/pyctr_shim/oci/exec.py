@@ -47,7 +47,7 @@ _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
 _HERE: Final = -100  # AT_FDCWD
 _PATH: Final = O_PATH | os.O_CLOEXEC
-_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile")
+_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Joiner:
                 return None
             steps = self._arrival(directory_fd)
             self._add_oom_score(steps, directory_fd)
+            self._add_label(steps, directory_fd)
             for part in (self._join, self._enter):
                 steps.add(part)
             steps.call("umask", "umask", 0)
@@ -121,7 +122,7 @@ class Joiner:
                 add_session_keyring(steps, f"_ses.{request.id}")
             self._identity.add_to(steps, directory_fd, self._leave)
             program.add_execute(steps, path, process["args"], self._env)
-        except (OSError, ValueError):
+        except (OSError, OciError, ValueError):
             return None
         user.give_stdio(self._uid, self._stdio_fds)
         return steps
@@ -154,14 +155,24 @@ class Joiner:
 
     def _add_oom_score(self, steps: Steps, kept_fd: int) -> None:
         score = self._process.get("oomScoreAdj")
-        if score is None:
-            return
+        if score is not None:
+            self._add_write(steps, "process.oomScoreAdj", "oom_score_adj", str(score), kept_fd)
+
+    def _add_label(self, steps: Steps, kept_fd: int) -> None:
+        label = lsm.exec_label(self._process)
+        if label:
+            files = lsm.EXEC_LABEL_FILES
+            name = next((name for name in files if os.path.exists(f"/proc/self/{name}")), files[-1])
+            self._add_write(steps, "process.apparmorProfile", name, label, kept_fd)
+
+    def _add_write(self, steps: Steps, purpose: str, name: str, text: str, kept_fd: int) -> None:
+        """Write to a file of the process's own in the host's /proc."""
         kept = (kept_fd, self._init_pidfd, *self._cgroup_fds)
         lowest_free = next(fd for fd in range(_STDIO, _STDIO + len(kept) + 1) if fd not in kept)
-        text = str(score).encode()
-        name = steps.buffer("char[]", b"/proc/self/oom_score_adj")
-        steps.call("process.oomScoreAdj", "openat", _HERE, name, os.O_WRONLY | os.O_CLOEXEC)
-        steps.call("process.oomScoreAdj", "write", lowest_free, steps.buffer("char[]", text), len(text))
+        path, data = steps.buffer("char[]", f"/proc/self/{name}".encode()), text.encode()
+        steps.call(purpose, "openat", _HERE, path, os.O_WRONLY | os.O_CLOEXEC)
+        steps.call(purpose, "write", lowest_free, steps.buffer("char[]", data), len(data))
+        steps.call(purpose, "close_range", lowest_free, lowest_free)
 
     def _plan_identity(self, own: tuple[int, int]) -> Identity:
         return Identity(self._process, self._filter, *own)

@@ -37,6 +37,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     },
     "no new privileges": {"noNewPrivileges": True},
     "limits": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 2000}], "oomScoreAdj": 321},
+    "label": {"apparmorProfile": "unconfined", "oomScoreAdj": 5},
     "environment": {"env": ["PATH=/nowhere:/bin", "HOME=/h", "A=1", "A=2", "LONG=" + "x" * 50_000]},
 }
 
