@@ -40,6 +40,7 @@ from pyctr_shim.oci import forks, practice, runtime
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
 from pyctr_sys import pagemap
+from pyctr_sys.immortal import immortalize
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2
@@ -82,6 +83,7 @@ def serve(request_fd: int) -> None:
     offers.setblocking(False)
     gc.collect()
     gc.disable()
+    immortalize()
     gc.freeze()
     pages = Pages(touched_pages(inheritance), practice.touched_pages())
     keep_spares(Nest(requests, offers, inheritance, pages), offered)
