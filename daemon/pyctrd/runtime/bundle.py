@@ -88,21 +88,24 @@ class ExitRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One bundle directory and what its manifest says."""
+    """One bundle directory and what its manifest says.
+
+    Paths of what is read at a start are put together as text: pathlib takes longer than to read a file does.
+    """
 
     path: Path
     manifest: Manifest
 
     def shim(self) -> ShimAddress | None:
         """Return where the shim listens, or None if it never got that far."""
-        record = _read_json(self.path / "shim.json")
+        record = _read_json(f"{self.path}/shim.json")
         if record is None:
             return None
         return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
 
     def asleep(self) -> dict[str, tuple[int, Status]] | None:
         """Return pid and status of each process by exec id, "" for init; None unless the shim sleeps."""
-        record = _read_json(self.path / "asleep")
+        record = _read_json(f"{self.path}/asleep")
         if record is None:
             return None
         try:
@@ -113,8 +116,8 @@ class Bundle:
     def exits(self) -> dict[str, ExitRecord]:
         """Return the recorded exits by exec id, "" for init."""
         found: dict[str, ExitRecord] = {}
-        for name in _names(self.path / "exits"):
-            record = _read_json(self.path / "exits" / name) if name.endswith(".json") else None
+        for name in _names(f"{self.path}/exits"):
+            record = _read_json(f"{self.path}/exits/{name}") if name.endswith(".json") else None
             if record is not None:
                 found[str(record["exec_id"])] = ExitRecord(int(record["pid"]), _exit(record))
         return found
@@ -157,21 +160,21 @@ class Bundle:
     def execs(self) -> dict[str, StdioNames]:
         """Return the execs that have been noted, by id."""
         found: dict[str, StdioNames] = {}
-        for name in _names(self.path / "execs"):
-            record = _read_json(self.path / "execs" / name) if name.endswith(".json") else None
+        for name in _names(f"{self.path}/execs"):
+            record = _read_json(f"{self.path}/execs/{name}") if name.endswith(".json") else None
             if record is not None:
                 found[name.removesuffix(".json")] = StdioNames(**record)
         return found
 
     def spooled(self) -> Iterator[tuple[int, bytes]]:
         """Yield number and marshalled envelope of each event that no daemon has acknowledged, oldest first."""
-        for name in _names(self.path / "spool"):
+        for name in _names(f"{self.path}/spool"):
             if name.isdigit():
                 yield int(name), (self.path / "spool" / name).read_bytes()
 
     def recorded_pid(self) -> int:
         """Return the init pid in the OCI runtime's record, 0 if it has none yet."""
-        record = _read_json(self.path / "state.json")
+        record = _read_json(f"{self.path}/state.json")
         return int(record.get("pid", 0)) if record else 0
 
     def mark_started(self) -> None:
@@ -198,7 +201,7 @@ class Bundle:
 
     def try_lock(self) -> int | None:
         """Return a locked fd that keeps any shim from starting here, or None if a live shim holds the lock."""
-        lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -249,8 +252,8 @@ class Bundles:
         retired: list[Bundle] = []
         rubbish: list[Path] = []
         for folder in _folders(self._root):
-            for path in _folders(folder):
-                manifest = _read_manifest(path)
+            for text in _folders(folder):
+                path, manifest = Path(text), _read_manifest(text)
                 if manifest is None:
                     rubbish.append(path)
                 elif path.name.startswith("."):
@@ -284,7 +287,7 @@ def _remove_tree(path: str) -> None:
     os.rmdir(path)
 
 
-def _names(path: Path) -> list[str]:
+def _names(path: str) -> list[str]:
     """Return the names in a directory that may not be there, in order, without those of files half written."""
     try:
         return sorted(name for name in os.listdir(path) if not name.startswith("."))
@@ -292,12 +295,12 @@ def _names(path: Path) -> list[str]:
         return []
 
 
-def _folders(path: Path) -> list[Path]:
-    return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+def _folders(path: Path | str) -> list[str]:
+    return [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
 
 
-def _read_manifest(path: Path) -> Manifest | None:
-    record = _read_json(path / "task.json")
+def _read_manifest(path: str) -> Manifest | None:
+    record = _read_json(f"{path}/task.json")
     if record is None or record.pop("version", None) != VERSION:
         return None
     try:
