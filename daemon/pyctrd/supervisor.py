@@ -31,6 +31,7 @@ from pyctrd.upgrade import Predecessor, Serving, Successor
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 _REST_LIMIT: Final = 20.0  # seconds for threads that nobody waits for any more
 _LOOK_PAUSE: Final = 1.0  # seconds
+_FIRST_CALLS: Final = 0.1  # seconds after which the rest is loaded
 
 _log = Logger("pyctrd")
 
@@ -172,6 +173,8 @@ class Supervisor:
         if self._predecessor is not None:
             self._predecessor.serving(_version())
         notify("READY=1", f"MAINPID={os.getpid()}")
+        # A call of what is not loaded yet loads it; the others, for which clients have waited, go undisturbed.
+        await asyncio.sleep(_FIRST_CALLS)
         await self._parts.bulk.run(self._load_late, recovered)
         self._parts.dispatch.complete()
         # What is loaded and built by now stays: no collection of Python's need look at it again.
