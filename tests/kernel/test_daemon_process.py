@@ -201,6 +201,12 @@ def test_the_daemon_lives_in_a_cgroup_of_its_own(daemon: DaemonProcess) -> None:
     assert any(line.endswith(":/pyctr/daemon") for line in cgroups)
 
 
+@pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="under systemd, the unit says so")
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/cpu/cpu.shares").exists(), reason="needs the cpu hierarchy of version 1")
+def test_the_daemon_and_all_shims_weigh_more_than_one_process(daemon: DaemonProcess) -> None:
+    assert int(Path("/sys/fs/cgroup/cpu/pyctr/cpu.shares").read_text()) > 1024
+
+
 def test_the_daemon_takes_all_descriptors_that_it_may_and_containers_keep_their_limit() -> None:
     with DaemonProcess(wrapper=("sh", "-c", 'ulimit -Sn 500; exec "$@"', "sh")) as daemon:
         soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pyctr_sys.cgroups import Hierarchy, enter, read_hierarchies
+from pyctr_sys.cgroups import Hierarchy, enter, read_hierarchies, weigh
 
 V1 = "30 25 0:27 / /sys/fs/cgroup/{name} rw,nosuid shared:9 - cgroup cgroup rw,{options}"
 V2 = "29 23 0:26 / {path} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
@@ -41,3 +41,22 @@ def test_a_cgroup_is_made_and_entered(tmp_path: Path, file: str, *, is_v2: bool)
     enter(Hierarchy(tmp_path, is_v2, "/"), "/a/b")
 
     assert (tmp_path / "a" / "b" / file).read_text() == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("cpu.shares", "1024\n", "8192"),
+        ("cpu.shares", "2048\n", "2048\n"),
+        ("cpu.weight", "100\n", "800"),
+        ("cpu.weight", "50\n", "50\n"),
+        ("cpu.max", "max 100000\n", "max 100000\n"),
+    ],
+)
+def test_a_share_is_raised_unless_somebody_has_chosen_it(tmp_path: Path, name: str, before: str, after: str) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / name).write_text(before)
+
+    weigh(Hierarchy(tmp_path, name == "cpu.weight", "/"), "/ours", 8)
+
+    assert [file.read_text() for file in (tmp_path / "ours").iterdir()] == [after]
