@@ -1,13 +1,27 @@
 """What travels beside a request."""
 
-from typing import Any, Final, TypeAlias
-
-from grpc.aio import ServicerContext
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
 
 from pyctr_wire.errors import FailedPrecondition
 from pyctrd.core.identifiers import validate_namespace
 
-Context: TypeAlias = "ServicerContext[Any, Any]"
+
+class Context(Protocol):
+    """The call that is served."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """Return the headers."""
+
+    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]], /) -> None:
+        """Send the response's headers, before its first message."""
+
+    async def read(self) -> Any:
+        """Return the next message of a client that streams, None when it has said all."""
+
+    async def write(self, message: Any, /) -> None:
+        """Send a message of a response that is a stream."""
+
 
 NAMESPACE: Final = "containerd-namespace"
 LEASE: Final = "containerd-lease"
@@ -31,7 +45,7 @@ def lease_of(context: Context) -> str:
 
 def _header(context: Context, key: str) -> str:
     """Return the first value of a header, "" if there is none."""
-    for name, value in context.invocation_metadata() or ():
+    for name, value in context.invocation_metadata():
         if name == key:
             return value if isinstance(value, str) else value.decode()
     return ""
