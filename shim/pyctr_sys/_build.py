@@ -17,7 +17,6 @@ ffi.cdef(
     long syscall(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f);
     int sethostname(const char *name, size_t length);
     int setdomainname(const char *name, size_t length);
-    int personality(unsigned long persona);
     int capget(void *header, void *data);
     int capset(void *header, const void *data);
     int fstatfs(int fd, void *buf);

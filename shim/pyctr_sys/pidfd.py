@@ -4,6 +4,8 @@ import os
 import select
 import signal
 
+from pyctr_sys.calls import check, syscall
+
 
 def pidfd_open(pid: int) -> int:
     """Return a pidfd, close-on-exec. Raises ProcessLookupError if the process has been reaped."""
@@ -13,6 +15,14 @@ def pidfd_open(pid: int) -> int:
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     """Signal the process. Raises ProcessLookupError if it has been reaped; a zombie takes it silently."""
     signal.pidfd_send_signal(pidfd, number)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Return a duplicate, close-on-exec, of another process's fd. Raises OSError: EBADF, EPERM, ESRCH.
+
+    Source: pidfd_getfd(2).
+    """
+    return check(syscall("pidfd_getfd", pidfd, fd, 0), "pidfd_getfd")
 
 
 def wait(pidfd: int) -> os.waitid_result | None:

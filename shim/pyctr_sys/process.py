@@ -1,6 +1,7 @@
 """What a process may change about itself: prctl(2), close_range(2), names, keyring, scheduling."""
 
 import os
+from collections.abc import Iterable
 from enum import IntEnum
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
@@ -16,6 +17,8 @@ _KEYCTL_SETPERM = 5
 _KEY_SPEC_SESSION_KEYRING = -3
 _KEY_POSSESSOR_ALL = 0x3F000000
 _KEY_USER_SEARCH = 0x00080000
+_WORD_BITS = 64
+_WORD_MASK = (1 << _WORD_BITS) - 1
 LAST_FD = 0xFFFFFFFF
 PROC_SUPER_MAGIC = 0x9FA0
 
@@ -72,9 +75,20 @@ def setdomainname(name: str) -> None:
     check(libc.setdomainname(text, len(text)), "setdomainname")
 
 
-def personality(persona: int) -> None:
+def add_personality(steps: Steps, persona: int) -> None:
     """Set the execution domain. Source: personality(2)."""
-    check(libc.personality(persona), "personality")
+    steps.call("linux.personality", "personality", persona)
+
+
+def add_memory_policy(steps: Steps, mode: int, nodes: Iterable[int]) -> None:
+    """Set from which nodes a process's memory comes, flags included in `mode`.
+
+    EINVAL for nodes that the mode does not take or that are not there. Source: set_mempolicy(2).
+    """
+    mask = sum(1 << node for node in set(nodes))
+    words = [mask >> shift & _WORD_MASK for shift in range(0, max(mask.bit_length(), 1), _WORD_BITS)]
+    bits = len(words) * _WORD_BITS + 1 if mask else 0  # the kernel takes one off
+    steps.call("linux.memoryPolicy", "set_mempolicy", mode, steps.buffer("uint64_t[]", words) if mask else 0, bits)
 
 
 def join_session_keyring(name: str) -> None:

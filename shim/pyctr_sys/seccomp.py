@@ -15,6 +15,7 @@ class FilterFlag(IntFlag):
     TSYNC = 1 << 0
     LOG = 1 << 1
     SPEC_ALLOW = 1 << 2
+    NEW_LISTENER = 1 << 3
     WAIT_KILLABLE_RECV = 1 << 5
 
 

@@ -6,7 +6,7 @@ Source: OCI runtime specification 1.2; moby's default spec.
 
 from typing import Any, Final
 
-OCI_VERSION: Final = "1.2.0"
+OCI_VERSION: Final = "1.3.0"
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 DEFAULT_CAPABILITIES: Final = (

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from pyctr_shim.oci import listener
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
-from pyctr_shim.oci.state import State, Status
+from pyctr_shim.oci.state import State, Status, read
 from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.pidfd import pidfd_open
 
 NAME: Final = "start.sock"
 
@@ -39,6 +41,14 @@ def start(state_directory: str) -> None:
         os.unlink(os.path.join(state_directory, NAME))
         channel.send(Message.START)
         answer = channel.receive()
+        if answer is not None and answer[0] is Message.LISTENER:
+            record = read(state_directory)
+            pidfd = pidfd_open(record.pid)
+            try:
+                listener.hand_over(channel, record, Status.CREATED, record.pid, pidfd, answer[1]["fd"])
+            finally:
+                os.close(pidfd)
+            answer = channel.receive()
     except (FileNotFoundError, ConnectionRefusedError):
         raise OciError("cannot start a container that is not in the created state") from None
     except BrokenPipeError:

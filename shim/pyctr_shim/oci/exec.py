@@ -19,6 +19,7 @@ from pyctr_shim.oci import (
     lockdown,
     lsm,
     program,
+    rdt,
     rlimits,
     scheduling,
     seccomp,
@@ -47,7 +48,7 @@ _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
 _HERE: Final = -100  # AT_FDCWD
 _PATH: Final = O_PATH | os.O_CLOEXEC
-_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity")
+_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity", "selinuxLabel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Request:
     cgroup: Cgroup
     seccomp: str
     seccomp_flags: int
+    linux: Mapping[str, Any]  # what of the spec's linux section every process gets, see state.py
     process: bytes
     stdio: tuple[int, int, int]
     preserve_fds: int
@@ -103,6 +105,8 @@ class Joiner:
         if self._identity is None or request.namespaces & Clone.NEWTIME or request.preserve_fds or os.geteuid():
             return None
         if any(process.get(field) for field in _NOT_STRAIGHT) or routines() is None:
+            return None
+        if self._filter is not None and self._filter.notifies:
             return None
         try:
             root_fd = self._opening(os.open(f"/proc/{request.init_pid}/root", _PATH | os.O_DIRECTORY))
@@ -180,19 +184,21 @@ class Joiner:
     def _plan_steps(self) -> None:
         zero = self._join.buffer("char[]", b"0")
         for fd in self._cgroup_fds:
-            self._join.call(f"joining cgroup {self.request.cgroup.path}", "write", fd, zero, 1)
+            self._join.call(f"joining cgroup {self.request.cgroup.path}", "write", fd, zero, 1)  # or linux.intelRdt's
         name = self._enter.buffer("char[]", _NAME)
         self._enter.call("prctl", "prctl", PR_SET_DUMPABLE, 0)
         self._enter.call("prctl", "prctl", PR_SET_NAME, name)
+        scheduling.add_lasting(self._enter, self.request.linux)
         self._enter.call("joining namespaces", "setns", self._init_pidfd, self.request.namespaces & ~_BY_FORK)
         program.add_signals(self._leave)
         self._leave.call("prctl", "prctl", PR_SET_PDEATHSIG, 0)
 
     def _open_cgroup(self) -> list[int]:
-        if self.request.in_cgroup:
-            return []
-        fds = self.request.cgroup.open_to_join()
+        """Return files to write 0 to, by which a process joins the cgroup and the resctrl groups."""
+        fds = [] if self.request.in_cgroup else self.request.cgroup.open_to_join()
         self._opened += fds
+        for directory in self.request.linux.get("rdt") or ():
+            fds.append(self._opening(rdt.open_to_join(directory)))
         return fds
 
     def _above(self, fd: int) -> int:
@@ -235,12 +241,13 @@ class Joiner:
         process = self._process
         for fd in range(_STDIO, self._lowest):
             os.set_inheritable(fd, True)
+        scheduling.set_affinity(process, "initial")
         self._join.run()
         rlimits.raise_hard(process.get("rlimits") or ())
         scheduling.set_oom_score(process.get("oomScoreAdj"))
         scheduling.apply(process)
-        scheduling.set_affinity(process)
-        if process.get("apparmorProfile"):
+        scheduling.set_affinity(process, "final")
+        if process.get("apparmorProfile") or process.get("selinuxLabel"):
             lsm.set_exec_label(lockdown.open_proc(), process)  # as the host's root: another user may not write it
 
         # From here on the container can see this process, and its files can be found by it.
@@ -261,7 +268,7 @@ class Joiner:
         user.add_home(self._env, self._uid)
         path = program.find(process["args"][0], self._env)
         self._leave.run()
-        identity.seal()
+        identity.seal(channel)
         return program.execute(path, process["args"], self._env)
 
 

@@ -6,9 +6,11 @@
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       child → parent   the container's init is another process: its pid   -
     STEPPED    child → parent   the same, but the child stays until that executes  -
+    NETWORK    init → parent    the network namespace is there: give it devices   GO, or nothing if one cannot be had
     HOOKS      init → parent    namespaces and mounts are there, root is not yet   GO, or nothing if one failed
     CONSOLE    init → parent    with an fd: the terminal's master side             -
     CREATED    init → parent    ready to execute                                   START
+    LISTENER   init → parent    the filter's listener will be that fd of its      GO once that is taken and handed over
     FAILED     child → parent   text and errno; the child has ended                -
     (its end)  child → parent   it executes the program (the socket is close-on-exec)
 
@@ -39,9 +41,11 @@ class Message(StrEnum):
     RESTAGE = "restage"
     INIT = "init"
     STEPPED = "stepped"
+    NETWORK = "network"
     HOOKS = "hooks"
     CONSOLE = "console"
     CREATED = "created"
+    LISTENER = "listener"
     FAILED = "failed"
     GO = "go"
     START = "start"

@@ -28,6 +28,18 @@ def run(kind: str, hooks: Iterable[Mapping[str, Any]], state: bytes) -> None:
         _run_one(f"hooks.{kind}[{number}] {hook['path']}", hook, state)
 
 
+def run_all(kind: str, hooks: Iterable[Mapping[str, Any]], state: bytes) -> None:
+    """Run hooks in order, also after one that fails. Raises OciError for the first that did."""
+    first: OciError | None = None
+    for number, hook in enumerate(hooks):
+        try:
+            _run_one(f"hooks.{kind}[{number}] {hook['path']}", hook, state)
+        except OciError as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
 def _run_one(name: str, hook: Mapping[str, Any], state: bytes) -> None:
     stdin_fd, output_fd = _anonymous_file(state), _anonymous_file(b"")
     pid = os.fork()  # banned in the daemon only; the runtime is single-threaded

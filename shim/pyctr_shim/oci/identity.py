@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pyctr_shim.oci import capabilities, rlimits, seccomp, user
+from pyctr_shim.oci import capabilities, listener, rlimits, seccomp, user
 from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.handshake import Channel
 from pyctr_shim.oci.seccomp import Filter
 from pyctr_sys.capabilities import SYS_ADMIN, add_capset
 from pyctr_sys.process import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS
@@ -27,6 +28,7 @@ class Identity:
         sets = capabilities.parse(process.get("capabilities") or {}, bounding_now & permitted_now)
         no_new_privileges = bool(process.get("noNewPrivileges"))
         keeps_permitted = filter_ is not None and not no_new_privileges
+        self._notifies = filter_ is not None and filter_.notifies
         self._limits = process.get("rlimits") or ()
         self._directory: str = process["cwd"]
         self._before, self._switch, self._after, self._seal = Steps(), Steps(), Steps(), Steps()
@@ -66,8 +68,14 @@ class Identity:
         for part in (self._switch, self._after, leave, self._seal):
             steps.add(part)
 
-    def seal(self) -> None:
-        """Load the filter and give up what was kept for that; the program follows at once."""
+    def seal(self, channel: Channel) -> None:
+        """Load the filter and give up what was kept for that; the program follows at once.
+
+        If the filter has a listener, the other end of the channel takes it.
+        """
+        if self._notifies:
+            listener.add_wait(self._seal, channel)
+            listener.announce(channel)  # nothing is opened between this and the filter
         _run(self._seal)
 
 

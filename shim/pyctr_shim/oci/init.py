@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 from pyctr_shim.oci import (
@@ -27,6 +28,7 @@ from pyctr_shim.oci import (
     mounts,
     namespaces,
     program,
+    rdt,
     rlimits,
     rootfs,
     scheduling,
@@ -36,7 +38,7 @@ from pyctr_shim.oci import (
     user,
     validate,
 )  # fmt: skip
-from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path, mount_view
+from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path, mount_view, owner_of
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.mounts import PlannedMount
@@ -86,6 +88,7 @@ class _Build:
     mounts: list[PlannedMount] = field(default_factory=list)
     host_nodes: dict[str, int] = field(default_factory=dict)
     filter: seccomp.Filter | None = None
+    groups: rdt.Groups | None = None
     root_fd: int = -1
     proc_fd: int = -1
     terminal_fd: int = -1
@@ -235,11 +238,14 @@ def _record(build: _Build) -> None:
         host_mount = _rootfs_directory(build)
     filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
     build.filter = filter_
+    lsm.check_mount_label(build.linux.get("mountLabel") or "")
+    build.groups = rdt.plan(build.linux.get("intelRdt"), request.id)
     build.state = record = replace(
         record,
         host_mount=host_mount,
         seccomp=filter_.path if filter_ else "",
         seccomp_flags=filter_.flags if filter_ else 0,
+        linux=_for_later(build),
     )
     if not request.staged and not request.hierarchies.is_v2:
         build.state = record = record.with_pid(_pid_on_the_host())
@@ -249,6 +255,18 @@ def _record(build: _Build) -> None:
 def _pid_on_the_host() -> int:
     """Return this process's pid as the host knows it, whose /proc is still ours."""
     return int(os.readlink("/proc/self"))
+
+
+def _for_later(build: _Build) -> dict[str, Any]:
+    """Return what of linux the state keeps, see there."""
+    linux = build.linux
+    kept = {name: linux[name] for name in ("personality", "memoryPolicy") if linux.get(name)}
+    if build.filter and build.filter.notifies:
+        profile = linux["seccomp"]
+        kept["listener"] = {"path": profile["listenerPath"], "metadata": profile.get("listenerMetadata") or ""}
+    if build.groups:
+        kept |= {"rdt": build.groups.joined, "rdtMade": build.groups.made}
+    return kept
 
 
 def _wants_host_mount(build: _Build) -> bool:
@@ -264,10 +282,14 @@ def _rootfs_directory(build: _Build) -> str:
 def _make_cgroup(build: _Build) -> None:
     build.cgroup.create()
     build.cgroup.apply(build.linux.get("resources") or {})
+    if (uid := owner_of(build.spec)) is not None:
+        build.cgroup.delegate(uid)
     # Moving oneself is cheap on v1. On v2 being cloned into the cgroup is, unless a joined user
     # namespace will by then have taken the right to it away.
     if not build.cgroup.directory_for_clone() or Clone.NEWUSER in build.plan.joined:
         build.cgroup.join()
+    if build.groups:
+        rdt.make(build.groups)
 
 
 def _enter_cgroup(build: _Build) -> None:
@@ -285,7 +307,8 @@ def _enter_cgroup(build: _Build) -> None:
 
 
 def _open_sources(build: _Build) -> None:
-    build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle)
+    label = build.linux.get("mountLabel") or ""
+    build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle, label, partial(_user_maps, build))
     if build.plan.has(Clone.NEWUSER):
         build.host_nodes = devices.open_host_nodes(build.linux.get("devices") or ())
     build.proc_fd = lockdown.open_proc()
@@ -294,12 +317,18 @@ def _open_sources(build: _Build) -> None:
         rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
 
 
+def _user_maps(build: _Build) -> int:
+    """Return an fd of a user namespace with the maps of the container's, which may not be there yet."""
+    if Clone.NEWUSER in build.plan.joined:
+        return os.dup(build.plan.joined[Clone.NEWUSER])
+    return namespaces.with_maps(build.linux["uidMappings"], build.linux["gidMappings"])
+
+
 def _set_own_limits(build: _Build) -> None:
     process = build.process
     build.notes += scheduling.set_oom_score(process.get("oomScoreAdj"))
     rlimits.raise_hard(process.get("rlimits") or ())
     scheduling.apply(process)
-    scheduling.set_personality(build.linux.get("personality"))
     if build.plan.has(Clone.NEWUSER):
         # Root of a user namespace may not write here any more. It holds for the next exec of whoever is cloned.
         lsm.set_exec_label(build.proc_fd, process)
@@ -325,7 +354,7 @@ def _enter_namespaces(build: _Build) -> None:
     if build.request.staged:
         _clone_init(build)
         plan.enter_new(plan.new & ~(Clone.NEWPID | Clone.NEWUSER | Clone.NEWTIME | (0 if with_user else first)))
-    scheduling.set_affinity(build.process)
+    scheduling.set_lasting(build.linux)
 
 
 def _clone_init(build: _Build) -> None:
@@ -413,6 +442,10 @@ def _mount_everything(build: _Build) -> None:
 
 def _run_hooks(build: _Build) -> None:
     found = build.state.hooks
+    if devices_ := build.linux.get("netDevices"):
+        build.channel.send(Message.NETWORK, devices=devices_)
+        if build.channel.receive() is None:
+            os._exit(1)
     if found.keys() & {"prestart", "createRuntime"}:
         build.channel.send(Message.HOOKS)
         if build.channel.receive() is None:
@@ -474,13 +507,14 @@ def _become_user(build: _Build) -> None:
         cgroup=build.state.cgroup,
         seccomp=build.state.seccomp,
         seccomp_flags=build.state.seccomp_flags,
+        linux=build.state.linux,
         hooks=sorted(build.state.hooks),
         notes=build.notes,
     )
     _wait_for_start(build)
     if found := build.state.hooks.get("startContainer"):
         hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
-    ready.seal()
+    ready.seal(build.channel)
     error = program.execute(path, process["args"], env)
     build.channel.fail(str(error), error.errno)
 

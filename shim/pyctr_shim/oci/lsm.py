@@ -1,4 +1,4 @@
-"""The label that the program will run under: AppArmor's. SELinux labels are refused by validate.py."""
+"""Labels: AppArmor's or SELinux's for the program, SELinux's for new file systems."""
 
 import os
 from collections.abc import Mapping
@@ -7,19 +7,38 @@ from typing import Any, Final
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.openat2 import Resolve, openat2
 
+SELINUX_ATTRIBUTE: Final = "security.selinux"
 _RESOLVE: Final = int(Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV)
 EXEC_LABEL_FILES: Final = ("attr/apparmor/exec", "attr/exec")
 """Below a process's directory in /proc; the second one is of kernels before 5.8."""
-_ENABLED: Final = "/sys/module/apparmor/parameters/enabled"
+_APPARMOR: Final = "/sys/module/apparmor/parameters/enabled"
+_SELINUX: Final = "/sys/fs/selinux/enforce"
 
 
 def apparmor_enabled() -> bool:
     """Whether the kernel enforces AppArmor profiles."""
     try:
-        with open(_ENABLED) as file:
+        with open(_APPARMOR) as file:
             return file.read(1) == "Y"
     except FileNotFoundError:
         return False
+
+
+def selinux_enabled() -> bool:
+    """Whether SELinux has a policy to label by, be it enforced or only reported."""
+    return os.path.exists(_SELINUX)
+
+
+def check_mount_label(label: str) -> None:
+    """Raise OciError where SELinux is off: a label that was asked for is never left out."""
+    if label and not selinux_enabled():
+        raise OciError(f"linux.mountLabel: {label!r}: SELinux is not enabled")
+
+
+def with_context(data: str, label: str) -> str:
+    """Return mount options with a label for all files; quoted, as its categories are separated by commas."""
+    context = f'context="{label}"'
+    return f"{data},{context}" if data else context
 
 
 def exec_label(process: Mapping[str, Any]) -> str:
@@ -36,26 +55,32 @@ def exec_label(process: Mapping[str, Any]) -> str:
 
 
 def set_exec_label(proc_fd: int, process: Mapping[str, Any]) -> None:
-    """Choose the AppArmor profile for the next exec of this process.
+    """Choose the AppArmor profile and the SELinux context for the next exec of this process.
 
     Written through the runtime's own /proc: a container's could be anything. Runs on the host's root.
-    Raises what `exec_label` does.
+    Raises OciError, also where the module is off: a label that was asked for is never left out.
     """
-    label = exec_label(process)
-    if not label:
-        return
+    if text := exec_label(process):
+        _write(proc_fd, EXEC_LABEL_FILES, text, f"process.apparmorProfile: {process['apparmorProfile']!r}")
+    if label := process.get("selinuxLabel"):
+        if not selinux_enabled():
+            raise OciError(f"process.selinuxLabel: {label!r}: SELinux is not enabled")
+        _write(proc_fd, EXEC_LABEL_FILES[-1:], label, f"process.selinuxLabel: {label!r}")
+
+
+def _write(proc_fd: int, names: tuple[str, ...], text: str, field: str) -> None:
+    """Write to the first of our own attributes that there is."""
     pid = os.readlink("self", dir_fd=proc_fd)
-    for name in EXEC_LABEL_FILES:
+    for name in names:
         try:
             fd = openat2(proc_fd, f"{pid}/{name}", os.O_WRONLY, _RESOLVE)
         except FileNotFoundError:
             continue
         try:
-            os.write(fd, label.encode())
+            os.write(fd, text.encode())
             return
         except OSError as error:
-            profile = process["apparmorProfile"]
-            raise OciError(f"process.apparmorProfile: {profile!r}: {error.strerror}", error.errno or 0) from None
+            raise OciError(f"{field}: {error.strerror}", error.errno or 0) from None
         finally:
             os.close(fd)
-    raise OciError("process.apparmorProfile: the kernel has no attr/exec")
+    raise OciError(f"{field}: the kernel has no {names[-1]}")

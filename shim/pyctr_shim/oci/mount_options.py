@@ -45,8 +45,9 @@ _ATTRIBUTES: Final[Mapping[int, int]] = {
     _M.NOSYMFOLLOW: Attr.NOSYMFOLLOW,
 }  # fmt: skip
 
-REFUSED: Final = frozenset({"idmap", "ridmap"})
-FEATURES: Final = sorted({*_FLAGS, *_PROPAGATION, *_RECURSIVE, "tmpcopyup"})
+_IDMAPS: Final = ("idmap", "ridmap")
+_ATIME: Final = _M.NOATIME | _M.RELATIME | _M.STRICTATIME  # one choice of three, in the kernel's eyes
+FEATURES: Final = sorted({*_FLAGS, *_PROPAGATION, *_RECURSIVE, *_IDMAPS, "tmpcopyup"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,12 @@ class MountOptions:
     """A mount's parsed options."""
 
     flags: int
+    cleared: int  # flags that are not to be there, even if what is bound has them
     propagation: tuple[int, ...]
     recursive_set: int
     recursive_clear: int
     copy_up: bool
+    idmap: str  # "idmap" this mount, "ridmap" also those below it, "" none
     data: str
 
     @property
@@ -69,6 +72,12 @@ class MountOptions:
     def attributes(self) -> int:
         """The flags of this one mount, as mount_setattr has them."""
         return flags_to_attributes(self.flags)
+
+    @property
+    def cleared_attributes(self) -> int:
+        """The attributes that this one mount is not to have."""
+        chosen = Attr.ATIME if (self.cleared | self.flags) & _ATIME else 0
+        return flags_to_attributes(self.cleared & ~_ATIME) | chosen
 
 
 def flags_to_attributes(flags: int) -> int:
@@ -82,13 +91,15 @@ def flags_to_attributes(flags: int) -> int:
 
 def parse(options: Iterable[str]) -> MountOptions:
     """Parse option strings; what is not known here is the file system's own, in its order."""
-    flags = recursive_set = recursive_clear = 0
+    flags = cleared = recursive_set = recursive_clear = 0
+    idmap = ""
     propagation: list[int] = []
     data: list[str] = []
     copy_up = False
     for option in options:
         if (change := _FLAGS.get(option)) is not None:
             flags = (flags | change[0]) & ~change[1]
+            cleared = (cleared | change[1]) & ~change[0]
         elif (kind := _PROPAGATION.get(option)) is not None:
             propagation.append(kind)
         elif (change := _RECURSIVE.get(option)) is not None:
@@ -96,6 +107,10 @@ def parse(options: Iterable[str]) -> MountOptions:
             recursive_clear |= change[1]
         elif option == "tmpcopyup":
             copy_up = True
+        elif option in _IDMAPS:
+            idmap = option
         elif option:
             data.append(option)
-    return MountOptions(int(flags), tuple(propagation), recursive_set, recursive_clear, copy_up, ",".join(data))
+    return MountOptions(
+        int(flags), int(cleared), tuple(propagation), recursive_set, recursive_clear, copy_up, idmap, ",".join(data)
+    )

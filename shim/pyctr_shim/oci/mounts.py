@@ -10,16 +10,17 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pyctr_shim.oci import mount_options
+from pyctr_shim.oci import lsm, mount_options, namespaces
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.mount_options import MountOptions
 from pyctr_sys.mount import (
     AT_FDCWD,
     AT_RECURSIVE,
     OPEN_TREE_CLONE,
+    Attr,
     MountFlag,
     mount,
     mount_setattr,
@@ -34,6 +35,13 @@ _PROC_REPLACEABLE: Final = {
     "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
     "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
 }  # fmt: skip
+# These take no context= option, or are not the container's alone.
+_UNLABELLED: Final = {"proc", "sysfs", "mqueue", "cgroup", "cgroup2"}
+# Source: statvfs(3); those of one mount, which a user namespace may find locked.
+_STATVFS_FLAGS: Final = (
+    (0x1, MountFlag.RDONLY), (0x2, MountFlag.NOSUID), (0x4, MountFlag.NODEV), (0x8, MountFlag.NOEXEC),
+    (0x400, MountFlag.NOATIME), (0x800, MountFlag.NODIRATIME), (0x1000, MountFlag.RELATIME),
+)  # fmt: skip
 DEFAULT_DEV: Final[Mapping[str, Any]] = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
@@ -49,12 +57,16 @@ class PlannedMount:
     source: str
     options: MountOptions
     tree_fd: int  # -1 unless it is a bind mount
+    label: str = ""  # for a file system that takes no context= but is labelled
 
 
-def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]:
+def plan(
+    mounts: Iterable[Mapping[str, Any]], bundle: str, label: str, user_namespace: Callable[[], int]
+) -> list[PlannedMount]:
     """Parse the mounts and open what they bind, in the runtime's mount namespace and with its privileges.
 
-    A container without a mount on /dev gets a fresh one: the image's own is never used.
+    A container without a mount on /dev gets a fresh one: the image's own is never used. New file systems get the
+    SELinux `label`, if there is one. `user_namespace` returns an fd, the caller's, of one with the container's maps.
     """
     mounts = list(mounts)
     if not any(clean(item["destination"]) == "/dev" for item in mounts):
@@ -67,12 +79,35 @@ def plan(mounts: Iterable[Mapping[str, Any]], bundle: str) -> list[PlannedMount]
             options = mount_options.parse([*(item.get("options") or ()), "bind"])
         source = item.get("source") or kind
         tree_fd = -1
+        mapped = bool(options.idmap or item.get("uidMappings"))
         if options.is_bind and not options.flags & MountFlag.REMOUNT:
             if options.data:
                 raise OciError(f"mounts: {item['destination']}: bind mount option {options.data!r} is not supported")
             tree_fd = _open_source(os.path.join(bundle, source), options)
-        planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd))
+            if mapped:
+                _map_ids(tree_fd, item, options, user_namespace)
+        elif mapped:
+            raise OciError(f"mounts: {item['destination']}: only a bind mount can be id-mapped")
+        elif label and kind not in _UNLABELLED and not options.flags & MountFlag.REMOUNT:
+            options = replace(options, data=lsm.with_context(options.data, label))
+        planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd, label))
     return planned
+
+
+def _map_ids(tree_fd: int, item: Mapping[str, Any], options: MountOptions, user_namespace: Callable[[], int]) -> None:
+    """Show the files of a detached copy with other owners. Raises OciError where its file system cannot."""
+    uids, gids = item.get("uidMappings"), item.get("gidMappings")
+    namespace_fd = namespaces.with_maps(uids, gids) if uids and gids else user_namespace()
+    try:
+        mount_setattr(tree_fd, attr_set=Attr.IDMAP, recursive=options.idmap == "ridmap", idmap_fd=namespace_fd)
+    except OSError as error:
+        where = f"mounts: {item['destination']}: id-mapping {item.get('source')}"
+        if error.errno == errno.EINVAL:
+            kind = file_system_type(tree_fd)
+            raise OciError(f"{where}: its file system (type {kind:#x}) cannot be id-mapped", errno.EINVAL) from None
+        raise OciError(f"{where}: {error.strerror}", error.errno or 0) from None
+    finally:
+        os.close(namespace_fd)
 
 
 def clean(path: str) -> str:
@@ -125,6 +160,8 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
     # host, unless it is to be shared with it.
     shared = any(kind & MountFlag.SHARED for kind in options.propagation)
     propagation = 0 if shared or default_propagation == MountFlag.SHARED else default_propagation
+    if options.attributes or options.cleared_attributes:
+        mount_setattr(item.tree_fd, attr_set=options.attributes, attr_clr=options.cleared_attributes)
     if propagation or options.recursive_set or options.recursive_clear:
         mount_setattr(
             item.tree_fd,
@@ -133,8 +170,6 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
             propagation=propagation,
             recursive=True,
         )
-    if options.attributes:
-        mount_setattr(item.tree_fd, attr_set=options.attributes)
     for kind in options.propagation:
         _set_propagation(item.tree_fd, kind)
     move_mount(item.tree_fd, target_fd)
@@ -158,7 +193,8 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
                 data = f"{data},{mode}" if data else mode
         _guard_proc(target_fd, item)
     mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
-    if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up:
+    labelled = item.label and item.kind == "mqueue"
+    if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up or labelled:
         mounted_fd = open_in_root(root_fd, item.destination, O_PATH | os.O_DIRECTORY)
         if options.recursive_set or options.recursive_clear:
             mount_setattr(mounted_fd, attr_set=options.recursive_set, attr_clr=options.recursive_clear, recursive=True)
@@ -166,14 +202,30 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
             _set_propagation(mounted_fd, propagation)
         if options.copy_up:
             copy_tree(target_fd, mounted_fd)
+        if labelled:
+            os.setxattr(f"/proc/self/fd/{mounted_fd}", lsm.SELINUX_ATTRIBUTE, item.label.encode())
         os.close(mounted_fd)
     os.close(target_fd)
 
 
 def _remount(root_fd: int, item: PlannedMount) -> None:
+    """Change a mount's flags to those given; what its user namespace has locked stays."""
     fd = open_in_root(root_fd, item.destination)
-    mount(None, f"/proc/self/fd/{fd}", None, item.options.flags, item.options.data or None)
+    here, flags = f"/proc/self/fd/{fd}", item.options.flags
+    try:
+        mount(None, here, None, flags, item.options.data or None)
+    except PermissionError:
+        kept = _flags_of(fd) & ~item.options.cleared
+        if kept & ~flags == 0:
+            raise
+        mount(None, here, None, flags | kept, item.options.data or None)
     os.close(fd)
+
+
+def _flags_of(fd: int) -> int:
+    """Return the flags of the mount behind `fd`, as mount(2) has them."""
+    found = os.fstatvfs(fd).f_flag
+    return sum(flag for seen, flag in _STATVFS_FLAGS if found & seen)
 
 
 def _set_propagation(tree_fd: int, propagation: int) -> None:

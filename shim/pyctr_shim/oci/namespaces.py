@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.namespaces import Clone, setns, unshare
+from pyctr_sys.namespaces import Clone, clone3, setns, unshare
+from pyctr_sys.pidfd import pidfd_send_signal, wait
 
 KINDS: Final[Mapping[str, Clone]] = {
     "pid": Clone.NEWPID, "network": Clone.NEWNET, "mount": Clone.NEWNS, "ipc": Clone.NEWIPC,
@@ -130,6 +132,31 @@ def write_maps(pid: int, uids: Sequence[Mapping[str, int]], gids: Sequence[Mappi
             raise OciError(f"linux.{name[:3]}Mappings: {error.strerror}", error.errno or 0) from None
         finally:
             os.close(fd)
+
+
+def with_maps(uids: Sequence[Mapping[str, int]], gids: Sequence[Mapping[str, int]]) -> int:
+    """Return an fd of a new user namespace with these maps that nothing is in.
+
+    It lasts as long as the fd or a mount that was made with it. Raises OciError for maps that the kernel refuses.
+    """
+    pid, pidfd = clone3(Clone.NEWUSER, signal.SIGCHLD)
+    if pid == 0:
+        signal.pause()
+        os._exit(1)
+    try:
+        seen = _pid_in_proc(pidfd)
+        write_maps(seen, uids, gids)
+        return os.open(f"/proc/{seen}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        pidfd_send_signal(pidfd, signal.SIGKILL)
+        wait(pidfd)
+        os.close(pidfd)
+
+
+def _pid_in_proc(pidfd: int) -> int:
+    """Return the pid as /proc has it, which may be another PID namespace's than ours."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
 def enter_time(offsets: Mapping[str, Mapping[str, int]]) -> None:

@@ -69,6 +69,7 @@ def plan_execs() -> None:
             cgroup=cgroup_for(mounted(), "/"),
             seccomp="",
             seccomp_flags=0,
+            linux={},
             process=json.dumps({**default_spec.default_process(), "args": ["/bin/true"]}).encode(),
             stdio=(null.fileno(), null.fileno(), null.fileno()),
             preserve_fds=0,

@@ -57,6 +57,8 @@ def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
         target = os.path.join(directory, item.target.lstrip("/")) if item.target else directory
         options = mount_options.parse(item.options)
         flags = options.flags
+        if options.idmap:
+            raise OciError(f"rootfs: mount option {options.idmap!r} is not supported")
         try:
             if options.is_bind or item.type == "bind":
                 if options.data:

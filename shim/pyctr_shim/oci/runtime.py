@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
-from pyctr_shim.oci import detached, forks, hooks, init, state, validate
+from pyctr_shim.oci import detached, forks, hooks, init, listener, net_devices, rdt, state, validate
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError, describe
@@ -99,6 +99,7 @@ class Container:
     namespaces: int
     seccomp: str
     seccomp_flags: int
+    linux: Mapping[str, Any]  # see state.py
     hook_kinds: frozenset[str]
     channel: Channel | None
 
@@ -112,6 +113,10 @@ class Container:
         try:
             self.channel.send(Message.START)
             answer = self.channel.receive()
+            if answer is not None and answer[0] is Message.LISTENER:
+                record = state.read(self.state_directory)
+                listener.hand_over(self.channel, record, Status.CREATED, self.pid, self.pidfd, answer[1]["fd"])
+                answer = self.channel.receive()
         except BrokenPipeError:
             raise OciError("container init has ended before it was started") from None
         finally:
@@ -120,7 +125,11 @@ class Container:
         if answer is not None:
             raise OciError(answer[1]["text"], answer[1]["errno"])
         if "poststart" in self.hook_kinds:
-            run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
+            try:
+                run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
+            except OciError:
+                self.kill(signal.SIGKILL)
+                raise
 
     def exec(self, process: bytes, stdio: Stdio, options: ExecOptions = ExecOptions()) -> Process:
         """Execute a further process, given as a JSON document of the spec's `process`.
@@ -132,7 +141,7 @@ class Container:
         if self.cgroup.is_paused():
             raise OciError("cannot exec in a paused container")
         request = self.exec_request(process, stdio, options)
-        return _exec(request)
+        return _exec(request, self.state_directory)
 
     def exec_request(self, process: bytes, stdio: Stdio, options: ExecOptions) -> joining.Request:
         """Return what a child that joins this container needs to know."""
@@ -144,6 +153,7 @@ class Container:
             cgroup=self.cgroup,
             seccomp=self.seccomp,
             seccomp_flags=self.seccomp_flags,
+            linux=self.linux,
             process=process,
             stdio=(stdio.stdin, stdio.stdout, stdio.stderr),
             preserve_fds=options.preserve_fds,
@@ -202,7 +212,7 @@ class Container:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
-        _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds))
+        _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds or self.linux))
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -278,6 +288,9 @@ def _create(request: init.Request) -> Container | None:
                 os.close(before_pidfd)
             elif message is Message.CONSOLE:
                 console_fd = fds[0]
+            elif message is Message.NETWORK:
+                net_devices.move(fields["devices"], child.pid, child.pidfd)
+                child.channel.send(Message.GO)
             elif message is Message.HOOKS:
                 record = state.read(request.state_directory)
                 run_hooks("prestart", record, Status.CREATING)
@@ -324,6 +337,7 @@ def _container(request: init.Request, child: forks.Child, console_fd: int, field
         namespaces=fields["namespaces"],
         seccomp=fields["seccomp"],
         seccomp_flags=fields["seccomp_flags"],
+        linux=fields["linux"],
         hook_kinds=frozenset(fields["hooks"]),
         channel=child.channel,
     )
@@ -366,7 +380,7 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
     return given
 
 
-def _exec(request: joining.Request) -> Process:
+def _exec(request: joining.Request, state_directory: str) -> Process:
     """Make a process that joins, straight away or by a fork that can tell what is wrong."""
     try:
         with closing(joining.Joiner(request)) as joiner:
@@ -378,16 +392,19 @@ def _exec(request: joining.Request) -> Process:
         raise OciError("cannot exec in a stopped container") from None
     except OSError as error:
         raise OciError(f"error during exec: {describe(error)}", error.errno or 0) from None
-    return _follow_to_exec(child)
+    return _follow_to_exec(child, state_directory)
 
 
-def _follow_to_exec(child: forks.Child) -> Process:
+def _follow_to_exec(child: forks.Child, state_directory: str) -> Process:
     console_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:
             message, fields, fds = answer
             if message is Message.CONSOLE:
                 console_fd = fds[0]
+            elif message is Message.LISTENER:
+                record = state.read(state_directory)
+                listener.hand_over(child.channel, record, Status.RUNNING, child.pid, child.pidfd, fields["fd"])
             elif message is Message.FAILED:
                 _raise_failure(fields)
     except BaseException:
@@ -406,7 +423,8 @@ def _raise_failure(fields: Mapping[str, Any]) -> NoReturn:
 def run_hooks(kind: str, record: State, status: Status) -> None:
     """Run a container's hooks of one kind, telling them its state. Raises OciError at the first that fails."""
     if found := record.hooks.get(kind):
-        hooks.run(kind, found, record.document(status))
+        run = hooks.run_all if kind == "poststop" else hooks.run
+        run(kind, found, record.document(status))
 
 
 def _undo(request: init.Request) -> None:
@@ -430,6 +448,11 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
         cgroup.remove()
     except OSError as error:
         raise OciError(f"cgroup {cgroup.path} cannot be removed: {error.strerror}", error.errno or 0) from None
+    if record is not None:
+        try:
+            rdt.remove(record.linux.get("rdtMade") or ())
+        except OSError as error:
+            raise OciError(f"linux.intelRdt: groups cannot be removed: {error.strerror}", error.errno or 0) from None
     if record is not None and record.host_mount:
         unmount_all(record.host_mount)
     state.remove(state_directory)
@@ -465,6 +488,7 @@ def load(state_directory: str) -> Container:
         namespaces=record.namespaces,
         seccomp=record.seccomp,
         seccomp_flags=record.seccomp_flags,
+        linux=record.linux,
         hook_kinds=frozenset(record.hooks),
         channel=None,
     )

@@ -1,4 +1,4 @@
-"""How the kernel treats the process: OOM score, scheduler, I/O priority, CPU affinity, execution domain."""
+"""How the kernel treats the process: OOM score, scheduler, I/O priority, CPUs, memory nodes, execution domain."""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import process as kernel
+from pyctr_sys.steps import StepFailed, Steps
 
 _POLICIES: Final = {
     "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5,
@@ -17,6 +18,17 @@ _FLAGS: Final = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }  # fmt: skip
 _DOMAINS: Final = {"LINUX": 0x0000, "LINUX32": 0x0008}
+
+# Source: linux/mempolicy.h.
+MEMORY_MODES: Final = {
+    "MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6,
+}  # fmt: skip
+MEMORY_FLAGS: Final = {
+    "MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_STATIC_NODES": 1 << 15,
+}  # fmt: skip
+_MOST_NODES: Final = 1024
+_MOST_NUMBERS: Final = 1 << 16
 
 
 def set_oom_score(adjustment: int | None) -> list[str]:
@@ -44,20 +56,43 @@ def apply(process: Mapping[str, Any]) -> None:
         raise OciError(f"process scheduling: {error.strerror}", error.errno or 0) from None
 
 
-def set_affinity(process: Mapping[str, Any]) -> None:
-    """Set the CPUs that the spec asks for; entering a cgroup afterwards would undo it. Raises OciError."""
-    affinity = process.get("execCPUAffinity") or {}
-    if cpus := affinity.get("final") or affinity.get("initial"):
+def set_affinity(process: Mapping[str, Any], when: str) -> None:
+    """Set the CPUs of an exec: `initial` ones before it joins the cgroup, which may change them, then `final` ones.
+
+    A container's first process has no such thing. Raises OciError.
+    """
+    if cpus := (process.get("execCPUAffinity") or {}).get(when):
         try:
-            os.sched_setaffinity(0, parse_cpus(cpus))
+            os.sched_setaffinity(0, parse_numbers(cpus))
         except OSError as error:
-            raise OciError(f"process.execCPUAffinity: {error.strerror}", error.errno or 0) from None
+            raise OciError(f"process.execCPUAffinity.{when}: {error.strerror}", error.errno or 0) from None
 
 
-def set_personality(personality: Mapping[str, Any] | None) -> None:
-    """Set the execution domain, if the spec names one."""
-    if personality:
-        kernel.personality(_DOMAINS[personality["domain"]])
+def add_lasting(steps: Steps, linux: Mapping[str, Any]) -> None:
+    """Make steps of what every process of a container begins with: execution domain and memory policy.
+
+    Raises OciError for a list of nodes that is none.
+    """
+    if personality := linux.get("personality"):
+        kernel.add_personality(steps, _DOMAINS[personality["domain"]])
+    if policy := linux.get("memoryPolicy"):
+        mode = MEMORY_MODES[policy["mode"]]
+        for flag in policy.get("flags") or ():
+            mode |= MEMORY_FLAGS[flag]
+        nodes = parse_numbers(policy["nodes"]) if policy.get("nodes") else set()
+        if max(nodes, default=0) >= _MOST_NODES:
+            raise OciError(f"linux.memoryPolicy.nodes: {policy['nodes']!r} is beyond any machine's nodes")
+        kernel.add_memory_policy(steps, mode, nodes)
+
+
+def set_lasting(linux: Mapping[str, Any]) -> None:
+    """Do `add_lasting` here and now. Raises OciError."""
+    steps = Steps()
+    add_lasting(steps, linux)
+    try:
+        steps.run()
+    except StepFailed as error:
+        raise OciError(error.strerror or "", error.errno or 0) from None
 
 
 def _set_scheduler(scheduler: Mapping[str, Any]) -> None:
@@ -77,13 +112,13 @@ def _set_scheduler(scheduler: Mapping[str, Any]) -> None:
     )
 
 
-def parse_cpus(text: str) -> set[int]:
-    """Parse a list such as `0-3,7`. Raises OciError."""
-    cpus: set[int] = set()
+def parse_numbers(text: str) -> set[int]:
+    """Parse a list of CPUs or memory nodes such as `0-3,7`. Raises OciError."""
+    numbers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
-        if not first.isdigit() or not last.isdigit():
-            raise OciError(f"{text!r} is not a list of CPUs")
-        cpus.update(range(int(first), int(last) + 1))
-    return cpus
+        if not first.isdecimal() or not last.isdecimal() or int(last) - int(first) > _MOST_NUMBERS:
+            raise OciError(f"{text!r} is not a list of numbers and ranges")
+        numbers.update(range(int(first), int(last) + 1))
+    return numbers

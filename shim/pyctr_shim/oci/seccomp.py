@@ -1,7 +1,8 @@
 """The system call filter of a spec, as a BPF program.
 
 libseccomp compiles a profile (2 to 15 ms), so the result is kept in a file named by the profile's
-hash. That file is also how an exec finds the filter of its container.
+hash. That file is also how an exec finds the filter of its container. A filter that asks somebody
+(SCMP_ACT_NOTIFY) is loaded with a listener, see listener.py.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ _ENOSYS: Final = 38
 ACTIONS: Final[Mapping[str, int]] = {
     "SCMP_ACT_KILL": 0x00000000, "SCMP_ACT_KILL_THREAD": 0x00000000, "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000, "SCMP_ACT_ERRNO": 0x00050000, "SCMP_ACT_TRACE": 0x7FF00000,
-    "SCMP_ACT_LOG": 0x7FFC0000, "SCMP_ACT_ALLOW": 0x7FFF0000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000, "SCMP_ACT_LOG": 0x7FFC0000, "SCMP_ACT_ALLOW": 0x7FFF0000,
 }  # fmt: skip
 _WITH_NUMBER: Final = {"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"}
 OPERATORS: Final[Mapping[str, int]] = {
@@ -37,6 +38,7 @@ FLAGS: Final[Mapping[str, int]] = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread
     "SECCOMP_FILTER_FLAG_LOG": kernel.FilterFlag.LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": kernel.FilterFlag.SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": kernel.FilterFlag.WAIT_KILLABLE_RECV,
 }
 ARCHITECTURES: Final = tuple(
     f"SCMP_ARCH_{name}"
@@ -58,6 +60,11 @@ class Filter:
     flags: int
     path: str
 
+    @property
+    def notifies(self) -> bool:
+        """Whether loading it makes a listener, that somebody must be given."""
+        return bool(self.flags & kernel.FilterFlag.NEW_LISTENER)
+
 
 def prepare(profile: Mapping[str, Any] | None, cache: str, state_directory: str) -> Filter | None:
     """Return the compiled profile, None if the spec has none.
@@ -68,6 +75,12 @@ def prepare(profile: Mapping[str, Any] | None, cache: str, state_directory: str)
     if not profile:
         return None
     flags = _flags(profile.get("flags"))
+    if _notifies(profile):
+        if not profile.get("listenerPath"):
+            raise OciError("linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs somebody to notify")
+        flags |= kernel.FilterFlag.NEW_LISTENER
+    elif profile.get("listenerMetadata") and not profile.get("listenerPath"):
+        raise OciError("linux.seccomp.listenerMetadata: needs a listenerPath")
     document = json.dumps([_CACHE_FORMAT, os.uname().machine, profile]).encode()
     name = f"{hashlib.sha256(document).hexdigest()}.bpf"
     path = os.path.join(cache, name)
@@ -109,6 +122,11 @@ def _write(path: str, program: bytes) -> None:
     finally:
         os.close(fd)
     os.rename(temporary, path)
+
+
+def _notifies(profile: Mapping[str, Any]) -> bool:
+    actions = {profile["defaultAction"], *(rule["action"] for rule in profile.get("syscalls") or ())}
+    return "SCMP_ACT_NOTIFY" in actions
 
 
 def _flags(names: Sequence[str] | None) -> int:
@@ -159,6 +177,8 @@ def _action(name: str, number: int | None, field: str) -> int:
     if name not in ACTIONS:
         raise OciError(f"linux.seccomp.{field}: {name!r} is not supported")
     if name not in _WITH_NUMBER:
+        if number is not None:
+            raise OciError(f"linux.seccomp.{field}: {name} has no errno to return")
         return ACTIONS[name]
     return ACTIONS[name] | (_EPERM if number is None else number)
 

@@ -17,7 +17,7 @@ from pyctr_sys.pidfd import start_ticks
 
 NAME: Final = "state.json"
 VERSION: Final = 1
-OCI_VERSION: Final = "1.2.0"
+OCI_VERSION: Final = "1.3.0"
 
 
 class Status(Enum):
@@ -32,7 +32,15 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """state.json's content. `pid` is 0 until the init process exists."""
+    """state.json's content. `pid` is 0 until the init process exists.
+
+    `linux` is what later processes, and the removal, need of the spec's linux section:
+
+        personality, memoryPolicy   as in the spec
+        listener                    {"path", "metadata"} of the seccomp agent
+        rdt                         resctrl groups to join
+        rdtMade                     resctrl groups made for this container alone
+    """
 
     id: str
     bundle: str
@@ -48,6 +56,7 @@ class State:
     user_namespace: bool = False
     annotations: dict[str, str] = field(default_factory=dict)
     hooks: dict[str, Any] = field(default_factory=dict)
+    linux: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def with_pid(self, pid: int) -> "State":

@@ -114,6 +114,30 @@ def test_a_poststop_hook_that_fails_is_told_after_everything_is_gone(lab: Lab) -
     assert not (Path(container.bundle) / "state.json").exists()
 
 
+def test_a_poststop_hook_that_fails_keeps_none_from_running(lab: Lab, record: Path) -> None:
+    spec = lab.spec("true")
+    second = {"path": str(record), "args": ["hook", "second"], "env": ["FROM_SPEC=yes", "PATH=/bin:/usr/bin"]}
+    spec["hooks"] = {"poststop": [{"path": "/nowhere"}, second]}
+    container = lab.running(spec)
+    wait(container.pidfd)
+
+    with pytest.raises(OciError, match=r"hooks.poststop\[0\] /nowhere"):
+        lab.remove(container)
+
+    assert [item[0] for item in log(lab)] == ["second"]
+
+
+def test_a_poststart_hook_that_fails_ends_the_container(lab: Lab) -> None:
+    spec = lab.spec("sleep", "1000")
+    spec["hooks"] = {"poststart": [{"path": "/bin/false"}]}
+    container = lab.create(spec)
+
+    with pytest.raises(OciError, match=r"hooks.poststart\[0\] /bin/false: exit status 1"):
+        container.start()
+
+    assert wait(container.pidfd) == 137
+
+
 def test_hooks_get_nothing_of_ours(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """CVE-2025-23266: a clean environment, `/` as directory, no fds."""
     monkeypatch.setenv("LD_PRELOAD_TEST", "x")

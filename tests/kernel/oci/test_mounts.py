@@ -1,6 +1,8 @@
 """Mounts, devices, masked and read-only paths, the root."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,51 @@ def test_a_read_only_bind_mount(lab: Lab) -> None:
 
     assert "Read-only file system" in output
     assert " ro,nosuid,noexec," in output
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ((), "ro,nosuid,nodev,noatime"),  # as what is bound
+        (("rw", "suid"), "rw,nodev,noatime"),
+        (("relatime", "dev", "noexec"), "ro,nosuid,noexec,relatime"),
+        (("rrw", "rdev"), "rw,nosuid,noatime"),
+    ],
+)
+def test_options_take_away_what_the_source_has(lab: Lab, options: tuple[str, ...], shown: str) -> None:
+    source = lab.base / "data"
+    source.mkdir()
+    flags = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
+    mount("tmpfs", str(source), "tmpfs", flags & ~MountFlag.RDONLY)
+    mount(None, str(source), None, MountFlag.BIND | MountFlag.REMOUNT | flags)
+    try:
+        spec = add_mount(shell(lab, "grep ' /mnt ' /proc/mounts"), "/mnt", source, "rbind", *options)
+
+        found = lab.run(spec).output.split()[3]
+    finally:
+        umount2(str(source), MNT_DETACH)
+
+    assert found.startswith(f"{shown},") or found == shown
+
+
+def test_a_remount_keeps_what_a_user_namespace_has_locked(tmp_path: Path) -> None:
+    """Which is what the host's mounts have when they are seen from one: `ro` alone would take nosuid away."""
+    program = (
+        "import os, sys\n"
+        "from pyctr_shim.oci import mount_options, mounts\n"
+        "options = mount_options.parse(['remount', 'bind', 'ro'])\n"
+        "root_fd = os.open('/', os.O_RDONLY)\n"
+        "mounts.mount_all(root_fd, [mounts.PlannedMount(sys.argv[1], '', '', options, -1)], 0, print)\n"
+        "print(os.statvfs(sys.argv[1]).f_flag & (os.ST_RDONLY | os.ST_NOSUID))\n"
+    )
+    command = ["unshare", "-Urm", sys.executable, "-c", program, str(tmp_path)]
+    mount("tmpfs", str(tmp_path), "tmpfs", MountFlag.NOSUID)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        umount2(str(tmp_path), MNT_DETACH)
+
+    assert done.stdout == f"{os.ST_RDONLY | os.ST_NOSUID}\n", done.stderr
 
 
 @pytest.mark.parametrize(("option", "inner_is_writable"), [("ro", True), ("rro", False)])

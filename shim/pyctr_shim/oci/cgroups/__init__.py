@@ -2,11 +2,12 @@
 
 from pyctr_shim.oci.cgroups.container_view import mount_view
 from pyctr_shim.oci.cgroups.manager import Cgroup, Hierarchies, Resources, cgroup_path, mounted
+from pyctr_shim.oci.cgroups.ownership import owner_of
 from pyctr_shim.oci.cgroups.v1 import CgroupV1
 from pyctr_shim.oci.cgroups.v2 import CgroupV2
 from pyctr_shim.oci.errors import OciError
 
-__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "mount_view", "mounted"]
+__all__ = ["Cgroup", "Hierarchies", "Resources", "cgroup_for", "cgroup_path", "mount_view", "mounted", "owner_of"]
 
 
 def cgroup_for(hierarchies: Hierarchies, path: str) -> Cgroup:

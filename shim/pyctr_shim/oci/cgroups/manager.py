@@ -46,6 +46,9 @@ class Cgroup(Protocol):
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
 
+    def delegate(self, uid: int) -> None:
+        """Give a user of the host what it takes to make cgroups below it, where that is safe. Raises OciError."""
+
     def join(self) -> None:
         """Move the calling, single-threaded process into it."""
 

@@ -81,6 +81,9 @@ class CgroupV1:
         """Return "": version 1 is joined."""
         return ""
 
+    def delegate(self, uid: int) -> None:
+        """Nothing: version 1 is not safe to give away."""
+
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
         if resources.get("unified"):
@@ -88,12 +91,19 @@ class CgroupV1:
         if rules := resources.get("devices"):
             self._write_devices(device_filter.with_defaults(rules))
         for field, controller, name, value in _plain_limits(resources):
-            self._write(field, controller, name, value)
+            if value != "0" or self._has(controller, name):  # what the kernel does not have is off already
+                self._write(field, controller, name, value)
         if memory := resources.get("memory"):
             self._write_memory(memory)
         for limit in resources.get("hugepageLimits") or ():
             name = f"hugetlb.{limit['pageSize']}.limit_in_bytes"
             self._write("hugepageLimits", "hugetlb", name, str(limit["limit"]))
+            reserved = name.replace(".limit_", ".rsvd.limit_")
+            if self._has("hugetlb", reserved):  # also at mmap, not only at the fault that would be a SIGBUS
+                self._write("hugepageLimits", "hugetlb", reserved, str(limit["limit"]))
+
+    def _has(self, controller: str, name: str) -> bool:
+        return os.path.exists(f"{self._directory(controller)}/{name}")
 
     def _write(self, field: str, controller: str, name: str, value: str) -> None:
         directory = self._directory(controller)
@@ -223,11 +233,11 @@ def _plain_limits(resources: Resources) -> list[tuple[str, str, str, str]]:
             if value is True or value is False:
                 value = int(value)
             if field == "limit" and section == "pids":
-                value = "max" if value < 0 else value
+                value = "max" if value < 0 else max(value, 1)
             writes.append((f"{section}.{field}", controller, name, str(value)))
     writes += _block_io(resources.get("blockIO") or {})
     network = resources.get("network") or {}
-    if network.get("classID"):
+    if network.get("classID") is not None:
         writes.append(("network.classID", "net_cls", "net_cls.classid", str(network["classID"])))
     for priority in network.get("priorities") or ():
         text = f"{priority['name']} {priority['priority']}"
@@ -265,13 +275,13 @@ _CPU: Final = {
 _CPUSET: Final = {"cpus": "cpuset.cpus", "mems": "cpuset.mems"}
 _MEMORY: Final = {
     "reservation": "memory.soft_limit_in_bytes", "kernelTCP": "memory.kmem.tcp.limit_in_bytes",
-    "swappiness": "memory.swappiness", "disableOOMKiller": "memory.oom_control",
+    "swappiness": "memory.swappiness", "disableOOMKiller": "memory.oom_control", "useHierarchy": "memory.use_hierarchy",
 }  # fmt: skip
 _TABLES: Final = (
     ("cpu", "cpu", _CPU), ("cpu", "cpuset", _CPUSET), ("memory", "memory", _MEMORY),
     ("pids", "pids", {"limit": "pids.max"}),
 )  # fmt: skip
-_ZERO_COUNTS: Final = {"swappiness"}
+_ZERO_COUNTS: Final = {"swappiness", "useHierarchy", "disableOOMKiller", "idle", "burst", "limit"}
 _THROTTLE: Final = {
     "throttleReadBpsDevice": "blkio.throttle.read_bps_device",
     "throttleWriteBpsDevice": "blkio.throttle.write_bps_device",

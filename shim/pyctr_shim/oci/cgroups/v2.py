@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pyctr_shim.oci.cgroups import device_filter, files, stats
@@ -18,6 +18,10 @@ from pyctr_sys.bpf import attach_device_program, detach_device_program, device_p
 
 _FREEZE_SECONDS: Final = 10.0
 _DEFAULT_PERIOD_US: Final = 100_000
+_DELEGATE: Final = "/sys/kernel/cgroup/delegate"
+_DELEGATED: Final = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")  # where that file is not there
+
+_NOTHING: Final[Sequence[Any]] = (None, 0, False, [])
 
 Write = tuple[str, str, str]  # field of the spec, file, text
 
@@ -70,12 +74,36 @@ class CgroupV2:
         """Write limits. Raises OciError naming the field that the kernel refused."""
         if rules := resources.get("devices"):
             self._filter_devices(device_filter.with_defaults(rules))
-        for field, name, value in limits(resources, has_bfq=os.path.exists(f"{self._directory}/io.bfq.weight")):
+        if (resources.get("memory") or {}).get("checkBeforeUpdate"):
+            self._check_memory(resources["memory"])
+        for field, name, value in limits(resources, has_bfq=self._has("io.bfq.weight")):
+            if (value == "0" or ".rsvd." in name) and not self._has(name):
+                continue  # what the kernel does not have is off already; reservations count as use then
             try:
                 files.write(f"{self._directory}/{name}", value)
             except OSError as error:
                 text = f"linux.resources.{field}: writing {value!r} to {self._directory}/{name}: {error.strerror}"
                 raise OciError(text, error.errno or 0) from None
+
+    def _has(self, name: str) -> bool:
+        return os.path.exists(f"{self._directory}/{name}")
+
+    def _check_memory(self, memory: Mapping[str, Any]) -> None:
+        """Refuse a limit below what is in use, as version 1 does; here the kernel would kill instead."""
+        limit, used = memory.get("limit") or 0, files.number(f"{self._directory}/memory.current")
+        if 0 < limit < used:
+            raise OciError(f"linux.resources.memory.limit: {limit} is less than what is in use, {used}")
+
+    def delegate(self, uid: int) -> None:
+        """Give a user of the host what it takes to make cgroups below this one. Raises OciError."""
+        names = files.read(_DELEGATE).split() or _DELEGATED
+        try:
+            for name in (".", *names):
+                if self._has(name):
+                    os.chown(f"{self._directory}/{name}", uid, -1)
+        except OSError as error:
+            raise OciError(f"cgroup {self._directory}: giving it to uid {uid}: {error.strerror}",
+                           error.errno or 0) from None  # fmt: skip
 
     def _filter_devices(self, rules: list[device_filter.Rule]) -> None:
         """Attach the new program before the old ones go: in between, both judge."""
@@ -177,10 +205,12 @@ def limits(resources: Resources, *, has_bfq: bool = False) -> list[Write]:
         *_cpu(resources.get("cpu") or {}),
         *_block_io(resources.get("blockIO") or {}, has_bfq=has_bfq),
     ]
-    if limit := (resources.get("pids") or {}).get("limit"):
-        writes.append(("pids.limit", "pids.max", "max" if limit < 0 else str(limit)))
-    pages = resources.get("hugepageLimits") or ()
-    writes += [("hugepageLimits", f"hugetlb.{page['pageSize']}.max", str(page["limit"])) for page in pages]
+    if (limit := (resources.get("pids") or {}).get("limit")) is not None:
+        # None at all would not even let init in: one is the least that there is.
+        writes.append(("pids.limit", "pids.max", "max" if limit < 0 else str(max(limit, 1))))
+    for page in resources.get("hugepageLimits") or ():
+        files_ = [f"hugetlb.{page['pageSize']}.{kind}" for kind in ("max", "rsvd.max")]
+        writes += [("hugepageLimits", name, str(page["limit"])) for name in files_]
     for device, limit in (resources.get("rdma") or {}).items():
         names = (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
         pairs = [f"{name}={limit[key]}" for key, name in names if limit.get(key) is not None]
@@ -194,14 +224,17 @@ def limits(resources: Resources, *, has_bfq: bool = False) -> list[Write]:
     return writes
 
 
-def _refuse(section: str, values: Mapping[str, Any], fields: Iterable[str]) -> None:
+def _refuse(section: str, values: Mapping[str, Any], fields: Iterable[str], none: Sequence[Any] = _NOTHING) -> None:
     for field in fields:
-        if values.get(field):
+        if values.get(field) not in none:
             raise OciError(f"linux.resources.{section}.{field}: version 2 of cgroups has no such limit")
 
 
 def _memory(memory: Mapping[str, Any]) -> list[Write]:
-    _refuse("memory", memory, ("kernelTCP", "swappiness", "disableOOMKiller"))
+    _refuse("memory", memory, ("kernelTCP",), none=(None, 0, -1))
+    _refuse("memory", memory, ("disableOOMKiller",))
+    _refuse("memory", memory, ("swappiness",), none=(None,))
+    _refuse("memory", memory, ("useHierarchy",), none=(None, True))  # there is no other way
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     writes = []
     if swap > 0:
@@ -227,15 +260,10 @@ def _cpu(cpu: Mapping[str, Any]) -> list[Write]:
     if quota or period:
         text = f"{quota if quota > 0 else 'max'} {period or _DEFAULT_PERIOD_US}"
         writes.append(("cpu.quota", "cpu.max", text))
-    for field, name in (
-        ("burst", "cpu.max.burst"),
-        ("idle", "cpu.idle"),
-        ("cpus", "cpuset.cpus"),
-        ("mems", "cpuset.mems"),
-    ):
-        if cpu.get(field):
+    for field, name in (("burst", "cpu.max.burst"), ("idle", "cpu.idle")):
+        if cpu.get(field) is not None:
             writes.append((f"cpu.{field}", name, str(cpu[field])))
-    return writes
+    return writes + [(f"cpu.{field}", f"cpuset.{field}", cpu[field]) for field in ("cpus", "mems") if cpu.get(field)]
 
 
 def weight_of_shares(shares: int) -> int:
@@ -244,16 +272,21 @@ def weight_of_shares(shares: int) -> int:
     return 1 + (shares - 2) * 9_999 // 262_142
 
 
+def _io_weight(weight: int) -> int:
+    """Map a weight (10 to 1000) to one of version 2 (1 to 10000), linearly, as runc does."""
+    return 1 + (max(weight, 10) - 10) * 9_999 // 990
+
+
 def _block_io(block_io: Mapping[str, Any], *, has_bfq: bool) -> list[Write]:
     writes = []
     if weight := block_io.get("weight"):
         if has_bfq:
             writes.append(("blockIO.weight", "io.bfq.weight", str(weight)))
         else:
-            converted = 1 + (max(weight, 10) - 10) * 9_999 // 990
-            writes.append(("blockIO.weight", "io.weight", f"default {converted}"))
+            writes.append(("blockIO.weight", "io.weight", f"default {_io_weight(weight)}"))
     for device in block_io.get("weightDevice") or ():
-        text = f"{device['major']}:{device['minor']} {device.get('weight', 0)}"
+        weight = device["weight"] if has_bfq else _io_weight(device["weight"])
+        text = f"{device['major']}:{device['minor']} {weight}"
         writes.append(("blockIO.weightDevice", "io.bfq.weight" if has_bfq else "io.weight", text))
     for field, key in _THROTTLE.items():
         for device in block_io.get(field) or ():

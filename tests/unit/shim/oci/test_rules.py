@@ -70,13 +70,19 @@ def test_cgroup_paths_that_climb_are_refused(spec: str) -> None:
         ({"cpu": {"quota": -1}}, [("cpu.max", "max 100000")]),
         ({"cpu": {"shares": 1024, "cpus": "0-1"}}, [("cpu.weight", "39"), ("cpuset.cpus", "0-1")]),
         ({"pids": {"limit": -1}}, [("pids.max", "max")]),
-        ({"pids": {"limit": 0}, "memory": {}, "cpu": None}, []),
+        ({"pids": {"limit": 0}, "memory": {}, "cpu": None}, [("pids.max", "1")]),
+        ({"cpu": {"idle": 0, "burst": 0}}, [("cpu.max.burst", "0"), ("cpu.idle", "0")]),
+        ({"memory": {"useHierarchy": True, "kernel": -1, "kernelTCP": -1}}, []),
         ({"blockIO": {"weight": 500}}, [("io.weight", "default 4950")]),
         (
             {"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 7}]}},
             [("io.max", "8:0 rbps=7")],
         ),
-        ({"hugepageLimits": [{"pageSize": "2MB", "limit": 9}]}, [("hugetlb.2MB.max", "9")]),
+        (
+            {"hugepageLimits": [{"pageSize": "2MB", "limit": 9}]},
+            [("hugetlb.2MB.max", "9"), ("hugetlb.2MB.rsvd.max", "9")],
+        ),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 10}]}}, [("io.weight", "8:0 1")]),
         ({"unified": {"memory.high": "5"}}, [("memory.high", "5")]),
         ({"rdma": {"mlx": {"hcaHandles": 3}}}, [("rdma.max", "mlx hca_handle=3")]),
     ],
@@ -89,6 +95,8 @@ def test_limits_of_version_2(resources: dict[str, Any], writes: list[tuple[str, 
     "resources",
     [
         {"memory": {"swappiness": 10}},
+        {"memory": {"swappiness": 0}},
+        {"memory": {"useHierarchy": False}},
         {"memory": {"disableOOMKiller": True}},
         {"memory": {"swap": 10}},
         {"memory": {"limit": 20, "swap": 10}},
@@ -186,6 +194,20 @@ def test_the_device_program_decides(kind: int, access: int, major: int, minor: i
     assert judge(device_filter.bpf_program(rules), kind, access, major, minor) == allowed
 
 
+def test_options_that_take_flags_away() -> None:
+    """From what is bound; the last of two that contradict each other holds."""
+    parsed = mount_options.parse(["rbind", "suid", "ro", "rw", "nodev", "idmap"])
+
+    assert (parsed.cleared_attributes, parsed.attributes) == (Attr.NOSUID | Attr.RDONLY, Attr.NODEV)
+    assert (parsed.idmap, mount_options.parse(["ridmap"]).idmap, mount_options.parse([]).idmap) == (
+        "idmap",
+        "ridmap",
+        "",
+    )
+    assert mount_options.parse(["relatime"]).cleared_attributes == Attr.ATIME
+    assert mount_options.parse(["noatime"]).attributes == Attr.NOATIME
+
+
 def test_mount_options() -> None:
     parsed = mount_options.parse(
         ["rbind", "ro", "nosuid", "rprivate", "size=5", "mode=755", "rro", "tmpcopyup", "exec"]
@@ -230,13 +252,13 @@ def test_capabilities_are_cut_to_what_there_is() -> None:
 
 @pytest.mark.parametrize(("text", "cpus"), [("0", {0}), ("0-3,7", {0, 1, 2, 3, 7}), (" 1 , 2", {1, 2})])
 def test_cpu_lists(text: str, cpus: set[int]) -> None:
-    assert scheduling.parse_cpus(text) == cpus
+    assert scheduling.parse_numbers(text) == cpus
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1-b"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1-b", "0-99999999"])
 def test_bad_cpu_lists_are_refused(text: str) -> None:
-    with pytest.raises(OciError, match="not a list of CPUs"):
-        scheduling.parse_cpus(text)
+    with pytest.raises(OciError, match="not a list of numbers"):
+        scheduling.parse_numbers(text)
 
 
 def test_environment() -> None:
@@ -338,6 +360,39 @@ def test_a_message_that_does_not_fit_is_refused() -> None:
 
 def test_errors_are_told_in_one_line() -> None:
     assert describe(OSError(2, "mount: No such file or directory", "/x")) == "mount: No such file or directory (/x)"
+
+
+@pytest.mark.skipif(lsm.selinux_enabled(), reason="SELinux is enabled here")
+def test_an_selinux_label_is_never_left_out() -> None:
+    lsm.check_mount_label("")
+
+    with pytest.raises(OciError, match=r"linux\.mountLabel: 'a:b:c': SELinux is not enabled"):
+        lsm.check_mount_label("a:b:c")
+    with pytest.raises(OciError, match=r"process\.selinuxLabel: 'a:b:c': SELinux is not enabled"):
+        lsm.set_exec_label(-1, {"selinuxLabel": "a:b:c"})
+
+
+def test_selinux_labels_are_written_and_mounted_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes to the kernel, on a machine that has no SELinux to take it."""
+    monkeypatch.setattr(lsm, "selinux_enabled", lambda: True)
+    (tmp_path / "7/attr").mkdir(parents=True)
+    (tmp_path / "7/attr/exec").touch()
+    (tmp_path / "self").symlink_to("7")
+    proc_fd = os.open(tmp_path, os.O_RDONLY)
+
+    lsm.set_exec_label(proc_fd, {"selinuxLabel": "u:r:t:s0:c1,c2"})
+
+    os.close(proc_fd)
+    assert (tmp_path / "7/attr/exec").read_text() == "u:r:t:s0:c1,c2"
+    planned = mounts.plan(
+        [{"destination": "/a", "type": "tmpfs", "options": ["size=1m"]}, {"destination": "/proc", "type": "proc"}],
+        "/",
+        "u:r:t:s0:c1,c2",
+        lambda: -1,
+    )
+    found = {item.destination: item.options.data for item in planned}
+    assert found["/a"] == 'size=1m,context="u:r:t:s0:c1,c2"'
+    assert found["/proc"] == ""
 
 
 @pytest.mark.skipif(lsm.apparmor_enabled(), reason="AppArmor is enabled here")

@@ -1,5 +1,7 @@
 """Profiles become programs, once."""
 
+import struct
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,13 @@ def test_no_profile_no_filter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction: 'SCMP_ACT_NOTIFY' is not supported"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "listenerPath: SCMP_ACT_NOTIFY needs somebody to notify"),
+        ({"listenerMetadata": "x"}, "listenerMetadata: needs a listenerPath"),
+        ({"defaultAction": "SCMP_ACT_KILL", "defaultErrnoRet": 1}, "SCMP_ACT_KILL has no errno to return"),
+        (
+            {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "errnoRet": 1}]},
+            "syscalls.action: SCMP_ACT_ALLOW has no errno",
+        ),
         ({"architectures": ["SCMP_ARCH_PDP11"]}, "architectures: 'SCMP_ARCH_PDP11' is not supported"),
         ({"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}, "flags: 'SECCOMP_FILTER_FLAG_NEW_LISTENER' is not supported"),
         ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_WAVE"}]}, "syscalls.action: 'SCMP_ACT_WAVE'"),
@@ -71,3 +79,37 @@ def test_what_is_not_supported_is_named(tmp_path: Path, change: dict[str, Any], 
         seccomp.prepare({**PROFILE, **change}, str(tmp_path), str(tmp_path))
 
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("action", sorted(seccomp.ACTIONS))
+def test_every_action_becomes_a_program(action: str) -> None:
+    """The kernel's number of the action is among the program's answers."""
+    program = seccomp.compile_profile(
+        {"defaultAction": "SCMP_ACT_TRAP", "syscalls": [{"names": ["getpid"], "action": action}]}
+    )
+
+    answers = [value for code, _, _, value in struct.iter_unpack("=HBBI", program) if code == 0x06]
+    assert [answer for answer in answers if answer & 0xFFFF0000 == seccomp.ACTIONS[action]]
+
+
+@pytest.mark.parametrize("architecture", seccomp.ARCHITECTURES)
+def test_every_architecture_is_known_to_the_library(architecture: str) -> None:
+    """The library puts those of the other byte order into no filter with the machine's own, and that is told."""
+    other_order = architecture.removeprefix("SCMP_ARCH_") in {
+        "MIPS", "MIPS64", "MIPS64N32", "PPC", "PPC64", "S390", "S390X", "PARISC", "PARISC64",
+    }  # fmt: skip
+    expected = pytest.raises(OciError, match=r"linux\.seccomp: architectures: ") if other_order else nullcontext()
+    with expected:
+        assert seccomp.compile_profile({**PROFILE, "architectures": [architecture]})
+
+
+def test_only_a_filter_that_asks_somebody_has_a_listener(tmp_path: Path) -> None:
+    ask = [{"names": ["getpid"], "action": "SCMP_ACT_NOTIFY"}]
+    asking = {**PROFILE, "syscalls": ask, "listenerPath": "/x", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}
+
+    first = seccomp.prepare(asking, str(tmp_path), str(tmp_path))
+    second = seccomp.prepare({**PROFILE, "listenerPath": "/x"}, str(tmp_path), str(tmp_path))
+
+    assert first is not None
+    assert second is not None
+    assert (first.notifies, first.flags & 32, second.notifies) == (True, 32, False)

@@ -78,6 +78,14 @@ def test_unknown_properties_are_ignored() -> None:
         ("linux.seccomp", {"syscalls": []}),
         ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["x"]}]}),
         ("linux.personality", {"domain": "MSDOS"}),
+        ("linux.personality", {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}),
+        ("linux.memoryPolicy", {"mode": "MPOL_NEAR"}),
+        ("linux.memoryPolicy", {"mode": "MPOL_BIND", "flags": ["MPOL_F_ALL"]}),
+        ("linux.netDevices", {"eth0": {"name": "a/b"}}),
+        ("linux.netDevices", {"eth0": {"name": "longer-than-15-bytes"}}),
+        ("linux.intelRdt", {"schemata": ["L3:0=f\nMB:0=10"]}),
+        ("process.rlimits", [{"type": "RLIMIT_CORE", "soft": 1, "hard": 1}] * 2),
+        ("linux.resources.blockIO", {"weightDevice": [{"major": 8, "minor": 0}]}),
     ],
 )
 def test_a_wrong_field_is_named(path: str, value: Any) -> None:
@@ -90,11 +98,8 @@ def test_a_wrong_field_is_named(path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("process.selinuxLabel", "label"),
-        ("linux.mountLabel", "label"),
-        ("linux.intelRdt", {"closID": "x"}),
-        ("linux.netDevices", {"eth0": {}}),
-        ("linux.memoryPolicy", {"mode": "MPOL_BIND"}),
+        ("process.user.username", "me"),
+        ("linux.intelRdt.enableCMT", True),
         ("linux.resources.memory.kernel", 1),
         ("linux.resources.blockIO.leafWeight", 10),
         ("windows", {"layerFolders": ["x"]}),
@@ -108,14 +113,24 @@ def test_what_is_not_done_is_refused_by_name_unless_it_asks_for_nothing(path: st
     validate.check_spec(changed(path, type(value)()))
 
 
-@pytest.mark.parametrize("field", ["uidMappings", "gidMappings"])
-def test_idmapped_mounts_are_refused(field: str) -> None:
-    item = {"destination": "/x", field: [{"containerID": 0, "hostID": 0, "size": 1}]}
+def test_id_maps_of_mounts_that_do_not_fit_together_are_refused() -> None:
+    maps = [{"containerID": 0, "hostID": 0, "size": 1}]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"destination": "/x", "uidMappings": maps}, "mounts: /x: uidMappings and gidMappings go together"),
+        ({"destination": "/x", "options": ["idmap"]}, "mounts: /x: idmap needs uidMappings and gidMappings"),
+    ]
+    for item, text in cases:
+        with pytest.raises(OciError, match=text):
+            validate.check_spec(changed("mounts", [item]))
 
-    with pytest.raises(OciError, match=rf"mounts\[0\]\.{field}"):
-        validate.check_spec(changed("mounts", [item]))
-    with pytest.raises(OciError, match=r"'idmap' is not supported"):
-        validate.check_spec(changed("mounts", [{"destination": "/x", "options": ["idmap"]}]))
+
+def test_network_devices_need_a_network_namespace() -> None:
+    spec = changed("linux.netDevices", {"eth0": {}})
+    validate.check_spec(spec)
+    spec["linux"]["namespaces"] = [{"type": "mount"}]
+
+    with pytest.raises(OciError, match=r"linux\.netDevices: needs a network namespace"):
+        validate.check_spec(spec)
 
 
 def test_namespaces_that_do_not_fit_together_are_refused() -> None:

@@ -1,0 +1,144 @@
+"""Intel RDT: shares of caches and of memory bandwidth, by the kernel's resctrl file system.
+
+    <resctrl>/<closID>/schemata            what its tasks may use
+    <resctrl>/<closID>/tasks               a process joins by writing 0
+    <resctrl>/<closID>/mon_groups/<id>/    counters of one container's own
+
+A group of a closID that the spec names belongs to whoever named it; one without is made for the container and
+goes with it. Source: OCI runtime specification 1.3, config-linux.md; kernel Documentation/filesystems/resctrl.rst.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyctr_shim.oci.errors import OciError
+
+_ROOT_GROUP: Final = "/"
+_SCHEMATA_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A container's groups: one that has the limits, and one for its counters or ""."""
+
+    limits: str
+    counters: str
+    lines: tuple[str, ...]  # of schemata
+    shared: bool  # the spec names the group: others may be in it, and it stays
+
+    @property
+    def joined(self) -> list[str]:
+        """The directories whose tasks file a process is written to, in this order."""
+        return [self.limits, *filter(None, [self.counters])]
+
+    @property
+    def made(self) -> list[str]:
+        """The directories to remove with the container, in this order."""
+        return [*filter(None, [self.counters]), *([] if self.shared else [self.limits])]
+
+
+def plan(spec: Mapping[str, Any] | None, container: str, mountinfo: str = "/proc/self/mountinfo") -> Groups | None:
+    """Return which groups a container is to be in, None without linux.intelRdt. Makes nothing.
+
+    Raises OciError where no resctrl is mounted, and for a closID that is no name.
+    """
+    if spec is None:
+        return None
+    root = _mount_point(mountinfo)
+    if not root:
+        raise OciError("linux.intelRdt: no resctrl file system is mounted")
+    group = spec.get("closID") or ""
+    if group != _ROOT_GROUP and ("/" in group or group in {".", "..", "info", "mon_groups", "mon_data"}):
+        raise OciError(f"linux.intelRdt.closID: {group!r} is not the name of a group")
+    limits = root if group == _ROOT_GROUP else f"{root}/{group or container}"
+    counters = f"{limits}/mon_groups/{container}" if spec.get("enableMonitoring") else ""
+    return Groups(limits, counters, tuple(_lines(spec)), bool(group))
+
+
+def _mount_point(mountinfo: str) -> str:
+    with open(mountinfo) as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.startswith("resctrl "):
+                return before.split()[4]
+    return ""
+
+
+def _lines(spec: Mapping[str, Any]) -> list[str]:
+    """Return the lines for schemata: the two older fields first, then the general one, which so overrides them."""
+    cache, bandwidth = spec.get("l3CacheSchema") or "", spec.get("memBwSchema") or ""
+    if bandwidth and (not bandwidth.startswith("MB:") or "\n" in bandwidth):
+        raise OciError("linux.intelRdt.memBwSchema: must be one line that starts with MB:")
+    lines = [line for line in cache.split("\n") if line and not (bandwidth and line.startswith("MB:"))]
+    return [*lines, *filter(None, [bandwidth]), *(spec.get("schemata") or ())]
+
+
+def make(groups: Groups) -> None:
+    """Make the groups, set or compare the limits, and move the calling process in. Raises OciError."""
+    try:
+        found = _make_limits(groups)
+        if groups.lines and not found:
+            _write(f"{groups.limits}/schemata", "".join(f"{line}\n" for line in groups.lines))
+        if groups.counters:
+            os.mkdir(groups.counters)
+        for directory in groups.joined:
+            _write(f"{directory}/tasks", "0")
+    except OSError as error:
+        raise OciError(f"linux.intelRdt: {error.filename or groups.limits}: {error.strerror}",
+                       error.errno or 0) from None  # fmt: skip
+
+
+def _make_limits(groups: Groups) -> bool:
+    """Make the group of the limits. Returns whether it was there, with limits that are the same."""
+    if groups.shared and not groups.lines:
+        if not os.path.isdir(groups.limits):
+            raise OciError(f"linux.intelRdt.closID: there is no {groups.limits}")
+        return True
+    try:
+        os.mkdir(groups.limits)
+    except FileExistsError:
+        if not groups.shared:
+            raise
+        with open(f"{groups.limits}/schemata") as file:
+            there = _domains(file.read(_SCHEMATA_BYTES).split("\n"))
+        if not _domains(groups.lines).items() <= there.items():
+            raise OciError(f"linux.intelRdt: {groups.limits} is there and has other limits") from None
+        return True
+    return False
+
+
+def _domains(lines: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return schemata by resource and domain: `L3:0=ff;1=0f` has two. Masks lose their leading zeros."""
+    found = {}
+    for line in lines:
+        resource, _, domains = line.strip().partition(":")
+        for domain in filter(None, domains.split(";")):
+            number, _, value = domain.partition("=")
+            found[resource.strip(), number.strip()] = value.strip().lower().lstrip("0")
+    return found
+
+
+def open_to_join(directory: str) -> int:
+    """Return the file, the caller's to close, by writing 0 to which a process joins. Raises OSError."""
+    return os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def remove(directories: Iterable[str]) -> None:
+    """Remove groups; those that are gone are passed over. Raises OSError."""
+    for directory in directories:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            continue
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
