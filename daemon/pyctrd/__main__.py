@@ -1,6 +1,6 @@
 """pyctrd: the daemon.
 
-It starts the zygote before anything else: shims are forked from a small process without threads.
+It starts the zygote before it imports grpc: shims are forked from a process without threads.
 """
 
 import argparse
@@ -148,8 +148,7 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-    # A daemon that is being replaced loads grpc. It has a handler for forks, which never happen here, and logs of its
-    # own, which repeat ours.
+    # grpc has a handler for forks, which never happen here, and logs of its own, which repeat ours.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop

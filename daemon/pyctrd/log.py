@@ -62,7 +62,16 @@ def set_up(level: str, style: str) -> None:
     handler.setFormatter(_Formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    # At debug level grpc has a line for every call that says nothing.
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_news)
     set_level(level)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of grpc's says more than that a client left while it was being answered."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 def set_level(level: str) -> None:

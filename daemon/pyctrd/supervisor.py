@@ -7,8 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
 from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
@@ -22,10 +25,8 @@ from pyctrd.runtime.recovery import Recovered
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server import public_socket
 from pyctrd.server.notify import notify
+from pyctrd.server.passthrough import PassThrough
 from pyctrd.upgrade import Predecessor, Serving, Successor
-
-if TYPE_CHECKING:
-    from pyctrd.server.passthrough import PassThrough
 
 _STOP_GRACE: Final = 5.0  # seconds for calls under way when the daemon stops
 _REST_LIMIT: Final = 20.0  # seconds for threads that nobody waits for any more
@@ -54,7 +55,7 @@ class Change:
     successor: Successor
     outcome: "asyncio.Future[Serving]"
     requests: "set[asyncio.Task[Any] | None]"
-    calls: "PassThrough"
+    calls: PassThrough = field(default_factory=PassThrough)
 
 
 class Supervisor:
@@ -115,12 +116,10 @@ class Supervisor:
             raise FailedPrecondition("upgrade: one is under way")
         self._upgrading = True
         try:
-            # It brings grpc along, which takes a tenth of a second to load and is needed for nothing else.
-            passthrough = await self._parts.bulk.run(importlib.import_module, "pyctrd.server.passthrough")
             # A signal may stop us meanwhile: then this call is cancelled, and the program ended.
             successor = await Successor.spawn(self._command)
             outcome = asyncio.get_running_loop().create_future()
-            self._change = Change(successor, outcome, {asyncio.current_task()}, passthrough.PassThrough())
+            self._change = Change(successor, outcome, {asyncio.current_task()})
             self._stop.set()
             return await asyncio.shield(outcome)
         finally:
@@ -168,6 +167,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.set_exception_handler(_unhandled)
         await self._parts.listener.start()
         self._parts.exchange.open()
         if self._predecessor is not None:
@@ -265,6 +265,12 @@ class Supervisor:
                 async with asyncio.timeout(_LOOK_PAUSE):
                     await self._stop.wait()
                     return
+
+
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody waited for, but for what grpc says of clients that left while it was answering them."""
+    if not isinstance(context.get("exception"), cygrpc.ExecuteBatchError):
+        loop.default_exception_handler(context)
 
 
 def _version() -> str:

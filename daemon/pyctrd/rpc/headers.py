@@ -1,27 +1,13 @@
 """What travels beside a request."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
+
+from grpc.aio import ServicerContext
 
 from pyctr_wire.errors import FailedPrecondition
 from pyctrd.core.identifiers import validate_namespace
 
-
-class Context(Protocol):
-    """The call that is served."""
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """Return the headers."""
-
-    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]], /) -> None:
-        """Send the response's headers, before its first message."""
-
-    async def read(self) -> Any:
-        """Return the next message of a client that streams, None when it has said all."""
-
-    async def write(self, message: Any, /) -> None:
-        """Send a message of a response that is a stream."""
-
+Context: TypeAlias = "ServicerContext[Any, Any]"
 
 NAMESPACE: Final = "containerd-namespace"
 LEASE: Final = "containerd-lease"
@@ -45,7 +31,7 @@ def lease_of(context: Context) -> str:
 
 def _header(context: Context, key: str) -> str:
     """Return the first value of a header, "" if there is none."""
-    for name, value in context.invocation_metadata():
+    for name, value in context.invocation_metadata() or ():
         if name == key:
             return value if isinstance(value, str) else value.decode()
     return ""

@@ -1,21 +1,28 @@
-"""From a method's name to its handler, and from our exceptions to those that become a status.
+"""From a method's name to its handler, and from our exceptions to a status.
 
-There is one table of all methods, and a servicer's method is wrapped once, when it is registered.
+grpc.aio asks each generic handler in turn, and runs each interceptor as a coroutine of its own: with
+twenty services that is more work than the calls themselves. So there is one table of all methods,
+and a servicer's method is wrapped once, when it is registered.
 """
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Set
-from contextlib import suppress
-from typing import Any, Final, Protocol, TypeAlias
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc.aio import ServicerContext
 
-from pyctr_wire.errors import ApiError, Internal, ResourceExhausted, Unavailable, Unimplemented, UnknownError, error_for
+from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable, UnknownError
 from pyctrd.log import Logger
-from pyctrd.server.http2.call import Call, Handler
+
+# A status message travels in a header, and peers refuse header lists of more than 8 KiB or so.
+_MAX_MESSAGE_CHARACTERS: Final = 4096
+
+_STATUS: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 _EXHAUSTED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
@@ -30,14 +37,14 @@ _PARKED: Final = frozenset(
     }
 )
 
-_PATIENCE: Final = 1.0  # seconds until somebody hears that there is no such method who does not say what he wants
 _REPLACED: Final = "the daemon is being replaced; try again"
 
 _log = Logger("pyctrd.server")
 
-Behaviour: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
-HandlerFor: TypeAlias = Callable[[str], Handler]
-PassOn: TypeAlias = Callable[[str, bytes, Call], Awaitable[bytes]]
+Context: TypeAlias = "ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Any], Any]
+PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
 
 class Servicer(Protocol):
@@ -47,7 +54,13 @@ class Servicer(Protocol):
     def SERVICE(self) -> ServiceDescriptor: ...
 
 
-class Dispatch:
+if TYPE_CHECKING:  # the class is generic only in its stubs
+    _GenericHandler = grpc.GenericRpcHandler[Any, Any]
+else:
+    _GenericHandler = grpc.GenericRpcHandler
+
+
+class Dispatch(_GenericHandler):
     """The table of methods."""
 
     def __init__(self) -> None:
@@ -55,7 +68,7 @@ class Dispatch:
         self._methods: dict[str, Handler] = {}
         self._expected: Set[str] = frozenset()
         self._load: Callable[[], None] | None = None
-        self._divert: HandlerFor | None = None
+        self._divert: Callable[[grpc.HandlerCallDetails], Handler] | None = None
         self._calls = _Calls()
         self._parked: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -72,22 +85,28 @@ class Dispatch:
             if behaviour is not None:
                 self.register(
                     f"/{servicer.SERVICE.full_name}/{method.name}",
-                    Handler(
-                        behaviour,
-                        method.client_streaming,
-                        method.server_streaming,
-                        _deserializer(GetMessageClass(method.input_type)),
-                        GetMessageClass(method.output_type).SerializeToString,
-                    ),
+                    _KINDS[method.client_streaming, method.server_streaming],
+                    behaviour,
+                    GetMessageClass(method.input_type).FromString,
+                    GetMessageClass(method.output_type).SerializeToString,
                 )
 
-    def register(self, method: str, handler: Handler) -> None:
-        """Serve `method`, a name with slashes."""
-        behaviour = handler.behaviour
+    def register(
+        self,
+        method: str,
+        kind: Callable[..., Handler],
+        behaviour: Behaviour,
+        deserialize: Callable[[bytes], Any],
+        serialize: Callable[[Any], bytes],
+    ) -> None:
+        """Serve `method`, a name with slashes, by `behaviour`; `kind` makes a handler of it."""
         if method in _PARKED:
-            behaviour = self._parking(method, behaviour, unary=not handler.server_streams)
-        self._methods[method] = handler._replace(
-            behaviour=_guard(method, behaviour, self._calls), serialize=_passing_bytes(handler.serialize)
+            behaviour = self._parking(method, behaviour, unary=kind is grpc.unary_unary_rpc_method_handler)
+        guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
+        self._methods[method] = kind(
+            guard(method, behaviour, self._calls),
+            request_deserializer=deserialize,
+            response_serializer=_passing_bytes(serialize),
         )
 
     def services(self) -> set[str]:
@@ -105,17 +124,17 @@ class Dispatch:
         if load is not None:
             load()
 
-    def handler_for(self, method: str) -> Handler:
-        """Return the handler of a call, whatever its method."""
+    def service(self, details: grpc.HandlerCallDetails) -> Handler:
+        """Return the handler of a call. grpc asks this for every one."""
         if self._divert is not None:
-            return self._divert(method)
-        handler = self._methods.get(method)
+            return self._divert(details)
+        handler = self._methods.get(details.method)
         if handler is None and self._load is not None:
             self.complete()
-            handler = self._methods.get(method)
-        return handler or self._unknown(method)
+            handler = self._methods.get(details.method)
+        return handler or self._unknown(details.method)
 
-    def divert(self, handler_for: HandlerFor | None) -> None:
+    def divert(self, handler_for: Callable[[grpc.HandlerCallDetails], Handler] | None) -> None:
         """Let `handler_for` choose the handler of every call that arrives from now on; None: our own again."""
         self._divert = handler_for
 
@@ -124,7 +143,6 @@ class Dispatch:
 
         What has not ended after `seconds` is cancelled, and its client told to try again.
         """
-        await asyncio.sleep(0)  # what has been accepted in this turn of the loop begins
         running = self._calls.running - self._parked - besides
         if running:
             _, late = await asyncio.wait(running, timeout=seconds)
@@ -146,23 +164,19 @@ class Dispatch:
         known = service in self.services()
         text = f"unknown method {name} for service {service}" if known else f"unknown service {service}"
 
-        async def refuse(requests: object, call: Call) -> None:
-            # grpc's asynchronous client takes an answer that comes before it has asked for a failure of its own.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE):
-                    await call.read()
-            raise error_for(Unimplemented.code, text)  # in the words that clients know
+        async def refuse(requests: object, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
-        return Handler(refuse, client_streams=True, server_streams=True, deserialize=bytes, serialize=bytes)
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _parking(self, method: str, behaviour: Behaviour, *, unary: bool) -> Behaviour:
-        async def call(request: Any, context: Call) -> Any:
+        async def call(request: Any, context: Context) -> Any:
             task = asyncio.current_task()
             assert task is not None
             self._parked.add(task)
             try:
                 if not self._stopping:
-                    return await behaviour(request, context)
+                    return await behaviour(request, _Unbroken(context))
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
@@ -174,6 +188,35 @@ class Dispatch:
             raise Unavailable("the daemon is stopping")
 
         return call
+
+
+class _Unbroken:
+    """A context that carries on with what it is sending when the call is cancelled.
+
+    grpc has a status follow only what has been sent whole, and fails otherwise.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        await _to_its_end(self._context.send_initial_metadata(metadata))
+
+    async def write(self, message: Any) -> None:
+        await _to_its_end(self._context.write(message))
+
+
+async def _to_its_end(operation: Awaitable[None]) -> None:
+    """Wait for `operation`, also when the waiting is cancelled."""
+    task = asyncio.ensure_future(operation)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class _Calls:
@@ -209,41 +252,64 @@ class _Calls:
         self._cut_off -= tasks
 
 
-def _deserializer(kind: type[Message]) -> Callable[[bytes], Message]:
-    def deserialize(data: bytes) -> Message:
-        try:
-            return kind.FromString(data)
-        except DecodeError as error:
-            raise Internal(f"the request is no {kind.DESCRIPTOR.full_name}") from error
-
-    return deserialize
+# By whether the client and whether the server streams.
+_KINDS: Final[Mapping[tuple[bool, bool], Callable[..., Handler]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 def _passing_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     return lambda response: response if type(response) is bytes else serialize(response)
 
 
-def _guard(method: str, behaviour: Behaviour, calls: _Calls) -> Behaviour:
-    """Return a behaviour that raises nothing but what clients get to know, bugs aside."""
-
-    async def call(request: Any, context: Call) -> Any:
+def _guard(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:
         task = calls.begin()
         try:
             return await behaviour(request, context)
-        except OSError as error:
-            raise _answer(method, error) from error
+        except (ApiError, OSError) as error:
+            await _abort(context, _answer(method, error))
         except asyncio.CancelledError:
             if not calls.was_cut_off(task):
                 raise
-            raise Unavailable(_REPLACED) from None
+            await _abort(context, Unavailable(_REPLACED))
         finally:
             calls.end(task)
 
     return call
 
 
-def _answer(method: str, error: OSError) -> ApiError:
-    """Return what the client gets to know of something that the system refused: where it is used up, that says all."""
+def _guard_generator(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        task = calls.begin()
+        try:
+            async for response in behaviour(request, context):
+                yield response
+        except (ApiError, OSError) as error:
+            await _abort(context, _answer(method, error))
+        except asyncio.CancelledError:
+            if not calls.was_cut_off(task):
+                raise
+            await _abort(context, Unavailable(_REPLACED))
+        finally:
+            calls.end(task)
+
+    return call
+
+
+async def _abort(context: Context, error: ApiError) -> None:
+    """End the call with the status that stands for `error`."""
+    await context.abort(_STATUS[error.code], str(error)[:_MAX_MESSAGE_CHARACTERS])
+
+
+def _answer(method: str, error: ApiError | OSError) -> ApiError:
+    """Return what the client gets to know. Every exception that does not come here is a bug: grpc logs its trace."""
+    if isinstance(error, ApiError):
+        return error
+    # The system refused something, and the client gets the text. Where something is used up, that says it all.
     if error.errno in _EXHAUSTED:
         _log.error("call.failed", method=method, error=str(error))
         return ResourceExhausted(f"{method}: {error}")

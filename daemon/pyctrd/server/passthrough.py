@@ -5,13 +5,17 @@ not fail. Calls wait here until the successor serves.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeAlias
 
+import grpc
 import grpc.aio
+from grpc.aio import ServicerContext
 
-from pyctr_wire.errors import ApiError, error_for
-from pyctrd.server.http2.call import MAX_MESSAGE_BYTES, Call, Handler
+from pyctrd.server.listener import MAX_MESSAGE_BYTES
+
+Context: TypeAlias = "ServicerContext[Any, Any]"
 
 # What grpc sets for itself on each hop.
 _HOP: Final = frozenset({"user-agent", "te", "content-type", "host"})
@@ -37,48 +41,47 @@ class PassThrough:
         if self._channel.done():
             await self._channel.result().close(None)
 
-    def handler_for(self, method: str) -> Handler:
+    def handler_for(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
         """Return the handler that forwards a call; on the wire all kinds of calls are streams of messages."""
+        method = details.method
 
-        async def relay(requests: Any, call: Call) -> None:
-            await self._relay(method, call)
+        async def relay(requests: AsyncIterator[bytes], context: Context) -> None:
+            await self._relay(method, requests, context)
 
-        return Handler(relay, client_streams=True, server_streams=True, deserialize=bytes, serialize=bytes)
+        return grpc.stream_stream_rpc_method_handler(relay)
 
-    async def unary(self, method: str, request: bytes, call: Call) -> bytes:
+    async def unary(self, method: str, request: bytes, context: Context) -> bytes:
         """Forward one unary call that had been decoded already."""
         channel = await self._channel
-        passed = channel.unary_unary(method, None, None)
-        answer = passed(request, metadata=_passed_on(call), timeout=call.time_remaining())
+        call = channel.unary_unary(method, None, None)
+        answer = call(request, metadata=_passed_on(context), timeout=context.time_remaining())
         try:
             response: bytes = await answer
         except grpc.aio.AioRpcError as error:
-            raise _as_ended(error) from error
+            await _abort(context, error)
         return response
 
-    async def _relay(self, method: str, call: Call) -> None:
+    async def _relay(self, method: str, requests: AsyncIterator[bytes], context: Context) -> None:
         channel = await self._channel
-        passed = channel.stream_stream(method, None, None)(
-            call, metadata=_passed_on(call), timeout=call.time_remaining()
+        call = channel.stream_stream(method, None, None)(
+            requests, metadata=_passed_on(context), timeout=context.time_remaining()
         )
         try:
-            await call.send_initial_metadata(await passed.initial_metadata())
-            async for response in passed:
-                await call.write(response)
+            await context.send_initial_metadata(await call.initial_metadata())
+            async for response in call:
+                await context.write(response)
+            if await call.code() is not grpc.StatusCode.OK:
+                await context.abort(await call.code(), await call.details())
         except grpc.aio.AioRpcError as error:
-            raise _as_ended(error) from error
-        code = await passed.code()
-        if code is not grpc.StatusCode.OK:
-            raise error_for(code.value[0], await passed.details())
+            await _abort(context, error)
 
 
-def _as_ended(error: grpc.aio.AioRpcError) -> ApiError:
-    """Return the error with which the successor ended a call."""
-    return error_for(error.code().value[0], error.details() or "")
+async def _abort(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
+    """End the call as the successor ended it."""
+    await context.abort(error.code(), error.details() or "")
 
 
-def _passed_on(call: Call) -> list[tuple[str, str | bytes]]:
+def _passed_on(context: Context) -> list[tuple[str, str | bytes]]:
     """Return the caller's metadata without what belongs to its connection to us."""
-    return [
-        (key, value) for key, value in call.invocation_metadata() if key not in _HOP and not key.startswith("grpc-")
-    ]
+    pairs = context.invocation_metadata() or ()
+    return [(key, value) for key, value in pairs if key not in _HOP and not key.startswith((":", "grpc-"))]

@@ -4,7 +4,7 @@
     <state>/pyctrd.sock.<pid>    what the listener of process <pid> has bound
 
 A listener binds a path of its own and is then shown at the public one by rename, which replaces
-whatever was there, and unlinks its own when it stops.
+whatever was there. grpcio unlinks the path that it bound when it stops, and nothing else.
 """
 
 import contextlib

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound
 from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 from pyctrd.server.dispatch import Dispatch
-from pyctrd.server.http2.call import Handler
 from pyctrd.server.listener import Listener
 
 Call = Any
@@ -47,6 +45,10 @@ class Servicer:
         await context.write("one")
         raise NotFound("the second")
 
+    async def Generate(self, request: str, context: Call) -> AsyncIterator[str]:
+        yield "one"
+        raise NotFound("the second")
+
     async def Park(self, request: str, context: Call) -> None:
         self.sending.set()
         try:
@@ -64,11 +66,11 @@ async def servicer() -> Servicer:
 @pytest.fixture
 async def dispatch(servicer: Servicer) -> Dispatch:
     dispatch = Dispatch()
-    handler = partial(Handler, client_streams=False, deserialize=bytes.decode, serialize=str.encode)
-    for name in ("Echo", "Encoded", "Fail"):
-        dispatch.register(f"/test.Test/{name}", handler(getattr(servicer, name), server_streams=False))
-    dispatch.register("/test.Test/Write", handler(servicer.Write, server_streams=True))
-    dispatch.register("/containerd.services.events.v1.Events/Subscribe", handler(servicer.Park, server_streams=True))
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+    for name, kind in (("Echo", unary), ("Encoded", unary), ("Fail", unary), ("Write", stream), ("Generate", stream)):
+        dispatch.register(f"/test.Test/{name}", kind, getattr(servicer, name), bytes.decode, str.encode)
+    subscribe = "/containerd.services.events.v1.Events/Subscribe"
+    dispatch.register(subscribe, stream, servicer.Park, bytes.decode, str.encode)
     return dispatch
 
 
@@ -113,8 +115,9 @@ async def test_an_error_becomes_its_status(
     assert (raised.value.code(), raised.value.details()) == (code, details)
 
 
-async def test_a_stream_may_fail_after_its_first_message(channel: grpc.aio.Channel) -> None:
-    stream = channel.unary_stream("/test.Test/Write")(b"", timeout=30)
+@pytest.mark.parametrize("method", ["Write", "Generate"])
+async def test_a_stream_may_fail_after_its_first_message(channel: grpc.aio.Channel, method: str) -> None:
+    stream = channel.unary_stream(f"/test.Test/{method}")(b"", timeout=30)
 
     assert await stream.read() == b"one"
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -167,7 +170,7 @@ async def test_every_call_can_be_diverted(channel: grpc.aio.Channel, dispatch: D
     async def relay(request: bytes, context: Call) -> bytes:
         return b"relayed " + request
 
-    handler = Handler(relay, client_streams=False, server_streams=False, deserialize=bytes, serialize=bytes)
+    handler = grpc.unary_unary_rpc_method_handler(relay)
     dispatch.divert(lambda _: handler)
 
     assert await _unary(channel, "Echo", "hello") == b"relayed hello"

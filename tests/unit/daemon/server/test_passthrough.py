@@ -11,7 +11,6 @@ import pytest
 
 from pyctr_wire.errors import NotFound
 from pyctrd.server.dispatch import Dispatch
-from pyctrd.server.http2.call import Handler
 from pyctrd.server.listener import Listener
 from pyctrd.server.passthrough import PassThrough
 
@@ -47,12 +46,12 @@ async def serve(dispatch: Dispatch, path: Path) -> Listener:
 async def passthrough(tmp_path: Path) -> AsyncIterator[PassThrough]:
     """Two servers: calls to `old` go to `new` once it is open."""
     new, old = Dispatch(), Dispatch()
-    for name, behaviour, client_streams, server_streams in (
-        ("One", unary, False, False),
-        ("Many", many, False, True),
-        ("Both", both, True, True),
+    for name, kind, behaviour in (
+        ("One", grpc.unary_unary_rpc_method_handler, unary),
+        ("Many", grpc.unary_stream_rpc_method_handler, many),
+        ("Both", grpc.stream_stream_rpc_method_handler, both),
     ):
-        new.register(f"/t.T/{name}", Handler(behaviour, client_streams, server_streams, bytes.decode, str.encode))
+        new.register(f"/t.T/{name}", kind, behaviour, bytes.decode, str.encode)
     passing = PassThrough()
     old.divert(passing.handler_for)
     listeners = [await serve(new, tmp_path / "new"), await serve(old, tmp_path / "old")]

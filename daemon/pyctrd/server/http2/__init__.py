@@ -1,1 +1,0 @@
-"""gRPC over HTTP/2 on the event loop, as far as a server on a local socket needs it."""
