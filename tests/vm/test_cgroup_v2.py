@@ -281,3 +281,46 @@ def test_a_container_sees_its_own_cgroup(containers: Containers, own_namespace: 
     first, *others = (containers.rootfs / "tmp/seen").read_text().splitlines()
     assert first == ("0::/" if own_namespace else f"0::/{containers.group}/looking")
     assert others
+
+
+def test_what_runs_into_more_than_a_limit(containers: Containers) -> None:
+    pid = run(
+        containers, "varied", "sleep", "1000",
+        cpu={"quota": 50_000, "period": 100_000, "burst": 10_000, "idle": 1},
+        hugepageLimits=[{"pageSize": "2MB", "limit": 4 * MIB}],
+        memory={"limit": 64 * MIB, "useHierarchy": True},
+    )  # fmt: skip
+    request = tasks_pb2.UpdateTaskRequest(container_id="varied")
+    request.resources.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+    assert (limit(pid, "cpu.idle"), limit(pid, "cpu.max.burst")) == ("1", "10000")
+    assert {limit(pid, f"hugetlb.2MB.{name}") for name in ("max", "rsvd.max")} == {str(4 * MIB)}
+
+    request.resources.value = json.dumps({"cpu": {"idle": 0, "burst": 0}}).encode()
+    containers.tasks("Update", request)
+    assert (limit(pid, "cpu.idle"), limit(pid, "cpu.max.burst")) == ("0", "0")
+
+    request.resources.value = json.dumps({"memory": {"limit": 4096, "checkBeforeUpdate": True}}).encode()
+    with pytest.raises(grpc.RpcError, match=r"linux\.resources\.memory\.limit: 4096 is less than what is in use"):
+        containers.tasks("Update", request)
+    assert limit(pid, "memory.max") == str(64 * MIB)
+
+
+def test_a_cgroup_that_its_container_may_write_to_is_its_users(containers: Containers) -> None:
+    spec = containers.spec("owner", "sleep", "1000")
+    maps = [{"containerID": 0, "hostID": 100_000, "size": 65536}]
+    linux = spec["linux"] | {
+        "namespaces": [*spec["linux"]["namespaces"], {"type": "cgroup"}, {"type": "user"}],
+        "uidMappings": maps,
+        "gidMappings": maps,
+    }
+    mounts = [*spec["mounts"], {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}]
+    (containers.rootfs / "sys/fs/cgroup").mkdir(parents=True, exist_ok=True)
+    containers.define("owner", "sleep", "1000", linux=linux, mounts=mounts)
+    containers.create("owner")
+    directory = cgroup(containers.start("owner"))
+
+    owned = {path.name for path in [directory, *directory.iterdir()] if path.stat().st_uid == 100_000}
+
+    assert {"owner", "cgroup.procs", "cgroup.subtree_control"} <= owned
+    assert "memory.max" not in owned

@@ -86,9 +86,13 @@ def _print(document: Any) -> None:
 
 def start(options: argparse.Namespace) -> int:
     """Execute a created container's program."""
-    with existing(options) as (directory, record, _):
+    with existing(options) as (directory, record, container):
         detached.start(directory)
-        runtime.run_hooks("poststart", record, Status.RUNNING)
+        try:
+            runtime.run_hooks("poststart", record, Status.RUNNING)
+        except OciError:
+            container.kill(signal.SIGKILL)
+            raise
     return 0
 
 

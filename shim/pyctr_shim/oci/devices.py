@@ -32,6 +32,8 @@ def open_host_nodes(devices: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """
     paths = {f"/dev/{name}": f"/dev/{name}" for name, _, _ in _NODES}
     for device in devices:
+        if device["type"] == "p":
+            continue  # that one is no device, and anybody may make it
         # The host's node of that kind and number, wherever the container wants it.
         folder = "block" if device["type"] == "b" else "char"
         paths[device["path"]] = f"/dev/{folder}/{device.get('major', 0)}:{device.get('minor', 0)}"
@@ -56,7 +58,8 @@ def populate(root_fd: int, devices: Iterable[Mapping[str, Any]], host_nodes: Map
         else:
             for name, major, minor in _NODES:
                 _make_node(dev_fd, name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-            for device in devices:
+        for device in devices:
+            if not host_nodes or device["type"] == "p":
                 _make_device(root_fd, device)
         _make_links(dev_fd)
     finally:

@@ -95,6 +95,14 @@ def test_a_user_namespace(lab: Lab, network: str | None) -> None:
     assert (options["bundle"] / "rootfs/made").stat().st_uid == 100_000
 
 
+def test_a_pipe_among_the_devices_of_a_user_namespace(lab: Lab) -> None:
+    """It is made, unlike a device, which is the host's."""
+    spec = lab.spec("stat", "-c", "%a %u %F", "/dev/pipe")
+    spec["linux"]["devices"] = [{"path": "/dev/pipe", "type": "p", "fileMode": 0o640, "uid": 5}]
+
+    assert lab.run(spec, **in_user_namespace(lab, spec)).output == "640 5 fifo\n"
+
+
 def test_exec_into_a_user_namespace(lab: Lab) -> None:
     spec = lab.spec("sleep", "1000")
     container = lab.running(spec, **in_user_namespace(lab, spec))
