@@ -18,7 +18,7 @@ NS = "default"
 
 
 class ScriptedRows:
-    """Containers in a dictionary; `pauses` hold up lists, each after it has looked, and `meanwhile` a get, once."""
+    """Containers in a dictionary; `pauses` hold up lists, each after its first look, and `meanwhile` a get, once."""
 
     def __init__(self) -> None:
         self.containers: dict[str, Container] = {}
@@ -28,6 +28,8 @@ class ScriptedRows:
 
     def get(self, ns: str, id: str) -> Container:
         found = self.containers.get(id)
+        if threading.current_thread() is not threading.main_thread():  # a list that reads what has changed
+            self._pause()
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             meanwhile()
