@@ -47,9 +47,9 @@ def set_parent_death_signal(number: int) -> None:
     check(libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
-def set_child_subreaper() -> None:
-    """Become the parent of descendants whose own parents end."""
-    check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
+def set_child_subreaper(*, on: bool = True) -> None:
+    """Become the parent of descendants whose own parents end from now on, or not any more."""
+    check(libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def set_no_new_privs() -> None:

@@ -1,4 +1,4 @@
-"""The subcommands of `pyctr-oci` that look at or change a container that exists."""
+"""The subcommands of `pyctr-oci` that change a container that exists, and what all of them share."""
 
 import argparse
 import contextlib
@@ -8,19 +8,13 @@ import select
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
-
-from google.protobuf.message import Message
 
 from pyctr_shim.oci import detached, runtime, state
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
-from pyctr_wire.containerd.cgroups.v1 import metrics_pb2 as v1
-from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 
 _END_SECONDS: Final = 10.0
 
@@ -29,6 +23,8 @@ LIMIT_OPTIONS: Final[tuple[tuple[str, tuple[str, str], type], ...]] = (
     ("memory", ("memory", "limit"), int),
     ("memory-reservation", ("memory", "reservation"), int),
     ("memory-swap", ("memory", "swap"), int),
+    ("kernel-memory", ("memory", "kernel"), int),
+    ("kernel-memory-tcp", ("memory", "kernelTCP"), int),
     ("cpu-period", ("cpu", "period"), int),
     ("cpu-quota", ("cpu", "quota"), int),
     ("cpu-burst", ("cpu", "burst"), int),
@@ -43,19 +39,11 @@ LIMIT_OPTIONS: Final[tuple[tuple[str, tuple[str, str], type], ...]] = (
 )
 
 
-def version_text() -> str:
-    """Return what --version prints; the second line is what callers parse."""
-    from importlib import metadata  # slower than most commands, and for this one only
-
-    version = metadata.version("pyctr")
-    return f"pyctr-oci version {version}\nspec: {state.OCI_VERSION}"
-
-
 def directory_of(options: argparse.Namespace) -> str:
     """Return where a container's state lies. Raises OciError for an id that is no file name."""
     name: str = options.id
     if not name or name in {".", ".."} or not all(char.isalnum() or char in "_+-." for char in name):
-        raise OciError(f"invalid container id format: {name!r}")
+        raise OciError(f"invalid container ID format: {name!r}")
     return os.path.join(options.root, name)
 
 
@@ -67,7 +55,7 @@ def existing(options: argparse.Namespace) -> Iterator[tuple[str, State, Containe
         record = state.read(directory)
         container = runtime.load(directory)
     except FileNotFoundError:
-        raise OciError(f"container {options.id!r} does not exist") from None
+        raise OciError("container does not exist") from None
     try:
         yield directory, record, container
     finally:
@@ -80,13 +68,14 @@ def status_of(directory: str, record: State, container: Container) -> Status:
     return detached.status(directory, record, paused=container.cgroup.is_paused())
 
 
-def _print(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
-
-
 def start(options: argparse.Namespace) -> int:
     """Execute a created container's program."""
     with existing(options) as (directory, record, container):
+        status = status_of(directory, record, container)
+        if status in {Status.RUNNING, Status.PAUSED}:
+            raise OciError("cannot start an already running container")
+        if status is Status.STOPPED:
+            raise OciError("cannot start a container that has stopped")
         detached.start(directory)
         try:
             runtime.run_hooks("poststart", record, Status.RUNNING)
@@ -100,13 +89,20 @@ def kill(options: argparse.Namespace) -> int:
     """Signal init, or all processes."""
     number = _signal_number(options.signal)
     with existing(options) as (_, record, container):
-        if options.all:
-            container.kill_all(number)
+        if options.all or (number == signal.SIGKILL and not container.own_pid_namespace):
+            _kill_all(container, number)
         elif container.pidfd < 0 or not record.is_alive():
             raise OciError("container not running")
         else:
             container.kill(number)
     return 0
+
+
+def _kill_all(container: Container, number: int) -> None:
+    """Signal init and the rest, which outlives it where its PID namespace is not the container's own."""
+    if container.pidfd < 0 and not container.pids():
+        raise OciError("container not running")
+    container.kill_all(number)
 
 
 def _signal_number(text: str) -> int:
@@ -116,7 +112,7 @@ def _signal_number(text: str) -> int:
     try:
         return signal.Signals[name]
     except KeyError:
-        raise OciError(f"unknown signal {text!r}") from None
+        raise OciError(f'unknown signal "{text}"') from None
 
 
 def delete(options: argparse.Namespace) -> int:
@@ -151,7 +147,7 @@ def pause(options: argparse.Namespace) -> int:
     with existing(options) as (directory, record, container):
         status = status_of(directory, record, container)
         if status not in {Status.RUNNING, Status.CREATED}:
-            raise OciError(f"container not running: it is {status.value}")
+            raise OciError("container not running")
         container.pause()
     return 0
 
@@ -166,132 +162,50 @@ def resume(options: argparse.Namespace) -> int:
 
 
 def update(options: argparse.Namespace) -> int:
-    """Change limits to those of a document and of the options, which win."""
+    """Change limits to those of a document, if one is given, or else of the options."""
+    for option in ("l3_cache_schema", "mem_bw_schema"):
+        if getattr(options, option):
+            raise OciError(f"--{option.replace('_', '-')}: Intel RDT of a container that exists cannot be changed")
     resources: dict[str, Any] = {}
-    if options.resources == "-":
-        resources = json.load(sys.stdin)
-    elif options.resources:
-        with open(options.resources) as file:
-            resources = json.load(file)
-    for option, (section, field), _ in LIMIT_OPTIONS:
-        value = getattr(options, option.replace("-", "_"))
-        if value is not None:
-            resources.setdefault(section, {})[field] = value
-    with existing(options) as (_, _, container):
+    if options.resources:
+        resources = read_json(options.resources)
+    else:
+        for option, (section, field), _ in LIMIT_OPTIONS:
+            value = getattr(options, option.replace("-", "_"))
+            if value is not None:
+                resources.setdefault(section, {})[field] = value
+    with existing(options) as (_, record, container):
+        if not record.is_alive():
+            raise OciError("container not running")
         container.update(json.dumps(resources).encode())
     return 0
 
 
-def state_(options: argparse.Namespace) -> int:
-    """Print the state document of the specification, with runc's additions."""
-    with existing(options) as (directory, record, container):
-        _print(_report(record, status_of(directory, record, container)))
-    return 0
-
-
-def _report(record: State, status: Status) -> dict[str, Any]:
-    document = json.loads(record.document(status))
-    created = datetime.fromtimestamp(record.created_ns / 1e9, UTC)
-    return {**document, "rootfs": os.path.join(record.bundle, "rootfs"), "created": created.isoformat(), "owner": ""}
-
-
-def list_(options: argparse.Namespace) -> int:
-    """List the containers below --root."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(options.root)):
-            with contextlib.suppress(OciError), existing(argparse.Namespace(root=options.root, id=name)) as item:
-                found.append(_report(item[1], status_of(*item)))
-    if options.quiet:
-        sys.stdout.write("".join(f"{item['id']}\n" for item in found))
-    elif options.format == "json":
-        sys.stdout.write(json.dumps(found) + "\n")
-    else:
-        rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
-        rows += [
-            tuple(str(item[key]) for key in ("id", "pid", "status", "bundle", "created", "owner")) for item in found
-        ]
-        _print_table(rows)
-    return 0
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
-
-
-def ps(options: argparse.Namespace) -> int:
-    """Print a container's processes: their ids, or ps(1)'s lines about them."""
-    with existing(options) as (_, _, container):
-        pids = container.pids()
-    if options.format == "json":
-        sys.stdout.write(json.dumps(pids) + "\n")
-        return 0
-    import subprocess
-
-    output = subprocess.run(["ps", *(options.ps_options or ["-ef"])], capture_output=True, text=True, check=True).stdout
-    header, *lines = output.splitlines()
-    column = header.split().index("PID")
-    wanted = {str(pid) for pid in pids}
-    chosen = [line for line in lines if line.split()[column] in wanted]
-    sys.stdout.write("\n".join([header, *chosen]) + "\n")
-    return 0
-
-
-def events(options: argparse.Namespace) -> int:
-    """Print counters, once or at an interval until the container ends."""
-    with existing(options) as (_, record, container):
-        while True:
-            if not record.is_alive():
-                raise OciError("container not running")
-            line = {"type": "stats", "id": options.id, "data": _counters(*container.stats())}
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
-            if options.stats:
-                return 0
-            time.sleep(options.interval)
-
-
-def _counters(type_url: str, value: bytes) -> dict[str, Any]:
-    """Return the counters under the names of the message that carries them."""
-    message = v1.Metrics() if type_url.endswith("v1.Metrics") else v2.Metrics()
-    message.ParseFromString(value)
-    return _plain(message)
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """Return a message's fields that are set as what JSON has."""
-    found: dict[str, Any] = {}
-    for field, value in message.ListFields():
-        if field.is_repeated:
-            found[field.name] = [_plain(item) if isinstance(item, Message) else item for item in value]
-        else:
-            found[field.name] = _plain(value) if isinstance(value, Message) else value
-    return found
-
-
-def features_(_options: argparse.Namespace) -> int:
-    """Print the features document."""
-    from pyctr_shim.oci import features
-
-    _print(features.document())
-    return 0
-
-
-def spec(options: argparse.Namespace) -> int:
-    """Write a default config.json into a bundle. Raises OciError if one is there."""
-    from pyctr_wire.oci import default_spec
-
-    path = os.path.join(options.bundle, "config.json")
-    document = default_spec.default_spec()
-    document["process"]["args"] = ["sh"]
-    document["process"]["terminal"] = True
-    document["root"] = {"path": "rootfs", "readonly": True}
+def read_json(path: str) -> dict[str, Any]:
+    """Return the document in a file, "-" for stdin. Raises OciError if it is no JSON object."""
     try:
-        with open(path, "x") as file:
-            json.dump(document, file, indent=2)
-            file.write("\n")
-    except FileExistsError:
-        raise OciError(f"{path} exists already") from None
-    return 0
+        if path == "-":
+            document = json.load(sys.stdin)
+        else:
+            with open(path) as file:
+                document = json.load(file)
+    except ValueError as error:
+        raise OciError(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise OciError(f"{path}: not a JSON object")
+    return document
+
+
+def checkpoint(options: argparse.Namespace) -> int:
+    """Refuse, after what would be wrong anyhow."""
+    with existing(options) as (_, record, _container):
+        if not record.is_alive():
+            raise OciError("container not running")
+    raise OciError("checkpoint: this runtime cannot drive CRIU yet; the container goes on unharmed")
+
+
+def restore(options: argparse.Namespace) -> int:
+    """Refuse, after what would be wrong anyhow."""
+    if os.path.exists(directory_of(options)):
+        raise OciError("container with given ID already exists")
+    raise OciError("restore: this runtime cannot drive CRIU yet; nothing was made")

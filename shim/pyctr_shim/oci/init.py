@@ -218,6 +218,7 @@ def _read(request: Request, channel: Channel, made: Premade | None) -> _Build | 
         own_pid_namespace=bool(plan.new & Clone.NEWPID),
         annotations=spec.get("annotations") or {},
         hooks={kind: list_ for kind, list_ in (spec.get("hooks") or {}).items() if list_},
+        rootfs=os.path.normpath(os.path.join(request.bundle, spec["root"]["path"])),
     )
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
@@ -476,7 +477,7 @@ def _pivot(build: _Build) -> None:
     if build.request.no_pivot_root:
         rootfs.move(build.root_fd)
     else:
-        rootfs.pivot(build.root_fd)
+        rootfs.pivot(build.root_fd, rootfs.propagation_flag(build.linux.get("rootfsPropagation") or ""))
     os.close(build.root_fd)
     os.close(build.proc_fd)
 

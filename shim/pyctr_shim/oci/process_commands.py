@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from pyctr_shim.oci import commands, runtime, validate
+from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
 from pyctr_shim.oci.state import Status
@@ -32,7 +33,7 @@ def create(options: argparse.Namespace) -> int:
     """Create a container that `start` will run."""
     container, directory = _create(options)
     with _undone_on_error(container, directory):
-        _hand_over(options, container.pid, container.console_fd)
+        _hand_over(options, container.pid, container.pidfd, container.console_fd)
     return 0
 
 
@@ -40,11 +41,11 @@ def run(options: argparse.Namespace) -> int:
     """Create and start a container; unless detached, wait for its end and return its exit status."""
     set_child_subreaper()  # a stager's child is ours to wait for
     container, directory = _create(options)
+    if options.no_subreaper:
+        set_child_subreaper(on=False)
     relays = container.console_fd is not None and not options.console_socket
     with _undone_on_error(container, directory):
-        if relays and options.detach:
-            raise OciError("cannot allocate tty if runc will detach without setting console socket")
-        _hand_over(options, container.pid, None if relays else container.console_fd)
+        _hand_over(options, container.pid, container.pidfd, None if relays else container.console_fd)
         if not options.detach:
             _pass_signals_on(container.pidfd)  # before anybody can know that it runs
         commands.start(options)
@@ -62,12 +63,13 @@ def _create(options: argparse.Namespace) -> tuple[Container, str]:
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:
-        raise OciError(f"container with given ID already exists: {options.id}") from None
+        raise OciError("container with given ID already exists") from None
     try:
         bundle = os.path.abspath(options.bundle)
         choices = CreateOptions(
             no_pivot_root=options.no_pivot,
             no_new_keyring=options.no_new_keyring,
+            systemd_cgroup=options.systemd_cgroup,
             preserve_fds=options.preserve_fds,
             state_directory=directory,
             detached=True,
@@ -78,10 +80,18 @@ def _create(options: argparse.Namespace) -> tuple[Container, str]:
         raise
     for note in container.notes:
         sys.stderr.write(f"pyctr-oci: {note}\n")
-    if container.console_fd is not None and not options.console_socket and options.command is create:
-        with _undone_on_error(container, directory):
-            raise OciError("cannot allocate tty if runc will detach without setting console socket")
+    with _undone_on_error(container, directory):
+        detaches = options.command is create or options.detach
+        _check_console(options, detaches=detaches, terminal=container.console_fd is not None)
     return container, directory
+
+
+def _check_console(options: argparse.Namespace, *, detaches: bool, terminal: bool) -> None:
+    """Raise OciError if a terminal has nowhere to go, or nothing is to go to the socket for it."""
+    if terminal and detaches and not options.console_socket:
+        raise OciError("cannot allocate tty if runc will detach without setting console socket")
+    if options.console_socket and not (terminal and detaches):
+        raise OciError("cannot use console socket if runc will not detach or allocate tty")
 
 
 @contextlib.contextmanager
@@ -96,11 +106,13 @@ def _undone_on_error(container: Container, directory: str) -> Iterator[None]:
         raise
 
 
-def _hand_over(options: argparse.Namespace, pid: int, console_fd: int | None) -> None:
-    """Give the caller the terminal, then the pid: who reads the pid may count on the rest."""
+def _hand_over(options: argparse.Namespace, pid: int, process_fd: int, console_fd: int | None) -> None:
+    """Give the caller terminal and pidfd, then the pid: who reads the pid may count on the rest."""
     if console_fd is not None:
-        _send_console(options.console_socket, console_fd)
+        _send_fd(options.console_socket, console_fd, b"/dev/ptmx")  # as containerd's console library expects it
         os.close(console_fd)
+    if options.pidfd_socket:
+        _send_fd(options.pidfd_socket, process_fd, b"pidfd")
     if options.pid_file:
         temporary = os.path.join(os.path.dirname(options.pid_file), f".{os.path.basename(options.pid_file)}")
         with open(temporary, "w") as file:
@@ -108,12 +120,14 @@ def _hand_over(options: argparse.Namespace, pid: int, console_fd: int | None) ->
         os.rename(temporary, options.pid_file)
 
 
-def _send_console(path: str, console_fd: int) -> None:
-    """Send a terminal's master side as containerd's console library expects it: one fd with a name."""
+def _send_fd(path: str, fd: int, name: bytes) -> None:
+    """Send one fd, and a name of it, to the unix socket at a path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.connect(path)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [console_fd]))]
-        client.sendmsg([b"/dev/ptmx"], rights)
+        try:
+            client.connect(path)
+        except OSError as error:
+            raise OciError(f"{path}: {error.strerror}", error.errno or 0) from None
+        client.sendmsg([name], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
 
 def exec_(options: argparse.Namespace) -> int:
@@ -121,27 +135,38 @@ def exec_(options: argparse.Namespace) -> int:
     set_child_subreaper()
     with commands.existing(options) as (directory, record, container):
         status = commands.status_of(directory, record, container)
-        if status is not Status.RUNNING:
-            raise OciError(f"cannot exec in a {status.value} container")
+        if status is Status.STOPPED:
+            raise OciError("cannot exec in a stopped container")
+        if status is Status.PAUSED and not options.ignore_paused:
+            raise OciError("cannot exec in a paused container (use --ignore-paused to override)")
         document = _process_document(options, record.bundle)
-        relays = bool(document.get("terminal")) and not options.console_socket
-        if relays and options.detach:
-            raise OciError("cannot allocate tty if runc will detach without setting console socket")
-        choices = ExecOptions(preserve_fds=options.preserve_fds)
+        terminal = bool(document.get("terminal"))
+        _check_console(options, detaches=options.detach or bool(options.console_socket), terminal=terminal)
+        relays = terminal and not options.console_socket
+        if options.cgroup:
+            container.cgroup = _sub_cgroup(container, options.cgroup)
+        choices = ExecOptions(preserve_fds=options.preserve_fds, ignore_paused=options.ignore_paused)
         joined = container.exec(json.dumps(document).encode(), _STDIO, choices)
-        _hand_over(options, joined.pid, None if relays else joined.console_fd)
+        _hand_over(options, joined.pid, joined.pidfd, None if relays else joined.console_fd)
         if options.detach:
             return 0
         _pass_signals_on(joined.pidfd)
         return _await(joined.pidfd, joined.console_fd if relays else None)
 
 
+def _sub_cgroup(container: Container, path: str) -> Cgroup:
+    """Return a cgroup below a container's own. Raises OciError for one controller's, and for a path that climbs."""
+    if ":" in path:
+        raise OciError(f"--cgroup: {path!r}: one path for all controllers is what is supported")
+    if ".." in path.split("/"):
+        raise OciError(f"--cgroup: {path!r} is not below the container's")
+    return cgroup_for(mounted(), os.path.normpath(f"{container.cgroup.path}/{path}"))
+
+
 def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any]:
     """Return the process to execute: a document of its own, or init's with what the options change."""
     if options.process:
-        with open(options.process) as file:
-            document: dict[str, Any] = json.load(file)
-        return document
+        return commands.read_json(options.process)
     document = dict(validate.load_spec(os.path.join(bundle, "config.json"))["process"])
     arguments = options.args[1:] if options.args[:1] == ["--"] else options.args
     if not arguments:
@@ -165,6 +190,8 @@ def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any
         document["capabilities"] = sets
     if options.no_new_privs:
         document["noNewPrivileges"] = True
+    if options.process_label:
+        document["selinuxLabel"] = options.process_label
     if options.apparmor:
         document["apparmorProfile"] = options.apparmor
     return document

@@ -118,8 +118,15 @@ def attach(tree_fd: int) -> None:
     os.close(slash_fd)
 
 
-def pivot(tree_fd: int) -> None:
-    """Make the tree this namespace's root and let go of the host's."""
+def pivot(tree_fd: int, propagation: int) -> None:
+    """Make the tree this namespace's root and let go of the host's.
+
+    pivot_root takes no root that is shared, so that one is a slave of its peers before it is shared again: the
+    host's later mounts arrive in it still, its own reach the processes and containers that share it from here.
+    """
+    shared = propagation == MountFlag.SHARED
+    if shared:
+        mount_setattr(tree_fd, propagation=MountFlag.SLAVE)
     old_fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchdir(tree_fd)
     pivot_root(".", ".")
@@ -129,6 +136,8 @@ def pivot(tree_fd: int) -> None:
     umount2(".", MNT_DETACH)
     os.close(old_fd)
     os.chdir("/")
+    if shared:
+        mount(None, "/", None, MountFlag.SHARED)
 
 
 def move(tree_fd: int) -> None:

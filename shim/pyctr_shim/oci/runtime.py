@@ -63,6 +63,7 @@ class ExecOptions:
     no_new_keyring: bool = False
     console_size: tuple[int, int] | None = None
     preserve_fds: int = 0
+    ignore_paused: bool = False  # the process then waits for `resume`, and so does the call
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Container:
         """
         if self.pidfd < 0:
             raise OciError("cannot exec in a stopped container")
-        if self.cgroup.is_paused():
+        if not options.ignore_paused and self.cgroup.is_paused():
             raise OciError("cannot exec in a paused container")
         request = self.exec_request(process, stdio, options)
         return _exec(request, self.state_directory)

@@ -57,6 +57,7 @@ class State:
     annotations: dict[str, str] = field(default_factory=dict)
     hooks: dict[str, Any] = field(default_factory=dict)
     linux: dict[str, Any] = field(default_factory=dict)
+    rootfs: str = ""
     version: int = VERSION
 
     def with_pid(self, pid: int) -> "State":

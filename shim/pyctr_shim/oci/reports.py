@@ -1,0 +1,162 @@
+"""The subcommands of `pyctr-oci` that only look: state, list, ps, events, features, spec."""
+
+import argparse
+import contextlib
+import json
+import os
+import pwd
+import select
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pyctr_shim.oci import counters, state
+from pyctr_shim.oci.commands import existing, status_of
+from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.state import State, Status
+
+_LIST_COLUMNS: Final = ("id", "pid", "status", "bundle", "created", "owner")
+_CELL: Final = 12  # of runc's tables, whose columns are cut by scripts
+_GAP: Final = 3
+
+
+def version_text() -> str:
+    """Return what --version prints; the second line is what callers parse."""
+    from importlib import metadata  # slower than most commands, and for this one only
+
+    version = metadata.version("pyctr")
+    return f"pyctr-oci version {version}\nspec: {state.OCI_VERSION}"
+
+
+def _print(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def state_(options: argparse.Namespace) -> int:
+    """Print the state document of the specification, with runc's additions."""
+    with existing(options) as (directory, record, container):
+        _print(_report(record, status_of(directory, record, container), directory))
+    return 0
+
+
+def _report(record: State, status: Status, directory: str) -> dict[str, Any]:
+    document = json.loads(record.document(status))
+    seconds, nanoseconds = divmod(record.created_ns, 1_000_000_000)
+    created = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"
+    rootfs = record.rootfs or os.path.join(record.bundle, "rootfs")
+    return {**document, "rootfs": rootfs, "created": created, "owner": _owner(directory)}
+
+
+def _owner(directory: str) -> str:
+    uid = os.stat(directory).st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def list_(options: argparse.Namespace) -> int:
+    """List the containers below --root."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(options.root)):
+            with contextlib.suppress(OciError), existing(argparse.Namespace(root=options.root, id=name)) as item:
+                found.append(_report(item[1], status_of(*item), item[0]))
+    if options.quiet:
+        sys.stdout.write("".join(f"{item['id']}\n" for item in found))
+    elif options.format == "json":
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        rows = [tuple(name.upper() for name in _LIST_COLUMNS)]
+        rows += [tuple(str(item[key]) for key in _LIST_COLUMNS) for item in found]
+        _print_table(rows)
+    return 0
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(_CELL, *(len(row[column]) + _GAP for row in rows)) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))
+        sys.stdout.write("".join(cells) + "\n")
+
+
+def ps(options: argparse.Namespace) -> int:
+    """Print a container's processes: their ids, or ps(1)'s lines about them."""
+    with existing(options) as (_, _, container):
+        pids = container.pids()
+    if options.format == "json":
+        sys.stdout.write(json.dumps(pids) + "\n")
+        return 0
+    import subprocess
+
+    output = subprocess.run(["ps", *(options.ps_options or ["-ef"])], capture_output=True, text=True, check=True).stdout
+    header, *lines = output.splitlines()
+    column = header.split().index("PID")
+    wanted = {str(pid) for pid in pids}
+    chosen = [line for line in lines if line.split()[column] in wanted]
+    sys.stdout.write("\n".join([header, *chosen]) + "\n")
+    return 0
+
+
+def events(options: argparse.Namespace) -> int:
+    """Print counters, once or at an interval until the container ends; then also each time memory ran out."""
+    with existing(options) as (_, record, container):
+        if not record.is_alive():
+            raise OciError(f"container with id {options.id} is not running")
+        killed = container.oom_kills()
+        while True:
+            _print_event("stats", options.id, data=counters.document(*container.stats()))
+            if options.stats:
+                return 0
+            ended = select.select([container.pidfd], [], [], options.interval)[0]
+            if (now := container.oom_kills()) > killed:
+                killed = now
+                _print_event("oom", options.id)
+            if ended:
+                return 0
+
+
+def _print_event(kind: str, id: str, **fields: Any) -> None:
+    sys.stdout.write(json.dumps({"type": kind, "id": id, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def features_(_options: argparse.Namespace) -> int:
+    """Print the features document."""
+    from pyctr_shim.oci import features
+
+    _print(features.document())
+    return 0
+
+
+def spec(options: argparse.Namespace) -> int:
+    """Write a default config.json into a bundle. Raises OciError if one is there."""
+    from pyctr_wire.oci import default_spec
+
+    document = default_spec.default_spec()
+    document["process"]["args"] = ["sh"]
+    document["process"]["terminal"] = True
+    document["root"] = {"path": "rootfs", "readonly": True}
+    if options.rootless:
+        _for_one_who_is_not_root(document)
+    try:
+        with open(os.path.join(options.bundle, "config.json"), "x") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+    except FileExistsError:
+        raise OciError("File config.json exists. Remove it first") from None
+    return 0
+
+
+def _for_one_who_is_not_root(document: dict[str, Any]) -> None:
+    """Have root be the caller: a user namespace with one id, the host's network and /sys, no limits."""
+    linux = document["linux"]
+    kept = [item for item in linux["namespaces"] if item["type"] not in {"network", "user"}]
+    linux["namespaces"] = [*kept, {"type": "user"}]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+    linux.pop("resources", None)
+    for mount in document["mounts"]:
+        mount["options"] = [option for option in mount["options"] if not option.startswith(("gid=", "uid="))]
+        if mount["destination"] == "/sys":  # a new one would need the network namespace to be ours
+            mount.update(type="none", source="/sys", options=["rbind", "nosuid", "noexec", "nodev", "ro"])
