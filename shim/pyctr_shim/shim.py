@@ -195,7 +195,7 @@ def _reduce_socket(connection: socket.socket) -> tuple[Callable[[int], socket.so
     return _socket_of, (connection.fileno(),)
 
 
-# For a successor with the same descriptors, a socket is its number; all sockets of a shim are non-blocking.
+# For a successor with the same descriptors, a socket is its number; all sockets of a shim's loop are non-blocking.
 copyreg.pickle(socket.socket, _reduce_socket)
 
 

@@ -22,7 +22,7 @@ import fcntl
 import json
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -68,6 +68,10 @@ class Channel:
     def of(cls, fd: int) -> "Channel":
         """Return the end whose fd this is, which is owned from now on."""
         return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def __reduce__(self) -> tuple[Callable[[int], "Channel"], tuple[int]]:
+        """Pickle it for a process with the same descriptors, which waits on it as this one does."""
+        return Channel.of, (self.fileno(),)
 
     def detach(self) -> int:
         """Give the fd away and return it; this object is of no use any more."""

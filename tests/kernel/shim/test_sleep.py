@@ -181,3 +181,17 @@ def test_neither_survives_the_other(shims: Host, victim: str) -> None:
         cgroup.rmdir()
     for name in ("socket", "attach"):
         os.unlink(container.request[name])
+
+
+def test_a_container_that_waits_for_its_start_is_started(shims: Host) -> None:
+    container = shims.create(
+        "waiting", "sh", "-c", "echo started; exit 7", stdio={"stdout": f"json-file://{shims.root}/waiting.log"}
+    )
+    client = container.attach(stdout=True)
+    client.hello()
+    fall_asleep(container)
+    container.start()
+    assert container.wait() == 7
+    assert (2, b"started\n") in client.rest()
+    client.close()
+    container.end()
