@@ -22,16 +22,28 @@ class CapabilitySets:
     permitted: int
     inheritable: int
     ambient: int
+    lacking: int  # asked for, and not to be had
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell whoever asked for capabilities that are not to be had."""
+        if not self.lacking:
+            return []
+        names = ", ".join(kernel.NAMES[number] for number in _numbers(self.lacking))
+        return [f"process.capabilities: {names} not granted: the runtime does not have them"]
 
 
 def parse(capabilities: Mapping[str, Any], available: int) -> CapabilitySets:
     """Turn names into masks; without any the process gets none.
 
-    A known capability that the runtime lacks itself (`available`) is left out, as in runc: the
+    A known capability that the runtime lacks itself (`available`) is left out, as in runc, and noted: the
     process could not have it. Raises OciError for a name that no kernel has.
     """
-    masks = {name: _mask(name, capabilities.get(name) or ()) & available for name in _SETS}
-    return CapabilitySets(**masks)
+    asked = {name: _mask(name, capabilities.get(name) or ()) for name in _SETS}
+    lacking = 0
+    for mask in asked.values():
+        lacking |= mask & ~available
+    return CapabilitySets(**{name: mask & available for name, mask in asked.items()}, lacking=lacking)
 
 
 def _mask(name: str, names: Iterable[str]) -> int:

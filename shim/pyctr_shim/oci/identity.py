@@ -28,6 +28,7 @@ class Identity:
         sets = capabilities.parse(process.get("capabilities") or {}, bounding_now & permitted_now)
         no_new_privileges = bool(process.get("noNewPrivileges"))
         keeps_permitted = filter_ is not None and not no_new_privileges
+        self.notes = sets.notes
         self._notifies = filter_ is not None and filter_.notifies
         self._limits = process.get("rlimits") or ()
         self._directory: str = process["cwd"]

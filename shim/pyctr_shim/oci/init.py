@@ -494,6 +494,7 @@ def _become_user(build: _Build) -> None:
         user.give_stdio(uid)
     own = capabilities.own() if build.plan.has(Clone.NEWUSER) else capabilities.inherited()
     ready = identity.Identity(process, build.filter, *own)
+    build.notes += ready.notes
     ready.assume()
     env = user.environment(process)
     user.add_home(env, uid)

@@ -181,6 +181,18 @@ def _rlimits(value: Any) -> None:
     _each_once(value)
 
 
+def _device(value: Any) -> None:
+    _DEVICE(value)
+    if value["type"] != "p" and (value.get("major") is None or value.get("minor") is None):
+        raise Wrong("needs major and minor")
+
+
+def _some_names(value: Any) -> None:
+    _NAMES(value)
+    if not value:
+        raise Wrong("must not be empty")
+
+
 def _device_name(value: Any) -> None:
     text(value)
     if value in {".", ".."} or not 0 < len(os.fsencode(value)) < _INTERFACE_BYTES or set(value) & set("/: \t\n"):
@@ -320,7 +332,7 @@ _SECCOMP = an_object(
     syscalls=a_list(
         an_object(
             ("names", "action"),
-            names=_NAMES,
+            names=_some_names,
             action=text,
             errnoRet=between(0, 4095),
             args=a_list(
@@ -330,6 +342,17 @@ _SECCOMP = an_object(
     ),
 )
 
+_DEVICE = an_object(
+    ("type", "path"),
+    type=one_of("c", "b", "u", "p"),
+    path=absolute,
+    major=_DEVICE_NUMBER,
+    minor=_DEVICE_NUMBER,
+    fileMode=between(0, 0o177777),
+    uid=an_id,
+    gid=an_id,
+)
+
 _LINUX = an_object(
     uidMappings=_MAPS,
     gidMappings=_MAPS,
@@ -337,18 +360,7 @@ _LINUX = an_object(
     resources=_RESOURCES,
     cgroupsPath=text,
     namespaces=a_list(an_object(("type",), type=one_of(*NAMESPACE_KINDS), path=text)),
-    devices=a_list(
-        an_object(
-            ("type", "path"),
-            type=one_of("c", "b", "u", "p"),
-            path=absolute,
-            major=_DEVICE_NUMBER,
-            minor=_DEVICE_NUMBER,
-            fileMode=between(0, 0o177777),
-            uid=an_id,
-            gid=an_id,
-        )
-    ),
+    devices=a_list(_device),
     netDevices=a_map(an_object(name=_device_name)),
     seccomp=_SECCOMP,
     rootfsPropagation=one_of(

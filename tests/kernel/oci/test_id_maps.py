@@ -7,8 +7,19 @@ from typing import Any
 
 import pytest
 
+from pyctr_shim.oci import namespaces
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.mount import MNT_DETACH, mount, umount2
+from pyctr_sys.mount import (
+    AT_FDCWD,
+    MNT_DETACH,
+    OPEN_TREE_CLONE,
+    Attr,
+    MountFlag,
+    mount,
+    mount_setattr,
+    open_tree,
+    umount2,
+)
 from support.oci_bundle import Lab, Spec
 
 pytestmark = pytest.mark.root
@@ -18,17 +29,24 @@ IDS = [{"containerID": 0, "hostID": 1000, "size": 10}]
 
 @pytest.fixture
 def data(lab: Lab) -> Iterator[Path]:
-    """A directory with a file of 3:4 and another file system below it."""
-    directory = lab.base / "data"
-    directory.mkdir()
-    mount("tmpfs", str(directory), "tmpfs", 0)
-    (directory / "inner").mkdir()
-    mount("tmpfs", str(directory / "inner"), "tmpfs", 0)
+    """A directory with a file of 3:4 and another mount below it."""
+    tree_fd = open_tree(AT_FDCWD, str(lab.base), OPEN_TREE_CLONE)
+    namespace_fd = namespaces.with_maps(IDS, IDS)
+    try:
+        mount_setattr(tree_fd, attr_set=Attr.IDMAP, idmap_fd=namespace_fd)
+    except OSError as error:
+        pytest.skip(f"the file system of {lab.base} cannot be id-mapped: {error.strerror}")
+    finally:
+        os.close(namespace_fd)
+        os.close(tree_fd)
+    directory, other = lab.base / "data", lab.base / "other"
+    (directory / "inner").mkdir(parents=True)
+    other.mkdir()
+    mount(str(other), str(directory / "inner"), None, MountFlag.BIND)
     (directory / "file").touch()
     os.chown(directory / "file", 3, 4)
     yield directory
     umount2(str(directory / "inner"), MNT_DETACH)
-    umount2(str(directory), MNT_DETACH)
 
 
 def mapped(lab: Lab, source: Path, *options: str, script: str = SHOW, maps: list[dict[str, int]] | None = None) -> Spec:

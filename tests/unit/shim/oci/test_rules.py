@@ -246,6 +246,7 @@ def test_capabilities_are_cut_to_what_there_is() -> None:
     sets = capabilities.parse({"bounding": ["CAP_CHOWN", "CAP_SYS_ADMIN"], "effective": ["CAP_CHOWN"]}, available=1)
 
     assert (sets.bounding, sets.effective, sets.permitted, sets.ambient) == (1, 1, 0, 0)
+    assert sets.notes == ["process.capabilities: CAP_SYS_ADMIN not granted: the runtime does not have them"]
     with pytest.raises(OciError, match=r"process\.capabilities\.ambient: unknown capability 'chown'"):
         capabilities.parse({"ambient": ["chown"]}, available=1)
 

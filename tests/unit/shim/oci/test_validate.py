@@ -70,6 +70,8 @@ def test_unknown_properties_are_ignored() -> None:
         ("linux.namespaces", [{"type": "galaxy"}]),
         ("linux.devices", [{"type": "c", "path": "dev/x"}]),
         ("linux.devices", [{"type": "x", "path": "/dev/x"}]),
+        ("linux.devices", [{"type": "c", "path": "/dev/x", "major": 1}]),
+        ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_LOG"}]}),
         ("linux.rootfsPropagation", "everywhere"),
         ("linux.maskedPaths", ["relative"]),
         ("linux.resources.memory", {"swappiness": 101}),
