@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import termios
 import time
@@ -35,10 +36,15 @@ class TerminalSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hang up."""
+        """Hang up, and end a program that goes on nevertheless."""
         os.close(self._fd)
-        if not self._ended:
-            os.waitpid(self._pid, 0)
+        if self._ended:
+            return
+        process_fd = os.pidfd_open(self._pid)
+        if not select.select([process_fd], [], [], DEADLINE)[0]:
+            os.kill(self._pid, signal.SIGKILL)
+        os.close(process_fd)
+        os.waitpid(self._pid, 0)
 
     def resize(self, size: tuple[int, int]) -> None:
         """Change the terminal's size (rows, columns)."""

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import detached, runtime, state
-from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci import detached, log, runtime, state
+from pyctr_shim.oci.errors import OciError, PoststopFailed
 from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
 
@@ -126,7 +126,10 @@ def delete(options: argparse.Namespace) -> int:
         if status not in {Status.STOPPED, Status.CREATED} and not options.force:
             raise OciError(f"cannot delete container {options.id} that is not stopped: {status.value}")
         end(container)
-        container.delete()
+        try:
+            container.delete()
+        except PoststopFailed as error:
+            log.warning(options, str(error))
         shutil.rmtree(directory)
     return 0
 

@@ -13,6 +13,10 @@ class OciError(Exception):
         self.errno = number
 
 
+class PoststopFailed(OciError):
+    """A container is deleted; one of its poststop hooks failed, which is no more than a warning."""
+
+
 def describe(error: OSError) -> str:
     """Return an OSError as one line: the call, its object and the reason, without Python's brackets."""
     text = error.strerror or str(error)

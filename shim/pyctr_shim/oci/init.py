@@ -310,6 +310,7 @@ def _enter_cgroup(build: _Build) -> None:
 def _open_sources(build: _Build) -> None:
     label = build.linux.get("mountLabel") or ""
     build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle, label, partial(_user_maps, build))
+    build.notes += mounts.without_effect(build.mounts)
     if build.plan.has(Clone.NEWUSER):
         build.host_nodes = devices.open_host_nodes(build.linux.get("devices") or ())
     build.proc_fd = lockdown.open_proc()

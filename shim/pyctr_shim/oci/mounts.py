@@ -81,8 +81,6 @@ def plan(
         tree_fd = -1
         mapped = bool(options.idmap or item.get("uidMappings"))
         if options.is_bind and not options.flags & MountFlag.REMOUNT:
-            if options.data:
-                raise OciError(f"mounts: {item['destination']}: bind mount option {options.data!r} is not supported")
             tree_fd = _open_source(os.path.join(bundle, source), options)
             if mapped:
                 _map_ids(tree_fd, item, options, user_namespace)
@@ -92,6 +90,15 @@ def plan(
             options = replace(options, data=lsm.with_context(options.data, label))
         planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd, label))
     return planned
+
+
+def without_effect(planned: Iterable[PlannedMount]) -> list[str]:
+    """Return a note for each bind mount with options of a file system, which is mounted already; mount(8) says so."""
+    return [
+        f"mounts: {item.destination}: {item.options.data!r} has no effect on a bind mount"
+        for item in planned
+        if item.tree_fd >= 0 and item.options.data
+    ]
 
 
 def _map_ids(tree_fd: int, item: Mapping[str, Any], options: MountOptions, user_namespace: Callable[[], int]) -> None:

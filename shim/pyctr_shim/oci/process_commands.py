@@ -10,13 +10,12 @@ import select
 import shutil
 import signal
 import socket
-import sys
 import termios
 import tty
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import commands, runtime, validate
+from pyctr_shim.oci import commands, log, runtime, validate
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     status = _await(container.pidfd, container.console_fd if relays else None)
     if not options.keep:
-        commands.delete(argparse.Namespace(root=options.root, id=options.id, force=True))
+        commands.delete(argparse.Namespace(**{**vars(options), "force": True}))
     return status
 
 
@@ -79,7 +78,7 @@ def _create(options: argparse.Namespace) -> tuple[Container, str]:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     for note in container.notes:
-        sys.stderr.write(f"pyctr-oci: {note}\n")
+        log.warning(options, note)
     with _undone_on_error(container, directory):
         detaches = options.command is create or options.detach
         _check_console(options, detaches=detaches, terminal=container.console_fd is not None)

@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 from pyctr_shim.oci import detached, forks, hooks, init, listener, net_devices, rdt, state, validate
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
-from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim.oci.errors import OciError, PoststopFailed, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
@@ -208,7 +208,7 @@ class Container:
         """Remove cgroup, mounts and state, and run the poststop hooks; init must have ended.
 
         May be repeated: what is gone already is passed over. Raises OciError if processes of the
-        container are still there, and for a poststop hook that fails, after everything is removed.
+        container are still there, and PoststopFailed, after everything is removed.
         """
         if self.channel is not None:
             self.channel.close()
@@ -458,7 +458,10 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
         unmount_all(record.host_mount)
     state.remove(state_directory)
     if record is not None:
-        run_hooks("poststop", record, Status.STOPPED)
+        try:
+            run_hooks("poststop", record, Status.STOPPED)
+        except OciError as error:
+            raise PoststopFailed(str(error), error.errno) from None
 
 
 def unmount_all(directory: str) -> None:

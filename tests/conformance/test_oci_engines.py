@@ -1,0 +1,272 @@
+"""Debian's podman, docker and containerd make containers with `pyctr-oci` as they would with runc."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from support.daemon_process import wait_until
+from support.engines import Client, make_root, private_ground
+from support.footprint import cgroup_value
+from support.terminal_session import TerminalSession
+
+pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(600)]  # engines on a loaded machine
+
+IMAGE: Final = "busybox:1"
+MEBIBYTE: Final = 1 << 20
+PODMAN_CONFIGURATION: Final = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+events_logger = "file"
+"""
+CONTAINERD_CONFIGURATION: Final = """
+version = 2
+root = "{base}/root"
+state = "{base}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{base}/c.sock"
+"""
+
+
+def installed(program: str, package: str) -> str:
+    found = shutil.which(program, path=f"/usr/bin:/usr/sbin:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{program} is not installed (Debian: {package})")
+    return found
+
+
+@contextmanager
+def podman() -> Iterator[Client]:
+    program = installed("podman", "podman")
+    installed("conmon", "conmon")
+    with private_ground() as ground:
+        base = ground.base
+        (base / "containers.conf").write_text(PODMAN_CONFIGURATION)
+        (base / "storage.conf").write_text(
+            f'[storage]\ndriver = "vfs"\nrunroot = "{base}/run"\ngraphroot = "{base}/graph"\n'
+        )
+        environment = {
+            "CONTAINERS_CONF": f"{base}/containers.conf",
+            "CONTAINERS_STORAGE_CONF": f"{base}/storage.conf",
+        }
+        words = [program, "--runtime", str(ground.runtime), "--root", f"{base}/graph", "--runroot", f"{base}/run"]
+        words += ["--tmpdir", f"{base}/tmp", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
+        client = Client(ground, words, environment)
+        import_image(client)
+        yield client
+        assert client("ps", "--all", "--quiet") == ""
+        client("rmi", "--all")
+
+
+@contextmanager
+def docker() -> Iterator[Client]:
+    daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
+    with private_ground() as ground:
+        base = ground.base
+        words = [daemon, "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
+        words += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}"]
+        words += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
+        words += ["--storage-driver", "vfs", "--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
+        words += ["--add-runtime", f"pyctr={ground.runtime}", "--default-runtime", "pyctr"]
+        client = Client(ground, [program, "--host", f"unix://{base}/d.sock"], {})
+        with running_daemon(client, words):
+            import_image(client)
+            yield client
+            assert client("ps", "--all", "--quiet") == ""
+        # dockerd leaves the mount of the network namespace that it had for containers with the host's.
+        for mount in ground.mounts():
+            assert mount == f"{base}/exec/netns/default"
+            subprocess.run(["umount", mount], check=True)
+        (states,) = (base / "exec").glob("runtime-*/moby")
+        assert os.listdir(states) == []
+
+
+@contextmanager
+def running_daemon(client: Client, words: list[str]) -> Iterator[None]:
+    with (client.ground.base / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: client.run("version").returncode == 0, "the daemon answers", deadline=120)
+            yield
+        finally:
+            process.terminate()
+
+
+def import_image(client: Client) -> None:
+    root, archive = make_root(client.ground.base / "image"), client.ground.base / "image.tar"
+    subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
+    client("import", str(archive), IMAGE)
+
+
+ENGINES: Final = {"podman": podman, "docker": docker}
+
+
+@pytest.fixture(scope="module", params=list(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """The command line of an engine that has one image, without a network of its own."""
+    with ENGINES[request.param]() as client:
+        yield client
+
+
+@pytest.fixture
+def name(engine: Client, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a container, which is removed if the test has not got that far."""
+    yield "c1"
+    engine.run("kill", "c1")  # at once: most that is left here ignores SIGTERM
+    engine.run("rm", "--force", "c1")
+
+
+def test_run_returns_what_the_program_says(engine: Client) -> None:
+    script = "echo out; echo err >&2; id -u; exit 7"
+
+    done = engine.run("run", "--rm", "--network", "none", "--user", "1000:1000", IMAGE, "sh", "-c", script)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n1000\n", "err\n", 7)
+
+
+def test_a_container_lives(engine: Client, name: str) -> None:
+    script = 'echo started; trap "exit 3" TERM; while :; do sleep 0.1; done'
+    limits = ("--memory", "64m", "--pids-limit", "50", "--cgroup-parent", f"/{engine.ground.cgroup}")
+    engine("run", "--detach", "--name", name, "--network", "host", *limits, IMAGE, "sh", "-c", script)
+    wait_until(lambda: engine("logs", name) == "started\n", "the log is there")
+
+    (facts,) = json.loads(engine("inspect", name))
+    assert facts["State"]["Status"] == "running"
+    pid = facts["State"]["Pid"]
+    assert cgroup_value(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(64 * MEBIBYTE)
+    assert cgroup_value(pid, "pids", "pids.max", "pids.max") == "50"
+
+    assert engine("exec", "--env", "A=b", name, "sh", "-c", "echo $A").strip() == "b"
+    assert engine.run("exec", name, "sh", "-c", "exit 9").returncode == 9
+    assert name in engine("stats", "--no-stream", "--format", "{{.Name}}", name)
+    assert "trap" in engine("top", name)
+
+    engine("pause", name)
+    assert status(engine, name) == "paused"
+    engine("unpause", name)
+    assert status(engine, name) == "running"
+
+    engine("stop", "--time", "60", name)
+    assert status(engine, name) == "exited"
+    assert json.loads(engine("inspect", name))[0]["State"]["ExitCode"] == 3
+    engine("start", name)
+    engine("kill", name)
+    assert engine("wait", name).strip() == "137"
+    engine("rm", name)
+
+
+def status(engine: Client, name: str) -> str:
+    found: str = json.loads(engine("inspect", name))[0]["State"]["Status"]
+    return found
+
+
+def expect_size(terminal: TerminalSession) -> None:
+    """Wait until a shell has the terminal's size: docker and ctr tell it when they have seen the program start."""
+    terminal.type("while [ \"$(stty size 2>&1)\" != '31 97' ]; do sleep 0.1; done; echo si'z'ed\r")
+    terminal.expect("sized\r")
+
+
+def test_a_terminal(engine: Client) -> None:
+    words = [*engine.words, "run", "--rm", "--interactive", "--tty", "--network", "none", IMAGE, "sh"]
+    with TerminalSession(words, engine.environment, (31, 97)) as terminal:
+        terminal.expect("# ")
+        terminal.type("tty\r")
+        terminal.expect("/dev/pts/0\r\n")
+        expect_size(terminal)
+        terminal.type("exit 5\r")
+
+        assert terminal.wait() == 5
+
+
+def test_exec_on_a_terminal(engine: Client, name: str) -> None:
+    engine("run", "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
+    words = [*engine.words, "exec", "--interactive", "--tty", name, "sh"]
+    with TerminalSession(words, engine.environment, (31, 97)) as terminal:
+        terminal.expect("# ")
+        terminal.type("echo $((6 * 7))\r")
+        terminal.expect("42\r\n")
+        terminal.type("exit 6\r")
+
+        assert terminal.wait() == 6
+
+
+def test_a_program_that_is_not_there(engine: Client, name: str) -> None:
+    done = engine.run("run", "--rm", "--network", "none", IMAGE, "nope")
+    assert done.returncode == 127
+    assert 'exec: "nope": executable file not found in $PATH' in done.stderr
+
+    engine("run", "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
+    done = engine.run("exec", name, "nope")
+    assert done.returncode in {126, 127}  # docker's; podman's
+    assert 'exec: "nope": executable file not found in $PATH' in done.stdout + done.stderr
+
+
+# -- containerd's own shim for runc
+
+
+@pytest.fixture(scope="module")
+def ctr() -> Iterator[Client]:
+    """ctr on a containerd whose shim for runc is told to call us."""
+    daemon, program = installed("containerd", "containerd"), installed("ctr", "containerd")
+    with private_ground() as ground:
+        base = ground.base
+        (base / "config.toml").write_text(CONTAINERD_CONFIGURATION.format(base=base))
+        client = Client(ground, [program, "--address", f"{base}/c.sock", "--namespace", ground.cgroup], {})
+        make_root(base / "image")
+        with running_daemon(client, [daemon, "--config", f"{base}/config.toml"]):
+            yield client
+            assert client("containers", "ls", "--quiet") == ""
+
+
+def rows(ctr: Client, *arguments: str) -> list[list[str]]:
+    """Return the words of a table that ctr prints, without its heading."""
+    return [line.split() for line in ctr(*arguments).splitlines()[1:]]
+
+
+def test_containerd_runs(ctr: Client) -> None:
+    words = ["run", "--runc-binary", str(ctr.ground.runtime), "--runc-root", str(ctr.ground.states)]
+    words += ["--rm", "--rootfs", str(ctr.ground.base / "image")]
+
+    done = ctr.run(*words, "c1", "/bin/sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 7)
+
+    command = [*ctr.words, *words[:-2], "--tty", *words[-2:], "c2", "/bin/sh"]
+    with TerminalSession(command, ctr.environment, (31, 97)) as terminal:
+        terminal.expect("# ")
+        expect_size(terminal)
+        terminal.type("exit 5\r")
+
+        assert terminal.wait() == 5
+
+
+def test_containerds_container_lives(ctr: Client) -> None:
+    script = 'trap "exit 3" TERM; while :; do sleep 0.1; done'
+    words = ["run", "--runc-binary", str(ctr.ground.runtime), "--runc-root", str(ctr.ground.states), "--detach"]
+    words += ["--memory-limit", str(64 * MEBIBYTE), "--rootfs", str(ctr.ground.base / "image")]
+    ctr(*words, "c1", "/bin/sh", "-c", script)
+    assert os.listdir(ctr.ground.states / ctr.ground.cgroup) == ["c1"]
+
+    assert ctr("tasks", "exec", "--exec-id", "e1", "c1", "/bin/echo", "in exec") == "in exec\n"
+    assert ctr.run("tasks", "exec", "--exec-id", "e2", "c1", "/bin/sh", "-c", "exit 9").returncode == 9
+    missing = ctr.run("tasks", "exec", "--exec-id", "e3", "c1", "nope")
+    assert 'exec: "nope": executable file not found in $PATH' in missing.stderr
+    assert ["memory.limit_in_bytes", str(64 * MEBIBYTE)] in rows(ctr, "tasks", "metrics", "c1")
+    assert len(rows(ctr, "tasks", "ps", "c1")) in {1, 2}  # the shell, and mostly sleep
+
+    ctr("tasks", "pause", "c1")
+    assert rows(ctr, "tasks", "ls")[0][2] == "PAUSED"
+    ctr("tasks", "resume", "c1")
+    assert rows(ctr, "tasks", "ls")[0][2] == "RUNNING"
+    assert "checkpoint: this runtime cannot drive CRIU yet" in ctr.run("tasks", "checkpoint", "c1").stderr
+
+    ctr("tasks", "kill", "--signal", "SIGTERM", "c1")
+    wait_until(lambda: rows(ctr, "tasks", "ls")[0][2] == "STOPPED", "the task has ended")
+    assert "exit code 3" in ctr.run("tasks", "rm", "c1").stderr
+    ctr("containers", "rm", "c1")
+    assert os.listdir(ctr.ground.states / ctr.ground.cgroup) == []
