@@ -3,6 +3,7 @@
 import array
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pyctr_shim.oci.cgroups import mounted
 from support.oci_bundle import Lab, eventually, read_all
 
 pytestmark = pytest.mark.root
@@ -217,3 +219,165 @@ def test_features_and_spec(lab: Lab, oci: Command) -> None:
     assert json.loads((lab.base / "config.json").read_text())["process"]["args"] == ["sh"]
     assert "File config.json exists. Remove it first" in oci("spec", "--bundle", str(lab.base)).stderr
     assert oci("--version").stdout.startswith("pyctr-oci version ")
+
+
+def test_list_and_state_are_as_runc_prints_them(lab: Lab, oci: Command) -> None:
+    spec = lab.spec("sleep", "1000")
+    spec["root"]["path"] = "./rootfs/"
+    bundle = lab.bundle(spec)
+    oci("create", "--bundle", str(bundle), "c1", **detached())
+
+    state = json.loads(oci("state", "c1").stdout)
+    (listed,) = json.loads(oci("list", "--format", "json").stdout)
+    heading, row = oci("list").stdout.splitlines()
+
+    assert state == listed
+    assert (state["rootfs"], state["owner"], state["status"]) == (f"{bundle}/rootfs", "root", "created")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", state["created"])
+    assert heading.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert row.split() == ["c1", str(state["pid"]), "created", str(bundle), state["created"], "root"]
+    assert row.index("created") == heading.index("STATUS")
+
+
+def test_events_are_as_runc_prints_them(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "events", "--interval", "50ms", "c1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        events = [json.loads(process.stdout.readline()) for _ in range(2)]
+        oci("kill", "c1", "9")
+
+        assert process.wait(60) == 0
+        process.stdout.read()
+
+    assert [(event["type"], event["id"]) for event in events] == [("stats", "c1")] * 2
+    data = events[0]["data"]
+    assert data["cpu"]["usage"]["total"] > 0
+    assert {"limit", "usage", "max", "failcnt"} == data["memory"]["usage"].keys()
+    assert data["memory"]["raw"]
+    assert data["pids"]["current"] == 1
+    assert "is not running" in oci("events", "c1").stderr
+
+
+def test_who_starts_twice_is_told_so(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    assert oci("start", "c1").stderr == "pyctr-oci: cannot start an already running container\n"
+    assert oci("resume", "c1").stderr == "pyctr-oci: container not paused\n"
+    assert oci("checkpoint", "c1").stderr.startswith("pyctr-oci: checkpoint: this runtime cannot drive CRIU yet")
+    assert oci.status("c1") == "running"
+
+
+def test_exec_waits_for_a_paused_container_if_told_to(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+    oci("pause", "c1")
+    refused = oci("exec", "c1", "true")
+    assert refused.returncode == 255
+    assert "cannot exec in a paused container (use --ignore-paused to override)" in refused.stderr
+    assert oci("pause", "c1").stderr == "pyctr-oci: container not running\n"
+
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "exec", "--ignore-paused", "c1"]
+    with subprocess.Popen([*line, "echo", "at last"], stdout=subprocess.PIPE, text=True) as process:
+        eventually(lambda: len(json.loads(oci("ps", "--format", "json", "c1").stdout)) == 2)
+        oci("resume", "c1")
+
+        assert process.communicate(timeout=60)[0] == "at last\n"
+        assert process.returncode == 0
+
+
+def test_exec_in_a_cgroup_below(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+    (pid,) = json.loads(oci("ps", "--format", "json", "c1").stdout)
+    path = next(line.split(":")[2] for line in cgroups_of(pid) if ":pids:" in line or line.startswith("0::/pyctr"))
+    for directory in {*mounted().controllers.values(), mounted().unified} - {""}:
+        if os.path.isdir(directory + path):
+            os.makedirs(f"{directory}{path}/below")
+    for name in ("cpuset.cpus", "cpuset.mems"):  # version 1 has none in a new one
+        if cpuset := mounted().controllers.get("cpuset"):
+            Path(f"{cpuset}{path}/below/{name}").write_text(Path(f"{cpuset}{path}/{name}").read_text())
+
+    assert f"{path}/below\n" in oci("exec", "--cgroup", "below", "c1", "cat", "/proc/self/cgroup").stdout
+
+    assert "No such file or directory" in oci("exec", "--cgroup", "nowhere", "c1", "true").stderr
+    assert "is not below the container's" in oci("exec", "--cgroup", "../x", "c1", "true").stderr
+
+
+def cgroups_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+
+
+def test_a_pidfd_goes_to_its_socket(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    path = f"/tmp/pyctr-test-{os.getpid()}.pidfd"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        try:
+            oci("create", "--bundle", str(bundle), "--pidfd-socket", path, "c1", **detached())
+            connection, _ = server.accept()
+        finally:
+            os.unlink(path)
+    with connection:
+        _, ancillary, _, _ = connection.recvmsg(64, socket.CMSG_SPACE(4))
+    pidfd = array.array("i", ancillary[0][2])[0]
+
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    os.close(pidfd)
+    eventually(lambda: oci.status("c1") == "stopped")
+
+
+def test_a_poststop_hook_that_fails_is_a_warning(lab: Lab, oci: Command) -> None:
+    spec = lab.spec("true")
+    spec["hooks"] = {"poststop": [{"path": "/bin/false"}]}
+    bundle, log = lab.bundle(spec), lab.base / "log.json"
+
+    ended = oci("--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle), "c1")
+
+    assert ended.returncode == 0
+    assert "hooks.poststop[0] /bin/false" in ended.stderr
+    assert json.loads(log.read_text())["level"] == "warning"
+    assert os.listdir(lab.base / "state") == []
+
+
+def test_a_kill_reaches_all_where_init_is_not_the_first_of_its_namespace(lab: Lab, oci: Command) -> None:
+    spec = lab.spec("sh", "-c", "sleep 1000 & exec sleep 1000")
+    spec["linux"]["namespaces"] = [item for item in spec["linux"]["namespaces"] if item["type"] != "pid"]
+    bundle = lab.bundle(spec)
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+    eventually(lambda: len(json.loads(oci("ps", "--format", "json", "c1").stdout)) == 2)
+
+    assert oci("kill", "c1", "KILL").returncode == 0
+
+    eventually(lambda: json.loads(oci("ps", "--format", "json", "c1").stdout) == [])
+
+
+def test_limits_have_units(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    assert oci("update", "--memory", "64m", "--memory-swap", "-1", "c1").returncode == 0
+    assert json.loads(oci("events", "--stats", "c1").stdout)["data"]["memory"]["usage"]["limit"] == 64 << 20
+    document = subprocess.run(
+        [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "update", "--resources", "-", "c1"],
+        input='{"pids": {"limit": 55}}',
+        text=True,
+        check=False,
+    )
+    assert document.returncode == 0
+    assert json.loads(oci("events", "--stats", "c1").stdout)["data"]["pids"]["limit"] == 55
+
+
+def test_a_spec_for_one_who_is_not_root(lab: Lab, oci: Command) -> None:
+    assert oci("spec", "--rootless", "--bundle", str(lab.base)).returncode == 0
+
+    linux = json.loads((lab.base / "config.json").read_text())["linux"]
+    kinds = {item["type"] for item in linux["namespaces"]}
+    assert "user" in kinds
+    assert "network" not in kinds
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+    assert "resources" not in linux
