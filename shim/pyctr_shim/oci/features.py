@@ -40,6 +40,7 @@ def document() -> dict[str, Any]:
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },
+        "potentiallyUnsafeConfigAnnotations": [],  # no annotation changes what this runtime does
         "annotations": {"org.pyctr.oci.python": platform.python_version()},
     }
 

@@ -329,3 +329,24 @@ def test_the_containers_view_of_its_cgroups(lab: Lab, own_namespace: bool) -> No
     assert expected <= set(output.split())
     assert "\n1\n" in output or (mounted().is_v2 and not own_namespace)
     assert "Read-only file system" in output
+
+
+@pytest.mark.parametrize(
+    ("propagation", "sign"),
+    [("shared", "shared:"), ("rshared", "shared:"), ("private", "-"), ("unbindable", "unbindable")],
+)
+def test_the_roots_propagation(lab: Lab, propagation: str, sign: str) -> None:
+    spec = lab.spec("cat", "/proc/self/mountinfo")
+    spec["linux"]["rootfsPropagation"] = propagation
+
+    (root,) = [words for line in lab.run(spec).output.splitlines() if (words := line.split())[4] == "/"]
+
+    assert root[6].startswith(sign)
+
+
+def test_options_that_a_bind_mount_does_not_have_are_noted(lab: Lab) -> None:
+    spec = lab.spec("ls", "/mnt")
+    spec["mounts"].append({"destination": "/mnt", "source": "/etc", "options": ["bind", "ro", "mode=755"]})
+    container = lab.running(spec)
+
+    assert "mounts: /mnt: 'mode=755' has no effect on a bind mount" in container.notes
