@@ -8,14 +8,18 @@ import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 _OWN_MEMORY_KIB = 1400
+_RESOURCES: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +199,50 @@ def test_a_container_that_waits_for_its_start_is_started(shims: Host) -> None:
     assert (2, b"started\n") in client.rest()
     client.close()
     container.end()
+
+
+def test_every_call_is_answered_as_if_it_had_not_slept(shims: Host) -> None:
+    """One rest before each call, on a container with an exec that waits for its start and one with a terminal."""
+    script = "trap 'exit 5' TERM; while :; do read -t 1 x; done"
+    container = shims.create("calls", "sh", "-c", script, stdio={"stdin": shims.fifo("callsin")})
+
+    def call(method: str, request: Message) -> Any:
+        fall_asleep(container)
+        return container.client.call(method, request)
+
+    pid = call("Start", pb.StartRequest(id="calls")).pid
+    container.exec("late", "sh", "-c", "echo late; exit 4", stdout=f"json-file://{shims.root}/late.log")
+    container.exec("tty", "sh", terminal=True)
+    assert call("State", pb.StateRequest(id="calls", exec_id="late")).status == 1
+    tty = call("Start", pb.StartRequest(id="calls", exec_id="tty")).pid
+    call("ResizePty", pb.ResizePtyRequest(id="calls", exec_id="tty", width=90, height=30))
+    assert {info.pid for info in call("Pids", pb.PidsRequest(id="calls")).processes} >= {pid, tty}
+    limits = any_pb2.Any(type_url=_RESOURCES, value=json.dumps({"pids": {"limit": 55}}).encode())
+    call("Update", pb.UpdateTaskRequest(id="calls", resources=limits))
+    assert b"7" in call("Stats", pb.StatsRequest(id="calls")).stats.value  # pids.limit is 55, 0x37
+    call("Start", pb.StartRequest(id="calls", exec_id="late"))
+    assert call("Wait", pb.WaitRequest(id="calls", exec_id="late")).exit_status == 4
+    assert "late" in (shims.root / "late.log").read_text()
+    assert call("Delete", pb.DeleteRequest(id="calls", exec_id="late")).exit_status == 4
+    call("Kill", pb.KillRequest(id="calls", exec_id="tty", signal=9))
+    assert call("Delete", pb.DeleteRequest(id="calls", exec_id="tty")).exit_status == 137
+    assert call("Connect", pb.ConnectRequest(id="calls")).task_pid == pid
+    call("CloseIO", pb.CloseIORequest(id="calls", stdin=True))
+    call("Kill", pb.KillRequest(id="calls", signal=15, all=True))
+    assert call("Wait", pb.WaitRequest(id="calls")).exit_status == 5
+    assert call("Delete", pb.DeleteRequest(id="calls")).exit_status == 5
+    container.shut_down()
+
+
+def test_a_container_that_is_never_started_goes(shims: Host) -> None:
+    for end in ("kill", "delete"):
+        container = shims.create(end, "sleep", "1000")
+        pidfd = os.pidfd_open(container.pid)
+        fall_asleep(container)
+        if end == "kill":
+            container.kill()
+            fall_asleep(container)
+        container.delete()
+        assert select.select([pidfd], [], [], DEADLINE)[0]
+        os.close(pidfd)
+        container.shut_down()
