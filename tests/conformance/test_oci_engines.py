@@ -125,15 +125,15 @@ def name(engine: Client, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_run_returns_what_the_program_says(engine: Client) -> None:
     script = "echo out; echo err >&2; id -u; exit 7"
 
-    done = engine.run("run", "--rm", "--network", "none", "--user", "1000:1000", IMAGE, "sh", "-c", script)
+    done = engine.run(*running(engine), "--rm", "--network", "none", "--user", "1000:1000", IMAGE, "sh", "-c", script)
 
     assert (done.stdout, done.stderr, done.returncode) == ("out\n1000\n", "err\n", 7)
 
 
 def test_a_container_lives(engine: Client, name: str) -> None:
     script = 'echo started; trap "exit 3" TERM; while :; do sleep 0.1; done'
-    limits = ("--memory", "64m", "--pids-limit", "50", "--cgroup-parent", f"/{engine.ground.cgroup}")
-    engine("run", "--detach", "--name", name, "--network", "host", *limits, IMAGE, "sh", "-c", script)
+    limits = ("--memory", "64m", "--pids-limit", "50")
+    engine(*running(engine), "--detach", "--name", name, "--network", "host", *limits, IMAGE, "sh", "-c", script)
     wait_until(lambda: engine("logs", name) == "started\n", "the log is there")
 
     (facts,) = json.loads(engine("inspect", name))
@@ -161,6 +161,11 @@ def test_a_container_lives(engine: Client, name: str) -> None:
     engine("rm", name)
 
 
+def running(engine: Client) -> list[str]:
+    """Return the words that have the engine make a container, whose cgroup is the test's to look after."""
+    return ["run", "--cgroup-parent", f"/{engine.ground.cgroup}"]
+
+
 def status(engine: Client, name: str) -> str:
     found: str = json.loads(engine("inspect", name))[0]["State"]["Status"]
     return found
@@ -173,7 +178,7 @@ def expect_size(terminal: TerminalSession) -> None:
 
 
 def test_a_terminal(engine: Client) -> None:
-    words = [*engine.words, "run", "--rm", "--interactive", "--tty", "--network", "none", IMAGE, "sh"]
+    words = [*engine.words, *running(engine), "--rm", "--interactive", "--tty", "--network", "none", IMAGE, "sh"]
     with TerminalSession(words, engine.environment, (31, 97)) as terminal:
         terminal.expect("# ")
         terminal.type("tty\r")
@@ -185,7 +190,7 @@ def test_a_terminal(engine: Client) -> None:
 
 
 def test_exec_on_a_terminal(engine: Client, name: str) -> None:
-    engine("run", "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
+    engine(*running(engine), "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
     words = [*engine.words, "exec", "--interactive", "--tty", name, "sh"]
     with TerminalSession(words, engine.environment, (31, 97)) as terminal:
         terminal.expect("# ")
@@ -197,11 +202,11 @@ def test_exec_on_a_terminal(engine: Client, name: str) -> None:
 
 
 def test_a_program_that_is_not_there(engine: Client, name: str) -> None:
-    done = engine.run("run", "--rm", "--network", "none", IMAGE, "nope")
+    done = engine.run(*running(engine), "--rm", "--network", "none", IMAGE, "nope")
     assert done.returncode == 127
     assert 'exec: "nope": executable file not found in $PATH' in done.stderr
 
-    engine("run", "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
+    engine(*running(engine), "--detach", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
     done = engine.run("exec", name, "nope")
     assert done.returncode in {126, 127}  # docker's; podman's
     assert 'exec: "nope": executable file not found in $PATH' in done.stdout + done.stderr

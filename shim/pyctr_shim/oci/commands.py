@@ -54,7 +54,7 @@ def existing(options: argparse.Namespace) -> Iterator[tuple[str, State, Containe
     try:
         record = state.read(directory)
         container = runtime.load(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise OciError("container does not exist") from None
     try:
         yield directory, record, container

@@ -89,8 +89,10 @@ def ps(options: argparse.Namespace) -> int:
         return 0
     import subprocess
 
-    output = subprocess.run(["ps", *(options.ps_options or ["-ef"])], capture_output=True, text=True, check=True).stdout
-    header, *lines = output.splitlines()
+    done = subprocess.run(["ps", *(options.ps_options or ["-ef"])], capture_output=True, text=True, check=False)
+    header, *lines = done.stdout.splitlines() or [""]
+    if done.returncode != 0 or "PID" not in header.split():
+        raise OciError(f"ps: {done.stderr.strip() or 'no column PID in what it prints'}")
     column = header.split().index("PID")
     wanted = {str(pid) for pid in pids}
     chosen = [line for line in lines if line.split()[column] in wanted]

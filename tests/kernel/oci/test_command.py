@@ -4,6 +4,7 @@ import array
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -237,6 +238,26 @@ def test_list_and_state_are_as_runc_prints_them(lab: Lab, oci: Command) -> None:
     assert heading.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
     assert row.split() == ["c1", str(state["pid"]), "created", str(bundle), state["created"], "root"]
     assert row.index("created") == heading.index("STATUS")
+
+
+def test_what_is_no_container_is_not_listed(lab: Lab, oci: Command) -> None:
+    (lab.base / "state/empty").mkdir(parents=True)
+    (lab.base / "state/file").touch()
+
+    assert json.loads(oci("list", "--format", "json").stdout) == []
+    assert oci("list").stdout.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    shutil.rmtree(lab.base / "state")
+
+
+def test_ps_takes_options_of_ps(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+
+    heading, line = oci("ps", "c1", "-eo", "pid,args").stdout.splitlines()
+
+    assert (heading.split(), line.split()[1:]) == (["PID", "COMMAND"], ["sleep", "1000"])
+    assert oci("ps", "c1", "-eo", "args").stderr == "pyctr-oci: ps: no column PID in what it prints\n"
+    assert oci("ps", "c1", "--bogus").stderr.startswith("pyctr-oci: ps: error: ")
 
 
 def test_events_are_as_runc_prints_them(lab: Lab, oci: Command) -> None:
