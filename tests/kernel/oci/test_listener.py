@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -52,8 +53,11 @@ class Agent:
                 thread.start()
 
     def _answer(self, listener_fd: int) -> None:
+        poll = select.poll()
+        poll.register(listener_fd, select.POLLIN)
         with contextlib.suppress(OSError):  # ENOENT: the process has ended while it was asked about
-            while True:
+            # Without looking, receiving waits for ever on some kernels when nobody is left to be asked about.
+            while poll.poll()[0][1] == select.POLLIN:
                 notification = array.array("B", bytes(_NOTIFICATION_BYTES))
                 fcntl.ioctl(listener_fd, _RECEIVE, notification)
                 identity, _pid, _flags, number = struct.unpack_from("=QIIi", notification)
