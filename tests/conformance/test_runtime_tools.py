@@ -121,13 +121,14 @@ WRONG: Final = {
     "linux_mount_label": "wants SELinux with a policy",
     "linux_process_apparmor_profile": "wants AppArmor",
     "misc_props": "runs a program that it has not put into the container",
-    "pidfile": "kills a container that has ended, and takes the error for one of the pid file",
+    "pidfile": "kills a container that ends by itself; if that is over, it takes the error for one of the pid file",
     "poststart_fail": "wants poststart hooks to fail without consequence, as the specification had it before 1.3",
     "prestart": "wants prestart hooks after `start`, where the specification has had them in `create` since 1.1",
     "process_capabilities": "wants all capabilities to be the runtime's own",
     "process_rlimits": "is in Go, whose runtime raises the soft limit of open files before it is looked at",
     "start": "wants a container to be created without a process, which neither runtime does",
 }
+RACES: Final = {"pidfile"}  # a runtime may win
 DIFFERENT: Final = {
     "linux_ns_itype": (
         "mounts nothing into a mount namespace that is the host's",
@@ -248,5 +249,6 @@ def test_runtime_tools_are_content(program: str, judge: Judge) -> None:
     runc = shutil.which("runc")
     if runc is None:
         pytest.skip(f"the program {WRONG[program]}; runc is not here to fail, too")
-    assert judge(program, runc).complaints, f"runc passes, ours does not: {ours.complaints}"
-    pytest.skip(f"the program {WRONG[program]}; runc fails, too")
+    complaints_about_runc = judge(program, runc).complaints
+    assert complaints_about_runc or program in RACES, f"runc passes, ours does not: {ours.complaints}"
+    pytest.skip(f"the program {WRONG[program]}; runc {'fails, too' if complaints_about_runc else 'won this time'}")
