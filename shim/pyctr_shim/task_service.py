@@ -80,6 +80,7 @@ class TaskService:
                 ),
                 no_pivot_root=options.no_pivot_root,
                 no_new_keyring=options.no_new_keyring,
+                systemd_cgroup=options.systemd_cgroup,
             ),
             io_uid=options.io_uid,
             io_gid=options.io_gid,
@@ -235,8 +236,6 @@ def read_options(packed: any_pb2.Any) -> oci_pb2.Options:
         raise InvalidArgument(f"task options do not decode as {_OPTIONS}") from error
     if options.binary_name:
         raise Unimplemented(f"option binary_name={options.binary_name}: another OCI runtime than the embedded one")
-    if options.systemd_cgroup:
-        raise Unimplemented("option systemd_cgroup")
     if options.criu_image_path or options.criu_work_path:
         raise Unimplemented("option criu_image_path or criu_work_path")
     return options

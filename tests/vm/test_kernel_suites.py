@@ -14,8 +14,12 @@ CLONE = Path(__file__).parents[2]
 
 # Those in which the kernel or its cgroups matter; the others only take long on an emulated processor.
 @pytest.mark.parametrize(
-    "suite", ["ahead", "attacks", "cgroups", "containers", "exec_ways", "identity", "mounts", "namespaces"]
-)
+    "suite",
+    [
+        "ahead", "attacks", "cgroups", "containers", "exec_ways", "id_maps", "identity", "lasting", "listener",
+        "mounts", "namespaces", "net_devices", "systemd_scopes",
+    ],
+)  # fmt: skip
 def test_suite(suite: str) -> None:
     command = [
         sys.executable,

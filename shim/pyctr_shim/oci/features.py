@@ -24,7 +24,7 @@ def document() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(namespaces.KINDS),
             "capabilities": list(capabilities.NAMES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": _has_libseccomp(),
                 "actions": list(seccomp.ACTIONS),

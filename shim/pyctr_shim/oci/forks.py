@@ -145,6 +145,7 @@ def send_request(child: Child, request: init.Request) -> Child | None:
             no_new_keyring=request.no_new_keyring,
             console_size=request.console_size,
             seccomp_cache=request.seccomp_cache,
+            systemd_cgroup=request.systemd_cgroup,
         )
     except BrokenPipeError:
         ours.close()

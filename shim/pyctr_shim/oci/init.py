@@ -71,6 +71,7 @@ class Request:
     console_size: tuple[int, int] | None
     start_fd: int  # a listening socket that the start comes over, -1 for the channel itself
     seccomp_cache: str
+    systemd_cgroup: bool
     hierarchies: Hierarchies
     staged: bool
 
@@ -208,7 +209,7 @@ def _read(request: Request, channel: Channel, made: Premade | None) -> _Build | 
     if not request.staged and _needs_stager(plan):
         channel.send(Message.RESTAGE)
         return None
-    path = cgroup_path(linux.get("cgroupsPath") or "", request.id)
+    path = cgroup_path(linux.get("cgroupsPath") or "", request.id, of_systemd=request.systemd_cgroup)
     record = State(
         id=request.id,
         bundle=request.bundle,

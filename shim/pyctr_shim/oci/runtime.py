@@ -230,8 +230,6 @@ def create(
 
     Raises OciError; nothing is left of the container then. The calling process has one thread.
     """
-    if options.systemd_cgroup:
-        raise OciError("SystemdCgroup: the systemd cgroup driver is not supported")
     if hierarchies is None:
         hierarchies = mounted()
     state_directory = options.state_directory or bundle
@@ -248,6 +246,7 @@ def create(
         console_size=options.console_size,
         start_fd=listening.fileno() if listening else -1,
         seccomp_cache=options.seccomp_cache,
+        systemd_cgroup=options.systemd_cgroup,
         hierarchies=hierarchies,
         staged=False,
     )

@@ -214,7 +214,7 @@ def test_fds_are_preserved(lab: Lab, oci: Command) -> None:
 
 def test_features_and_spec(lab: Lab, oci: Command) -> None:
     features = json.loads(oci("features").stdout)
-    assert features["linux"]["cgroup"] == {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True}
+    assert features["linux"]["cgroup"] == {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True}
 
     assert oci("spec", "--bundle", str(lab.base)).returncode == 0
     assert json.loads((lab.base / "config.json").read_text())["process"]["args"] == ["sh"]
