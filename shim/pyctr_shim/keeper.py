@@ -82,14 +82,14 @@ def wish_for_fork(common: Common, fd: int) -> None:
 class Keeper:
     """Forks workers, one after the other, and attends to them."""
 
-    def __init__(self, common: Common, signal_fd: int, fork: Callable[[int], None] | None = None) -> None:
+    def __init__(self, common: Common, signal_fd: int, child: Callable[[int], NoReturn] | None = None) -> None:
         """`signal_fd` tells of SIGCHLD and SIGUSR1, and takes the other signals that a shim shall not notice.
 
-        `fork` is what a worker may wish for; see `wish_for_fork`.
+        `child` is what is done in a child that a worker has wished for; see `wish_for_fork`.
         """
         self._common = common
         self._signal_fd = signal_fd
-        self._grant = fork
+        self._child = child
         self._room = select.poll()
         self._room.register(common.notify_fd, select.POLLOUT)
 
@@ -109,8 +109,8 @@ class Keeper:
         while True:
             ready = poll.poll(self._timeout())
             status = self.forward(worker)
-            if self._grant is not None and any(fd == self._common.wish_fd for fd, _events in ready):
-                self._grant(os.eventfd_read(self._common.wish_fd))
+            if self._child is not None and any(fd == self._common.wish_fd for fd, _events in ready):
+                _grant(os.eventfd_read(self._common.wish_fd), self._child)
             if status is not None:
                 code = os.waitstatus_to_exitcode(status)
                 if code != ASLEEP:
@@ -161,6 +161,22 @@ def read_notices(common: Common) -> Iterator[Notice]:
         except BlockingIOError:
             return
         yield Notice(*_NOTICE.unpack(data))
+
+
+def _grant(fd: int, child: Callable[[int], NoReturn]) -> None:
+    """Fork a child that has `fd`, or only close that, by which the worker learns that there is none."""
+    try:
+        pid, pidfd = clone3(0, signal.SIGCHLD)
+    except OSError:
+        os.close(fd)
+        return
+    if pid == 0:
+        try:
+            child(fd)
+        finally:
+            os._exit(1)
+    os.close(fd)
+    os.close(pidfd)
 
 
 def _fork(common: Common, work: Work) -> int:

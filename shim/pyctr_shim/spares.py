@@ -167,7 +167,8 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
 
     def begin(common: Common) -> NoReturn:
         forks.fork_siblings()
-        fork_ahead(fork)  # before this process has pages of its own to be copied again, and without the keeper's
+        # Before this process has pages of its own to be copied again; and the keeper stays smaller.
+        fork_ahead(lambda fd: runtime.fork_waiting(fd, nest.pages.init))
         pagemap.populate(nest.pages.shim)
         live(nest, common, kept, tell_fd)
 
@@ -177,15 +178,14 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
         live_out(wake(common), common)
         live(nest, common, kept, begin_anew(nest, common, kept))
 
-    def fork(fd: int) -> None:
-        with contextlib.suppress(OSError):  # the end of what `fd` is connected with tells of it
-            runtime.fork_waiting(fd, nest.pages.init)
+    def wait(fd: int) -> NoReturn:
+        runtime.wait_for_request(fd, nest.pages.init)
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     prepare_process()
     common = share()
     kept = descriptors.opened() - {tell_fd}
-    Keeper(common, nest.inheritance.signal_fd, fork).run(begin, go_on)
+    Keeper(common, nest.inheritance.signal_fd, wait).run(begin, go_on)
 
 
 def live(nest: Nest, common: Common, kept: Set[int], tell_fd: int) -> NoReturn:

@@ -94,13 +94,17 @@ def _pid_of_init(channel: Channel) -> int:
 
 
 def fork_waiting(fd: int, hierarchies: Hierarchies, pages: pagemap.Ranges) -> None:
-    """Fork a child that does what does not depend on its request and waits for that on `fd`, which is closed here."""
-    channel = Channel.of(fd)
+    """Fork a child that does `wait_for_request`; `fd` is closed here."""
     try:
-        _pid, pidfd = _clone(0, partial(init.wait, channel, hierarchies, pages))
+        _pid, pidfd = _clone(0, partial(wait_for_request, fd, hierarchies, pages))
     finally:
-        channel.close()
+        os.close(fd)
     os.close(pidfd)
+
+
+def wait_for_request(fd: int, hierarchies: Hierarchies, pages: pagemap.Ranges) -> NoReturn:
+    """In a child: do what does not depend on the request, and wait for that on `fd`."""
+    init.wait(Channel.of(fd), hierarchies, pages)
 
 
 def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgroup_fd: int = 0) -> Child:

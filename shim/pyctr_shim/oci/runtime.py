@@ -355,8 +355,8 @@ def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
     """Fork the child of this process's next container before that is asked for; a second call does nothing.
 
     It waits in namespaces of its own, so that `create` need neither fork nor copy memory. It ends with this process.
-    `fork`, if given, leads to `fork_waiting` in this process's parent, whose child it then is. For a process that
-    will create a container and that forks nothing else which could keep its channel open.
+    `fork`, if given, has this process's parent fork, and its child do `wait_for_request`. For a process that will
+    create a container and that forks nothing else which could keep its channel open.
     """
     if not _ahead:
         _ahead.append(forks.fork_ahead(fork or fork_waiting))
@@ -365,6 +365,11 @@ def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
 def fork_waiting(fd: int, pages: pagemap.Ranges | None = None) -> None:
     """Fork a child that takes its request from `fd`, with `pages` (of `practice.touched_pages`) touched."""
     forks.fork_waiting(fd, mounted(), array("Q") if pages is None else pages)
+
+
+def wait_for_request(fd: int, pages: pagemap.Ranges) -> NoReturn:
+    """In a child: do what that of `fork_waiting` does."""
+    forks.wait_for_request(fd, mounted(), pages)
 
 
 def _take_ahead(request: init.Request) -> forks.Child | None:
