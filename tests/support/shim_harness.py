@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -329,9 +330,26 @@ def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zyg
         for pid in here.shims:
             _end(pid, root)
         endpoint.close()
-        for cgroup in Path("/sys/fs/cgroup").glob(f"*/{here.group}"):
-            cgroup.rmdir()
-        shutil.rmtree(root)
+        try:
+            for cgroup in Path("/sys/fs/cgroup").glob(f"*/{here.group}"):
+                cgroup.rmdir()
+        except OSError:
+            _clear(here.group)
+            raise
+        finally:
+            shutil.rmtree(root)
+
+
+def _clear(group: str) -> None:
+    """End and remove what a test that failed has left of its containers."""
+    for cgroup in Path("/sys/fs/cgroup").glob(f"*/{group}"):
+        for procs in cgroup.rglob("cgroup.procs"):
+            for pid in procs.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        for directory in sorted((path.parent for path in cgroup.rglob("cgroup.procs")), reverse=True):
+            eventually(lambda procs=directory / "cgroup.procs": not procs.read_text(), f"{directory} is empty")
+            directory.rmdir()
 
 
 class AttachClient:
