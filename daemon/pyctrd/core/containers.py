@@ -5,7 +5,8 @@ from dataclasses import field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
-from pyctrd.core.anys import AnyValue, with_key
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.field_paths import common_changes
 from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels, stored, validate_labels
@@ -58,21 +59,13 @@ def updated(old: Container, new: Container, mask: tuple[str, ...], now: datetime
         mask = ("labels", "spec", "extensions", "image", "snapshotkey")
     result = old
     for path in mask:
-        field_name, _, key = path.partition(".")
-        match field_name, key:
-            case "labels", "":
-                result = replace(result, labels=new.labels)
-            case "labels", _:
-                result = replace(result, labels={**result.labels, key: new.labels.get(key, "")})
-            case "extensions", "":
-                result = replace(result, extensions=new.extensions)
-            case "extensions", _:
-                result = replace(result, extensions=with_key(result.extensions, new.extensions, key))
-            case "spec", "":
-                result = replace(result, spec=new.spec)
-            case "image", "":
+        if common := common_changes(result, new, path):
+            result = replace(result, **common)
+            continue
+        match path:
+            case "image":
                 result = replace(result, image=new.image)
-            case "snapshotkey", "":
+            case "snapshotkey":
                 result = replace(result, snapshot_key=new.snapshot_key)
             case _:
                 raise InvalidArgument(f'cannot update "{path}" field on "{old.id}"')

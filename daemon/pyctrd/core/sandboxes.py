@@ -5,7 +5,8 @@ from dataclasses import field, replace
 from datetime import datetime
 
 from pyctr_wire.errors import InvalidArgument
-from pyctrd.core.anys import AnyValue, with_key
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.field_paths import common_changes
 from pyctrd.core.filters import Adaptor, label_field, text_field
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.labels import Labels, stored
@@ -47,20 +48,12 @@ def updated(old: Sandbox, new: Sandbox, paths: tuple[str, ...], now: datetime) -
         paths = ("labels", "extensions", "spec", "runtime")
     result = old
     for path in paths:
-        field_name, _, key = path.partition(".")
-        match field_name, key:
-            case "labels", "":
-                result = replace(result, labels=new.labels)
-            case "labels", _:
-                result = replace(result, labels={**result.labels, key: new.labels.get(key, "")})
-            case "extensions", "":
-                result = replace(result, extensions=new.extensions)
-            case "extensions", _:
-                result = replace(result, extensions=with_key(result.extensions, new.extensions, key))
-            case "runtime", "":
+        if common := common_changes(result, new, path):
+            result = replace(result, **common)
+            continue
+        match path:
+            case "runtime":
                 result = replace(result, runtime_name=new.runtime_name, runtime_options=new.runtime_options)
-            case "spec", "":
-                result = replace(result, spec=new.spec)
             case _:
                 raise InvalidArgument(f'cannot update "{path}" field on sandbox "{old.id}"')
     result = replace(result, labels=stored(result.labels), updated_at=now)
