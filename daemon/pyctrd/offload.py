@@ -2,12 +2,13 @@
 
 import asyncio
 from asyncio import AbstractEventLoop
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from pyctr_wire.errors import ApiError
 from pyctrd.log import Logger
@@ -26,6 +27,9 @@ class _Call(NamedTuple):
     future: "asyncio.Future[Any]"
 
 
+_Calls: TypeAlias = SimpleQueue[_Call | None]
+
+
 class Offload:
     """A pool of threads for synchronous work, used from one event loop.
 
@@ -33,14 +37,16 @@ class Offload:
     is passed in must be safe to complete unobserved. Calls beyond the number of workers queue.
 
     Not a ThreadPoolExecutor: its futures are for threads that wait for threads, and passing one on to the event loop
-    takes longer than most calls.
+    takes longer than most calls. And each thread has its own queue: of those that wait at a common one, each that is
+    woken wakes the next.
     """
 
     def __init__(self, workers: int, name: str = "offload") -> None:
         """Keep up to `workers` threads, started as they are needed."""
         self._workers, self._name = workers, name
-        self._threads: list[Thread] = []
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._threads: dict[Thread, _Calls] = {}
+        self._idle: list[_Calls] = []  # the last to have worked is the first to work again: its caches are warm
+        self._waiting: deque[_Call] = deque()  # while no thread is idle
         self._closed = False
         # Calls that were accepted and of whose end the event loop has not heard.
         self._under_way = 0
@@ -90,8 +96,8 @@ class Offload:
     def close(self) -> None:
         """Wait for what was accepted and end the threads; blocks."""
         self._closed = True
-        for _ in self._threads:
-            self._calls.put(None)
+        for calls in self._threads.values():
+            calls.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -100,50 +106,76 @@ class Offload:
             raise RuntimeError("the threads have ended")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        if self._under_way >= len(self._threads) < self._workers:
-            thread = Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
         self._under_way += 1
         self._at_rest.clear()
-        self._calls.put(_Call(function, loop, future))
+        call = _Call(function, loop, future)
+        if self._idle:
+            self._idle.pop().put(call)
+        elif len(self._threads) < self._workers:
+            self._start_with(call)
+        else:
+            self._waiting.append(call)
         return future
 
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            self._perform(call)
-            del call  # and what it refers to, before the waiting
+    def _start_with(self, call: _Call) -> None:
+        calls: _Calls = SimpleQueue()
+        calls.put(call)
+        thread = Thread(target=self._work, args=(calls,), name=f"{self._name}-{len(self._threads)}", daemon=True)
+        self._threads[thread] = calls
+        thread.start()
 
-    def _perform(self, call: _Call) -> None:
+    def _ended(
+        self, future: "asyncio.Future[Any]", value: Any, error: BaseException | None, idle: _Calls | None
+    ) -> None:
+        """Pass on how a call ended, and take note of a thread that has nothing to do; in the event loop."""
+        if idle is not None:
+            if self._waiting:  # accepted after it had looked
+                idle.put(self._waiting.popleft())
+            else:
+                self._idle.append(idle)
+        self._under_way -= 1
+        if not self._under_way:
+            self._at_rest.set()
+        if future.done():  # nobody waits any more
+            if error is not None and not isinstance(error, ApiError):  # what a client was meant to see concerns only it
+                _log.error("call.failed_unobserved", exc_info=error)
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    # -- in the threads
+
+    def _work(self, calls: _Calls) -> None:
+        while (call := calls.get()) is not None:
+            while call is not None:
+                call = self._perform(call, calls)
+        while (call := self._next()) is not None:
+            self._perform(call, calls)
+
+    def _next(self) -> _Call | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def _perform(self, call: _Call, calls: _Calls) -> _Call | None:
+        """Do what was called for and return what this thread is to do next, if it knows."""
         function, loop, future = call
+        value, error = None, None
         try:
-            outcome = partial(self._returned, future, function())
-        except BaseException as error:
-            outcome = partial(self._raised, future, error)
+            value = function()
+        except BaseException as raised:
+            error = raised
+        following = self._next()
         try:
-            loop.call_soon_threadsafe(outcome)
+            loop.call_soon_threadsafe(self._ended, future, value, error, calls if following is None else None)
         except RuntimeError:  # the loop has ended, and so has everybody who could be told
             pass
         finally:
             # An error knows this frame by its traceback.
-            del call, function, future, outcome
-
-    def _returned(self, future: "asyncio.Future[_T]", value: _T) -> None:
-        self._ended()
-        if not future.done():
-            future.set_result(value)
-
-    def _raised(self, future: "asyncio.Future[Any]", error: BaseException) -> None:
-        self._ended()
-        if not future.done():
-            future.set_exception(error)
-        elif not isinstance(error, ApiError):  # what a client was meant to see concerns nobody any more
-            _log.error("call.failed_unobserved", exc_info=error)
-
-    def _ended(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._at_rest.set()
+            del call, function, future, value, error
+        return following
 
     def _release_unobserved(self, acquired: "asyncio.Future[_T]", release: Callable[[_T], object]) -> None:
         if acquired.exception() is None and not self._closed:

@@ -122,8 +122,11 @@ class Aftermath:
     async def _take(self, envelope: Envelope) -> None:
         if envelope.topic == "/containers/delete":
             gone = container_pb2.ContainerDelete.FromString(envelope.event.value)
-            await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
-            await self._bulk.run(self._belongings.container_gone, envelope.namespace, gone.id)
+            # Looked for right here: most containers have neither, and a thread takes longer than looking does.
+            if self._logs.has(envelope.namespace, gone.id):
+                await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
+            if self._belongings.any_of(envelope.namespace, gone.id):
+                await self._bulk.run(self._belongings.container_gone, envelope.namespace, gone.id)
             return
         ended = task_pb2.TaskExit.FromString(envelope.event.value)
         if ended.id != ended.container_id:
@@ -132,7 +135,7 @@ class Aftermath:
         if task is not None and task.init.status is not Status.STOPPED:
             return  # another task has been made for it since
         try:
-            container = await self._rows.run(self._containers.get, envelope.namespace, ended.container_id)
+            container = self._rows.at_once(self._containers.get, envelope.namespace, ended.container_id)
         except NotFound:
             return
         if container.labels.get(labels.AUTO_REMOVE) == "true":

@@ -39,6 +39,10 @@ class Belongings:
         finally:
             self.container_gone(ns, container)  # unless it has its record by now
 
+    def any_of(self, ns: str, container: str) -> bool:
+        """Return whether there is anything that goes with a container."""
+        return self.volumes.has(ns, container) or self.network_files.has(ns, container)
+
     def container_gone(self, ns: str, container: str) -> None:
         """Remove what goes with a container; without effect while that is there."""
         self.volumes.container_gone(ns, container)

@@ -28,6 +28,10 @@ class ContainerFolders:
         """Return a container's folder, which need not be there."""
         return self._root / ns / container
 
+    def has(self, ns: str, container: str) -> bool:
+        """Return whether a container's folder is there."""
+        return os.path.exists(f"{self._root}/{ns}/{container}")
+
     def list(self, ns: str) -> list[Path]:
         """Return the folders of a namespace."""
         return [path for path in directories(self._root / ns) if not path.name.startswith(".")]

@@ -1,5 +1,6 @@
 """Containers' logs: <root>/<namespace>/<id>/, made and written by shims, removed by the daemon."""
 
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -49,6 +50,10 @@ class LogFolders:
         path = self._folder(namespace, container_id) / _FILE_NAMES[driver]
         query = f"?{urlencode(options)}" if options else ""
         return driver, f"{driver}://{quote(str(path))}{query}", str(path)
+
+    def has(self, namespace: str, container_id: str) -> bool:
+        """Return whether a container has a log."""
+        return os.path.exists(f"{self._root}/{namespace}/{container_id}")
 
     def remove(self, namespace: str, container_id: str) -> None:
         """Remove a container's logs; those that never were are fine."""

@@ -74,6 +74,10 @@ class NetworkFiles:
             for path in (*folder.iterdir(), folder, folder.parent, folder.parent.parent):
                 fsync(path)
 
+    def has(self, ns: str, container: str) -> bool:
+        """Return whether there is anything of a container's."""
+        return self._folders.has(ns, container)
+
     def container_gone(self, ns: str, container: str) -> None:
         """Remove a container's files; without effect while that is there."""
         self._folders.remove(ns, container)

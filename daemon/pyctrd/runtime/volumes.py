@@ -74,6 +74,10 @@ class Volumes:
         """Let volumes stay when the container goes; `targets` has all of them, by name."""
         _write(self._folders.of(ns, container), targets)
 
+    def has(self, ns: str, container: str) -> bool:
+        """Return whether there is anything of a container's."""
+        return self._folders.has(ns, container)
+
     def container_gone(self, ns: str, container: str) -> None:
         """Remove what goes with a container; without effect while that is there."""
         if not (self._folders.of(ns, container) / _MANIFEST).exists():
