@@ -35,6 +35,7 @@ from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Inter
 _KILL_LIMIT: Final = 10.0
 _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
+_UNMOUNT_AFTER: Final = 0.001  # the end is told first
 _LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
 MakeContainer = Callable[[str, str, runtime.Stdio, runtime.CreateOptions], runtime.Container]
@@ -66,6 +67,13 @@ class Task:
         self.execs: dict[str, Process] = {}
         self.oom: OomWatch | None = None
         self.deletion: Future[Exit | ApiError] | None = None
+        self._root_fd = _hold_root(container.pid) if new.options.rootfs else -1
+
+    def let_root_go(self) -> None:
+        """Let the root file system be unmounted; that takes as long as its disk takes to be synchronised."""
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
 
     def process(self, exec_id: str) -> Process:
         """Return one of the processes; raises NotFound."""
@@ -331,6 +339,7 @@ class Tasks:
                 error = Internal(f"delete of task {task.id}: {error!r}")
             told.set(error)
             return
+        task.let_root_go()
         del self._tasks[task.id]
         deleted = events.TaskDelete(container_id=task.id, id=task.id, pid=end.pid, exit_status=end.status)
         deleted.exited_at.FromNanoseconds(end.exited_at_ns)
@@ -438,6 +447,8 @@ class Tasks:
         event.exited_at.FromNanoseconds(end.exited_at_ns)
         self._publish("exit", event)
         process.tell()
+        if process is task.init:
+            self._loop.call_later(_UNMOUNT_AFTER, task.let_root_go)
 
     def _watch_memory(self, task: Task) -> None:
         if task.init.end is None:
@@ -456,6 +467,18 @@ class Tasks:
 
     def _publish(self, verb: str, event: Message) -> None:
         self._publisher.publish(f"/tasks/{verb}", event)
+
+
+def _hold_root(pid: int) -> int:
+    """Return an fd that keeps the root of a container's first process mounted, -1 if that has ended already.
+
+    Otherwise its unmounting would be part of that process's end, and everybody would hear of the end only after it.
+    The container's other mounts go with the process.
+    """
+    try:
+        return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _checked(call: Callable[[], None]) -> None:
