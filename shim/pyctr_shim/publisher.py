@@ -24,6 +24,7 @@ from pyctr_wire.errors import ApiError, InvalidArgument, Unimplemented
 
 _LIMIT: Final = 1024
 _ANSWER_TIMEOUT: Final = 5.0  # containerd gives a Forward as much
+_AFTER_ANSWER: Final = 0.001
 _SPOOL_AFTER: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -66,8 +67,12 @@ class Publisher:
         """Whether every event has been acknowledged."""
         return not self._queue
 
-    def publish(self, topic: str, event: Message) -> None:
-        """Queue an event and send it after the current round of the loop; never blocks."""
+    def publish(self, topic: str, event: Message, *, answered: bool = False) -> None:
+        """Queue an event and send it after the current round of the loop; never blocks.
+
+        Of what is `answered`, the client hears without it: it is sent a moment later, when the daemon has passed the
+        answer on and has nothing to do.
+        """
         envelope = event_pb2.Envelope(namespace=self._identity.namespace, topic=topic)
         envelope.timestamp.FromNanoseconds(time.time_ns())
         envelope.event.type_url = event.DESCRIPTOR.full_name
@@ -76,10 +81,12 @@ class Publisher:
         self._next += 1
         if len(self._queue) > _LIMIT:
             self._drop_one()
-        if self._retry is None:
-            self._loop.call_soon(self._pump)
-        else:
+        if self._retry is not None:
             self._write_spool()
+        elif answered:
+            self._loop.call_later(_AFTER_ANSWER, self._pump)
+        else:
+            self._loop.call_soon(self._pump)
 
     def retry_now(self) -> None:
         """Send without waiting for the pause to end: a daemon has just shown up."""

@@ -35,6 +35,7 @@ from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Inter
 _KILL_LIMIT: Final = 10.0
 _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
+_NEWS: Final = ("exit", "oom")  # what no call's answer tells
 _UNMOUNT_AFTER: Final = 0.001  # the end is told first
 _LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
@@ -466,7 +467,7 @@ class Tasks:
         os.close(logger.pidfd)
 
     def _publish(self, verb: str, event: Message) -> None:
-        self._publisher.publish(f"/tasks/{verb}", event)
+        self._publisher.publish(f"/tasks/{verb}", event, answered=verb not in _NEWS)
 
 
 def _hold_root(pid: int) -> int:
