@@ -77,7 +77,6 @@ def serve(request_fd: int) -> None:
     placement.become_the_next_victim()
     inheritance = make_inheritance()
     forks.look_up_once()
-    practice.plan_execs()
     warm_up(inheritance)
     offered, offers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     offers.setblocking(False)

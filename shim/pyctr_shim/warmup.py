@@ -21,7 +21,7 @@ from pyctr_shim import descriptors, journal
 from pyctr_shim.identity import Identity, Inheritance
 from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import READ, Future, Loop
-from pyctr_shim.oci import runtime, scratch
+from pyctr_shim.oci import practice, runtime, scratch
 from pyctr_shim.server import Server, listen_at
 from pyctr_shim.shim import Shim, prepare_process
 from pyctr_sys import pagemap
@@ -119,9 +119,11 @@ class _Client:
 
 
 def warm_up(inheritance: Inheritance) -> None:
-    """Live as a shim a few times; leaves nothing behind, and removes what one that was killed has left."""
+    """Make containers and live as a shim a few times; leaves nothing, and removes what one that was killed has left."""
     scratch.sweep()
     before = descriptors.opened()
+    practice.plan_execs()
+    practice.rehearse()
     for _ in range(_ROUNDS):
         _live(inheritance)
     journal.close_log()

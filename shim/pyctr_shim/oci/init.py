@@ -146,6 +146,25 @@ def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> N
     _go(channel, take, made)
 
 
+def rehearse(request: Request, channel: Channel) -> None:
+    """Take the steps in this process, as far as a caller who returns to its mount namespace has undone them.
+
+    What would change the process itself is only planned. For a spec of a container that would be init of a PID
+    namespace and has no other namespace but a mount namespace. Its cgroup stays. Raises OciError, OSError.
+    """
+    build = _read(request, channel, None)
+    assert build is not None
+    _record(build)
+    build.cgroup.create()
+    build.cgroup.apply(build.linux.get("resources") or {})
+    for step in (_open_sources, _enter_namespaces, _mount_everything, _hide, _pivot):
+        step(build)
+    identity.Identity(build.process, build.filter, *capabilities.inherited())
+    env = user.environment(build.process)
+    user.add_home(env, 0)
+    program.find(build.process["args"][0], env)
+
+
 def _be_init(channel: Channel, flags: int = 0, cgroup_fd: int = 0) -> int:
     """Go on as init of a new PID namespace and return its pid as the host has it, 0 if the parent has been told.
 

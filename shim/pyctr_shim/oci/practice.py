@@ -1,4 +1,4 @@
-"""Practice: execs planned, and a container made to learn which memory pages making one touches.
+"""Practice: execs planned and containers made, to fit the code to its operands and to learn which pages that touches.
 
 After a fork, a page is copied when it is first written to, and reference counts are written to all the time: some
 800 of the interpreter's pages, 3 to 5 microseconds each. A child forked ahead can have that behind it, if it is
@@ -14,24 +14,25 @@ import signal
 import struct
 from _thread import get_native_id
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pyctr_shim.oci import exec as joining
-from pyctr_shim.oci import runtime
+from pyctr_shim.oci import init, runtime
 from pyctr_shim.oci.cgroups import cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
-from pyctr_shim.oci.handshake import Message
+from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.scratch import cgroup_of, practice_directory
 from pyctr_sys import pagemap
-from pyctr_sys.namespaces import Clone
+from pyctr_sys.namespaces import Clone, setns
 from pyctr_sys.pidfd import wait
 from pyctr_wire.oci import default_spec
 
 _ROUNDS: Final = 8
 _PROGRAM: Final = "/program"
+_WITH_A_WAY_BACK: Final = ("pid", "mount")  # the first is for children only, and there are none
 _ARRIVAL_SECONDS: Final = 0.1
 _F_SETOWN_EX: Final = 15
 _F_OWNER_TID: Final = 0
@@ -84,16 +85,47 @@ def plan_execs() -> None:
         os.close(pidfd)
 
 
+def rehearse() -> None:
+    """Make a container in this process a few times, as far as there is a way back: for what `plan_execs` is for.
+
+    This process is in its root directory then.
+    """
+    own_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    ours, theirs = Channel.pair()
+    with practice_directory() as directory, closing(ours), closing(theirs):
+        mount = _prepare(Path(directory), _WITH_A_WAY_BACK)
+        request = init.Request(
+            id=os.path.basename(directory),
+            bundle=directory,
+            state_directory=directory,
+            stdio=(-1, -1, -1),
+            preserve_fds=0,
+            rootfs=(mount,),
+            no_pivot_root=False,
+            no_new_keyring=False,
+            console_size=None,
+            start_fd=-1,
+            seccomp_cache="",
+            systemd_cgroup=False,
+            hierarchies=mounted(),
+            staged=False,
+        )
+        for _ in range(_ROUNDS):
+            try:
+                init.rehearse(request, theirs)
+            except (OciError, OSError):
+                break  # what is wrong, the first container tells whoever wants it
+            finally:
+                setns(own_fd, Clone.NEWNS)
+                cgroup_for(mounted(), cgroup_of(directory)).remove()
+    os.close(own_fd)
+
+
 def _learn(directory: Path) -> pagemap.Ranges:
-    (directory / "config.json").write_text(json.dumps(_spec(cgroup_of(str(directory)))))
-    root = directory / "rootfs"
-    for name in ("proc", "sys", "dev"):
-        (root / name).mkdir(parents=True)
-    program = root / _PROGRAM.lstrip("/")
-    program.touch(0o755)
+    mount = _prepare(directory)
+    program = directory / "rootfs" / _PROGRAM.lstrip("/")
     null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     stdio = runtime.Stdio(null_fd, null_fd, null_fd)
-    mount = runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
     container = runtime.create(directory.name, str(directory), stdio, runtime.CreateOptions(rootfs=(mount,)))
     try:
         assert container.channel is not None
@@ -109,6 +141,22 @@ def _learn(directory: Path) -> pagemap.Ranges:
         container.delete()
 
 
+def _prepare(directory: Path, namespaces: Collection[str] = ()) -> runtime.RootfsMount:
+    """Write a bundle, and return how to mount its root, which has but a file that passes for a program."""
+    spec = default_spec.default_spec()
+    spec["process"]["args"] = [_PROGRAM]
+    linux = spec["linux"]
+    linux["cgroupsPath"] = cgroup_of(str(directory))
+    if namespaces:
+        linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] in namespaces]
+    (directory / "config.json").write_text(json.dumps(spec))
+    root = directory / "rootfs"
+    for name in ("proc", "sys", "dev"):
+        (root / name).mkdir(parents=True)
+    (root / _PROGRAM.lstrip("/")).touch(0o755)
+    return runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
+
+
 @contextmanager
 def _held(program: Path) -> Iterator[None]:
     """Make whoever executes the program wait; SIGIO, which must be blocked, says that somebody does."""
@@ -120,10 +168,3 @@ def _held(program: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lease_fd)
-
-
-def _spec(cgroup: str) -> dict[str, Any]:
-    spec = default_spec.default_spec()
-    spec["process"]["args"] = [_PROGRAM]
-    spec["linux"]["cgroupsPath"] = cgroup
-    return spec

@@ -128,6 +128,39 @@ def test_it_keeps_no_fd_of_its_parent(lab: Lab) -> None:
     os.close(read_fd)
 
 
+def test_a_rehearsal_comes_back_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    before = sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.umask(0o022)
+
+    practice.rehearse()
+
+    assert (sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.umask(0o022)) == before
+    assert os.path.samefile("/", f"/proc/{os.getppid()}/root")
+    assert os.getcwd() == "/"
+    assert not list(Path("/tmp").glob(f"pyctr-practice-*-{os.getpid()}-*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
+    assert "pyctr-practice" not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_rehearsal_that_goes_wrong_comes_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.chdir("/")
+
+    def refuse(root_fd: int, propagation: int) -> None:
+        taken.append(os.readlink("/proc/self/ns/mnt"))
+        raise OciError("refused")
+
+    monkeypatch.setattr("pyctr_shim.oci.rootfs.pivot", refuse)
+    here = os.readlink("/proc/self/ns/mnt")
+
+    practice.rehearse()
+
+    assert [inside != here for inside in taken] == [True]
+    assert os.readlink("/proc/self/ns/mnt") == here
+    assert os.path.samefile("/", f"/proc/{os.getppid()}/root")
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
+
+
 def test_practice_learns_pages_and_leaves_nothing(lab: Lab) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
 
