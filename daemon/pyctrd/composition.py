@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pyctr_wire.errors import FailedPrecondition
 from pyctrd.config import Config
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate, Event
@@ -29,7 +30,12 @@ from pyctrd.server.listener import Listener
 from pyctrd.server.ttrpc import TtrpcListener
 
 if TYPE_CHECKING:
+    from pyctrd.content.store import ContentStore
+    from pyctrd.runtime.checkpoints import Checkpoints
     from pyctrd.upgrade import Serving
+
+CHECKPOINTS: Final = "checkpoints"
+"""Where, below the root directory, checkpoints are while they are written and read."""
 
 # What late.py serves.
 LATE_SERVICES: Final = frozenset(
@@ -70,6 +76,8 @@ class Parts:
         self.group = group
         self.upgrade = upgrade
         self.dispatch = Dispatch()
+        self.content: ContentStore | None = None  # one of the late parts
+        self._made_checkpoints: Checkpoints | None = None
         self.exchange = Exchange(_encoded, config.events.queue)
         self.database = Database(config.root / "metadata.db", self._publish)
         closing.callback(self.database.close)
@@ -106,10 +114,25 @@ class Parts:
         for servicer in (
             containers.Containers(self.containers, self.container_index, self.rows),
             health.Health(self.dispatch.services),
-            tasks.Tasks(self.tasks, self.lifecycle, self.container_index),
+            tasks.Tasks(self.tasks, self.lifecycle, self.container_index, self._checkpoints),
             version.Version(),
         ):
             self.dispatch.add(servicer)
+
+    def _checkpoints(self) -> "Checkpoints":
+        """Return what saves and restores tasks, made on first use. Raises FailedPrecondition while that is off."""
+        if not self.config.checkpoint.enabled:
+            raise FailedPrecondition(
+                "checkpoints are off: set enabled = true in [checkpoint] of the daemon's configuration"
+            )
+        if self._made_checkpoints is None:
+            from pyctrd.runtime.checkpoints import Checkpoints
+
+            self.dispatch.complete()
+            assert self.content is not None
+            directory = self.config.root / CHECKPOINTS
+            self._made_checkpoints = Checkpoints(directory, self.content, self.tasks, self.bulk)
+        return self._made_checkpoints
 
     def _load_late(self) -> None:
         """Load and serve what can wait until the daemon answers: that takes as long as all of the above."""

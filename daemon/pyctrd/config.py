@@ -126,6 +126,16 @@ class Unpack(NamedTuple):
     )
 
 
+class Checkpoint(NamedTuple):
+    """The [checkpoint] table."""
+
+    enabled: Annotated[
+        bool,
+        "Save running containers and restore them with CRIU, which must be installed. Off by default: to restore is"
+        " to let CRIU do as root what a checkpoint says, and that may come from anybody.",
+    ] = False
+
+
 class Login(NamedTuple):
     """A [registry.credentials.HOST] table."""
 
@@ -166,6 +176,7 @@ class Config(NamedTuple):
     content: Annotated[Content, "Blobs of images."] = Content()
     unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = Unpack()
     events: Annotated[Events, "Telling subscribers what happens."] = Events()
+    checkpoint: Annotated[Checkpoint, "Containers that are saved while they run."] = Checkpoint()
     registry: Annotated[Registry, "Where images come from."] = Registry()
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 

@@ -5,10 +5,12 @@ To load them takes longer than to load all others, and a daemon that comes back 
 
 import importlib.metadata
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyctrd.composition import CHECKPOINTS
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.diff.differ import Differ
@@ -67,6 +69,8 @@ class LateParts:
         self._parts = parts
         self._host = normalize(Platform("linux", os.uname().machine))
         self._build_stores()
+        # Of a daemon that was killed; shims that still write there give up.
+        shutil.rmtree(parts.config.root / CHECKPOINTS, ignore_errors=True)
         self._build_transfers()
         self._logs = LogFolders(parts.config.root / "logs")
         self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
@@ -81,6 +85,7 @@ class LateParts:
         self._leases = Leases(database)
         self._sandboxes = Sandboxes(database)
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing)
+        parts.content = self._content
         self._snapshots = SnapshotManager(parts.config.root / "snapshots", database)
         if database.has_gaps:
             self._rebuild_records()

@@ -1,7 +1,7 @@
 """containerd's Task service: decode, call tasks.py, encode. Versions 2 and 3 have the same messages."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import DecodeError, Message
@@ -19,6 +19,9 @@ from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.containerd.types.task import task_pb2
 from pyctr_wire.errors import InvalidArgument, Unimplemented
 
+if TYPE_CHECKING:
+    from pyctr_shim.oci.checkpoint.choices import Restore
+
 SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
 _STATUS: Final = {
     Status.CREATED: task_pb2.CREATED,
@@ -27,7 +30,6 @@ _STATUS: Final = {
     Status.STOPPED: task_pb2.STOPPED,
 }
 _EMPTY: Final = empty_pb2.Empty()
-_OPTIONS: Final = "containerd.runc.v1.Options"
 _PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 Handler = Callable[[Any, Any], Awaitable[Message]]
@@ -59,9 +61,7 @@ class TaskService:
         return (await handler(self, request)).SerializeToString()
 
     async def create(self, request: pb.CreateTaskRequest) -> Message:
-        """Make a container; raises Unimplemented for a checkpoint and for options that cannot be honoured."""
-        if request.checkpoint or request.parent_checkpoint:
-            raise Unimplemented("Create from a checkpoint")
+        """Make a container, of a checkpoint if there is one; raises Unimplemented for options not to be honoured."""
         options = read_options(request.options)
         if options.shim_cgroup:
             placement.enter(options.shim_cgroup)
@@ -69,6 +69,7 @@ class TaskService:
         created = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs)
         created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr
         created.io.terminal = request.terminal
+        created.checkpoint = request.checkpoint or options.criu_image_path
         new = NewTask(
             id=request.id,
             bundle=request.bundle,
@@ -81,6 +82,7 @@ class TaskService:
                 no_pivot_root=options.no_pivot_root,
                 no_new_keyring=options.no_new_keyring,
                 systemd_cgroup=options.systemd_cgroup,
+                checkpoint=_restore(request, options),
             ),
             io_uid=options.io_uid,
             io_gid=options.io_gid,
@@ -194,9 +196,27 @@ class TaskService:
             self._shut_down()
         return _EMPTY
 
-    async def checkpoint(self, _request: pb.CheckpointTaskRequest) -> Message:
-        """Not served."""
-        raise Unimplemented("Checkpoint")
+    async def checkpoint(self, request: pb.CheckpointTaskRequest) -> Message:
+        """Save the container into a directory."""
+        from pyctr_shim.oci.checkpoint.choices import Common, Dump
+
+        options = oci_pb2.CheckpointOptions()
+        _read_into(options, request.options, "checkpoint options")
+        path = request.path or options.image_path
+        if not path.startswith("/"):
+            raise InvalidArgument(f"Checkpoint: path {path!r} is not absolute")
+        common = Common(
+            images=path,
+            work=options.work_path,
+            tcp_established=options.open_tcp,
+            external_unix_sockets=options.external_unix_sockets,
+            shell_job=options.terminal,
+            file_locks=options.file_locks,
+            cgroup_mode=options.cgroups_mode,
+            empty_namespaces=tuple(options.empty_namespaces),
+        )
+        await self._tasks.checkpoint(request.id, Dump(common, leave_running=not options.exit))
+        return _EMPTY
 
 
 _METHODS: Final[dict[str, tuple[type[Message], Handler]]] = {
@@ -226,19 +246,44 @@ def read_options(packed: any_pb2.Any) -> oci_pb2.Options:
     `root`, where runc keeps its state, means nothing here: the embedded runtime keeps its in the bundle.
     """
     options = oci_pb2.Options()
+    _read_into(options, packed, "task options")
+    if options.binary_name:
+        raise Unimplemented(f"option binary_name={options.binary_name}: another OCI runtime than the embedded one")
+    return options
+
+
+def _read_into(options: Message, packed: any_pb2.Any, what: str) -> None:
+    """Decode options of a known type, none at all being their defaults; raises InvalidArgument for another type."""
     if not packed.type_url and not packed.value:
-        return options
-    if packed.type_url.rpartition("/")[2] != _OPTIONS:
-        raise InvalidArgument(f"task options are {packed.type_url}, not {_OPTIONS}")
+        return
+    name = options.DESCRIPTOR.full_name
+    if packed.type_url.rpartition("/")[2] != name:
+        raise InvalidArgument(f"{what} are {packed.type_url}, not {name}")
     try:
         options.MergeFromString(packed.value)
     except DecodeError as error:
-        raise InvalidArgument(f"task options do not decode as {_OPTIONS}") from error
-    if options.binary_name:
-        raise Unimplemented(f"option binary_name={options.binary_name}: another OCI runtime than the embedded one")
-    if options.criu_image_path or options.criu_work_path:
-        raise Unimplemented("option criu_image_path or criu_work_path")
-    return options
+        raise InvalidArgument(f"{what} do not decode as {name}") from error
+
+
+def _restore(request: pb.CreateTaskRequest, options: oci_pb2.Options) -> "Restore | None":
+    """Return what of a container is to be restored, None for one that is new."""
+    images = request.checkpoint or options.criu_image_path
+    if not images:
+        return None
+    from pyctr_shim.oci.checkpoint.choices import Common, Restore
+
+    if not images.startswith("/"):
+        raise InvalidArgument(f"Create: checkpoint {images!r} is not an absolute path")
+    # Whether connections, locks or a terminal were saved is decided when that was done.
+    common = Common(
+        images=images,
+        work=options.criu_work_path,
+        tcp_established=True,
+        external_unix_sockets=True,
+        shell_job=True,
+        file_locks=True,
+    )
+    return Restore(common)
 
 
 def _shown_status(process: Process, init: Process) -> Status:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from google.protobuf.message import Message
 
@@ -32,7 +32,11 @@ from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Internal, NotFound, UnknownError
 
+if TYPE_CHECKING:
+    from pyctr_shim.oci.checkpoint.choices import Dump
+
 _KILL_LIMIT: Final = 10.0
+_LOOK_AGAIN: Final = 60.0
 _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
 _NEWS: Final = ("exit", "oom")  # what no call's answer tells
@@ -278,6 +282,26 @@ class Tasks:
         _checked(task.container.resume)
         task.init.advance(Status.RUNNING)
         self._publish("resumed", events.TaskResumed(container_id=task.id))
+
+    async def checkpoint(self, task_id: str, choices: "Dump") -> None:
+        """Save the container; raises UnknownError with containerd's words if it does not run, or CRIU's reason.
+
+        If the caller goes away meanwhile, the container goes on.
+        """
+        task = self.find(task_id)
+        if task.init.status is Status.CREATED:
+            raise UnknownError("cannot checkpoint a task in created state")
+        task.init.require("checkpoint", "process", Status.RUNNING, Status.PAUSED)
+        child = task.container.checkpoint(choices)
+        try:
+            while not await self._loop.readable(child.channel.fileno(), _LOOK_AGAIN):
+                continue
+            answer = child.channel.receive()
+        finally:
+            child.channel.close()
+            os.close(child.pidfd)
+        if answer is not None:
+            raise UnknownError(answer[1]["text"])
 
     def update(self, task_id: str, resources: bytes) -> None:
         """Change limits to those of an OCI LinuxResources document (JSON)."""

@@ -1,7 +1,8 @@
 """containerd.services.tasks.v1."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import ClassVar, Final, Protocol
 
@@ -11,13 +12,14 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2 as pb
-from pyctr_wire.containerd.types import metrics_pb2
+from pyctr_wire.containerd.types import descriptor_pb2, metrics_pb2
 from pyctr_wire.containerd.types.task import task_pb2
 from pyctr_wire.errors import InvalidArgument, Unimplemented
+from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.tasks import Status
 from pyctrd.rpc.convert.well_known import time_to_proto
-from pyctrd.rpc.headers import Context, namespace_of
+from pyctrd.rpc.headers import Context, lease_of, namespace_of
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.table import Deleted, Process, Task, task_not_found
 from pyctrd.runtime.tasks import Tasks as TaskCalls
@@ -26,6 +28,8 @@ from pyctrd.runtime.tasks import Tasks as TaskCalls
 RUNTIMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.pyctr.v1"})
 
 _OPTIONS: Final = "containerd.runc.v1.Options"
+_CHECKPOINT_OPTIONS: Final = "containerd.runc.v1.CheckpointOptions"
+_RESTORE_FROM_PATH: Final = "RestoreFromPath"
 _SHIM_PATH: Final = re.compile(r"/.*/containerd-shim-pyctr-v1")
 
 _STATUS: Final[Mapping[Status, task_pb2.Status]] = {
@@ -51,13 +55,49 @@ class ContainerReader(Protocol):
         """Return a container; raises NotFound."""
 
 
+class Checkpoints(Protocol):
+    """What saves containers, and has what was saved."""
+
+    async def save_in(self, namespace: str, id: str, path: str, options: AnyMessage, /) -> None:
+        """Save a task's processes into a directory."""
+
+    async def save(
+        self, namespace: str, id: str, spec: AnyMessage, options: AnyMessage, lease: str, /
+    ) -> Sequence[Descriptor]:
+        """Save a task's processes and a container's spec as content."""
+
+    def unpacked(self, namespace: str, descriptor: Descriptor, /) -> AbstractAsyncContextManager[str]:
+        """Return what makes a directory of saved processes for a while."""
+
+
+class _Saved:
+    """Saved processes that a task shall be made of."""
+
+    def __init__(self, checkpoints: Checkpoints, namespace: str, descriptor: Descriptor) -> None:
+        self._checkpoints, self._namespace, self._descriptor = checkpoints, namespace, descriptor
+
+    @property
+    def digest(self) -> str:
+        return self._descriptor.digest
+
+    def unpacked(self) -> AbstractAsyncContextManager[str]:
+        return self._checkpoints.unpacked(self._namespace, self._descriptor)
+
+
 class Tasks:
     """The processes of containers."""
 
     SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Tasks"]
 
-    def __init__(self, tasks: TaskCalls, lifecycle: Lifecycle, containers: ContainerReader) -> None:
-        """Ask `containers` for what a new task shall run."""
+    def __init__(
+        self,
+        tasks: TaskCalls,
+        lifecycle: Lifecycle,
+        containers: ContainerReader,
+        checkpoints: Callable[[], Checkpoints],
+    ) -> None:
+        """Ask `containers` for what a new task shall run; `checkpoints` raises FailedPrecondition if there are none."""
+        self._checkpoints = checkpoints
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._containers = containers
@@ -68,8 +108,9 @@ class Tasks:
         found = await self._containers.get(namespace, request.container_id)
         container = containers_pb2.GetContainerResponse.FromString(found.encoded).container
         runtime = _runtime(request.runtime_path or container.runtime.name)
-        if request.HasField("checkpoint"):
-            raise Unimplemented("Tasks.Create from a checkpoint")
+        options = _options(request, container)
+        if options is not None and options.value and _names_checkpoint(options):
+            self._checkpoints()  # is it allowed?
         creation = shim.CreateTaskRequest(
             id=request.container_id,
             rootfs=request.rootfs,
@@ -77,9 +118,10 @@ class Tasks:
             stdin=request.stdin,
             stdout=request.stdout,
             stderr=request.stderr,
-            options=_options(request, container),
+            options=options,
         )
-        pid = await self._lifecycle.create(namespace, runtime, container.spec.value, creation)
+        checkpoint = self._checkpoint(namespace, request.checkpoint) if request.HasField("checkpoint") else None
+        pid = await self._lifecycle.create(namespace, runtime, container.spec.value, creation, checkpoint)
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
     async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:
@@ -170,8 +212,25 @@ class Tasks:
         return pb.ListPidsResponse(processes=await self._tasks.pids(namespace, request.container_id))
 
     async def Checkpoint(self, request: pb.CheckpointTaskRequest, context: Context) -> pb.CheckpointTaskResponse:
-        """Answer Unimplemented: the runtime cannot do it."""
-        raise Unimplemented("Tasks.Checkpoint")
+        """Save a running container, as content or in a directory. NotFound, what the runtime says."""
+        checkpoints = self._checkpoints()
+        from pyctr_wire.containerd.types.runc.options import oci_pb2  # most daemons never need these
+        from pyctrd.rpc.convert.records import descriptor_to_proto
+
+        namespace = await self._namespace(request.container_id, context)
+        options = oci_pb2.CheckpointOptions()
+        if request.HasField("options") and not request.options.Unpack(options):
+            raise InvalidArgument(f"checkpoint options are {request.options.type_url}, not {_CHECKPOINT_OPTIONS}")
+        if request.parent_checkpoint:
+            raise Unimplemented("Tasks.Checkpoint with a parent checkpoint")
+        if options.image_path:
+            path = options.image_path
+            await checkpoints.save_in(namespace, request.container_id, path, request.options)
+            return pb.CheckpointTaskResponse()
+        found = await self._containers.get(namespace, request.container_id)
+        spec = containers_pb2.GetContainerResponse.FromString(found.encoded).container.spec
+        descriptors = await checkpoints.save(namespace, request.container_id, spec, request.options, lease_of(context))
+        return pb.CheckpointTaskResponse(descriptors=map(descriptor_to_proto, descriptors))
 
     async def Update(self, request: pb.UpdateTaskRequest, context: Context) -> Empty:
         """Change a container's resource limits. NotFound, what the runtime refuses."""
@@ -200,6 +259,14 @@ class Tasks:
         ended = await self._tasks.wait(namespace, request.container_id, request.exec_id)
         return pb.WaitResponse(exit_status=ended.exit_status, exited_at=time_to_proto(ended.exited_at))
 
+    def _checkpoint(self, namespace: str, message: descriptor_pb2.Descriptor) -> "_Saved":
+        checkpoints = self._checkpoints()
+        from pyctrd.rpc.convert.records import descriptor_from_proto
+
+        if _RESTORE_FROM_PATH in message.annotations:
+            raise Unimplemented(f"Tasks.Create with a checkpoint's annotation {_RESTORE_FROM_PATH}")
+        return _Saved(checkpoints, namespace, descriptor_from_proto(message))
+
     async def _namespace(self, id: str, context: Context) -> str:
         """Return the namespace of a call about a task; without one, NotFound tells whether a container is there.
 
@@ -227,6 +294,14 @@ def _options(request: pb.CreateTaskRequest, container: containers_pb2.Container)
             raise InvalidArgument(f"invalid task create option for {container.runtime.name}")
         return request.options
     return container.runtime.options if container.runtime.HasField("options") else None
+
+
+def _names_checkpoint(options: AnyMessage) -> bool:
+    """Whether runtime options have the container made of a checkpoint in a directory."""
+    from pyctr_wire.containerd.types.runc.options import oci_pb2  # not all clients send options
+
+    decoded = oci_pb2.Options()
+    return options.Unpack(decoded) and bool(decoded.criu_image_path)
 
 
 def _process(task: Task, process: Process) -> task_pb2.Process:

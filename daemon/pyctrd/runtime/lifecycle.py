@@ -5,8 +5,9 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.errors import (
@@ -41,6 +42,17 @@ _NOT_AT_ONCE: Final = 0.05  # seconds: who deletes a task has more to delete, an
 _log = Logger("pyctrd.runtime")
 
 
+class Checkpoint(Protocol):
+    """A container's processes, saved."""
+
+    @property
+    def digest(self) -> str:
+        """What tells it from others."""
+
+    def unpacked(self) -> AbstractAsyncContextManager[str]:
+        """Return what makes a directory of it and removes that; raises NotFound, InvalidArgument."""
+
+
 class Lifecycle:
     """The owner's side of every task."""
 
@@ -64,15 +76,23 @@ class Lifecycle:
         self._group = group
         self._deleted: OrderedDict[tuple[str, str], Deleted] = OrderedDict()
 
-    async def create(self, namespace: str, runtime: str, spec: bytes, request: shim.CreateTaskRequest) -> int:
-        """Make the container's first process, up to its exec, and return its pid.
+    async def create(
+        self,
+        namespace: str,
+        runtime: str,
+        spec: bytes,
+        request: shim.CreateTaskRequest,
+        checkpoint: Checkpoint | None = None,
+    ) -> int:
+        """Make the container's first process, up to its exec or as `checkpoint` has saved it, and return its pid.
 
         `spec` is the OCI specification's JSON; `request.bundle` is filled in here. A retry of a call whose client
         went away joins it; if every caller is gone when it ends, it is undone. Raises AlreadyExists if there is a
         task, and with a prefix whatever the runtime refuses.
         """
         validate_identifier("task.ID", request.id)
-        token = hashlib.sha256(request.SerializeToString(deterministic=True) + spec).hexdigest()
+        saved = checkpoint.digest.encode() if checkpoint is not None else b""
+        token = hashlib.sha256(request.SerializeToString(deterministic=True) + spec + saved).hexdigest()
         key = (namespace, request.id)
 
         async def work(job: Job[Task]) -> Task:
@@ -93,7 +113,12 @@ class Lifecycle:
             )
             subject = f"container {request.id}"
             with self._operations.begin(namespace, subject, "create", timeout=CREATE_TIMEOUT) as operation:
-                return await self._create(operation, job, manifest, spec, request)
+                if checkpoint is None:
+                    return await self._create(operation, job, manifest, spec, request)
+                operation.stage = "unpack the checkpoint"
+                async with checkpoint.unpacked() as directory:
+                    request.checkpoint = directory
+                    return await self._create(operation, job, manifest, spec, request)
 
         task = await self._owners.run(key, "create", work, token=token)
         task.claimed = True

@@ -1,7 +1,7 @@
 """What `pyctr-oci` may be told: runc's commands and options, with runc's exit status for those who err.
 
-Options of CRIU's and RDT's that runc has are known here, too, so that who asks for them reads what is
-missing instead of how to call us.
+Options of RDT's that runc has are known here, too, so that who asks for them reads what is missing instead of how
+to call us.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
-from pyctr_shim.oci import commands, process_commands, reports
+from pyctr_shim.oci import checkpoint_commands, commands, process_commands, reports
 
 _ROOT: Final = "/run/pyctr/oci"
 _TTY_HELP: Final = "send the terminal's master side to this unix socket"
@@ -19,10 +19,6 @@ _EXEC_FAILED: Final = 255  # what runc's callers tell from the program's own sta
 
 _SIZE_UNITS: Final = "bkmgtp"
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_CRIU_FLAGS: Final = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup", "lazy-pages")
-_DUMP_FLAGS: Final = ("leave-running", "tcp-skip-in-flight", "link-remap", "pre-dump")
-_CRIU_VALUES: Final = ("image-path", "work-path", "manage-cgroups-mode", "empty-ns")
-_DUMP_VALUES: Final = ("parent-path", "status-fd", "page-server")
 
 
 class UsageError(Exception):
@@ -88,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", default=_default_root(), help="where the containers' states are kept")
     parser.add_argument("--systemd-cgroup", action="store_true", help="have systemd make the cgroup")
     parser.add_argument("--rootless", choices=("true", "false", "auto"), default="auto", help="accepted; no effect")
-    parser.add_argument("--criu", metavar="PATH", help="accepted; no effect")
+    parser.add_argument("--criu", metavar="PATH", default="criu", help="the program that saves and restores")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
@@ -184,20 +180,36 @@ def _add_update(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_checkpoints(add: _Add) -> None:
-    dump = add("checkpoint", commands.checkpoint, "save a container's processes (not available)")
-    restore = add("restore", commands.restore, "make a container from a checkpoint (not available)")
-    for sub, flags, values in (
-        (dump, (*_CRIU_FLAGS, *_DUMP_FLAGS), (*_CRIU_VALUES, *_DUMP_VALUES)),
-        (
-            restore,
-            (*_CRIU_FLAGS, "detach", "no-subreaper", "no-pivot"),
-            (*_CRIU_VALUES, "console-socket", "bundle", "pid-file", "lsm-profile", "lsm-mount-context"),
-        ),
-    ):
-        for flag in flags:
-            sub.add_argument(f"--{flag}", *(["-d"] if flag == "detach" else []), action="store_true")
-        for value in values:
-            sub.add_argument(f"--{value}", *(["-b"] if value == "bundle" else []), metavar="VALUE")
+    dump = add("checkpoint", checkpoint_commands.checkpoint, "save a container's processes with CRIU")
+    dump.add_argument("--leave-running", action="store_true", help="let them go on")
+    dump.add_argument("--tcp-skip-in-flight", action="store_true", help="leave out connections not established yet")
+    dump.add_argument("--link-remap", action="store_true", help="link files that have no name any more")
+    dump.add_argument("--pre-dump", action="store_true", help="save memory only, and go on: the rest comes later")
+    dump.add_argument("--parent-path", default="", metavar="PATH", help="an earlier pre-dump, relative to the images")
+    dump.add_argument("--page-server", metavar="ADDRESS:PORT", help="who takes the memory instead of the image path")
+    dump.add_argument("--status-fd", type=int, default=-1, metavar="FD", help="told once pages may be asked for")
+    restore = add("restore", checkpoint_commands.restore, "make a container from a checkpoint")
+    restore.add_argument("--bundle", "-b", default=".", help="the directory with config.json")
+    restore.add_argument("--console-socket", metavar="PATH", help=_TTY_HELP)
+    restore.add_argument("--pid-file", metavar="PATH", help="write the process's id here")
+    restore.add_argument("--detach", "-d", action="store_true", help="do not wait for the end")
+    restore.add_argument("--no-subreaper", action="store_true", help="do not adopt the container's orphans")
+    restore.add_argument("--no-pivot", action="store_true", help="accepted; it is CRIU that changes the root")
+    restore.set_defaults(no_new_keyring=False, preserve_fds=0, keep=False, pidfd_socket=None)
+    restore.add_argument("--lsm-profile", default="", metavar="KIND:PROFILE", help="instead of the spec's label")
+    restore.add_argument("--lsm-mount-context", default="", metavar="CONTEXT", help="SELinux's, for new file systems")
+    for sub in (dump, restore):
+        sub.add_argument("--image-path", default="", metavar="PATH", help="where the checkpoint is: ./checkpoint")
+        sub.add_argument("--work-path", default="", metavar="PATH", help="keep CRIU's log here")
+        sub.add_argument("--tcp-established", action="store_true", help="open connections, too")
+        sub.add_argument("--ext-unix-sk", action="store_true", help="unix sockets whose other end is outside, too")
+        sub.add_argument("--shell-job", action="store_true", help="even if it has the caller's terminal")
+        sub.add_argument("--file-locks", action="store_true", help="file locks, too")
+        sub.add_argument("--auto-dedup", action="store_true", help="memory that is newer elsewhere is dropped here")
+        sub.add_argument("--lazy-pages", action="store_true", help="move memory when it is needed, by userfaultfd")
+        modes = ("soft", "full", "strict", "ignore")
+        sub.add_argument("--manage-cgroups-mode", choices=modes, default="", help="what CRIU does with cgroups")
+        sub.add_argument("--empty-ns", action="append", default=[], metavar="NAMESPACE", help="leave its content out")
         sub.add_argument("id")
 
 

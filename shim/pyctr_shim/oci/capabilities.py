@@ -29,8 +29,13 @@ class CapabilitySets:
         """What to tell whoever asked for capabilities that are not to be had."""
         if not self.lacking:
             return []
-        names = ", ".join(kernel.NAMES[number] for number in _numbers(self.lacking))
-        return [f"process.capabilities: {names} not granted: the runtime does not have them"]
+        lacking = ", ".join(names(self.lacking))
+        return [f"process.capabilities: {lacking} not granted: the runtime does not have them"]
+
+
+def names(mask: int) -> list[str]:
+    """Return the names of the capabilities in a mask."""
+    return [kernel.NAMES[number] if number < len(kernel.NAMES) else f"number {number}" for number in _numbers(mask)]
 
 
 def parse(capabilities: Mapping[str, Any], available: int) -> CapabilitySets:

@@ -197,18 +197,3 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise OciError(f"{path}: not a JSON object")
     return document
-
-
-def checkpoint(options: argparse.Namespace) -> int:
-    """Refuse, after what would be wrong anyhow."""
-    with existing(options) as (_, record, _container):
-        if not record.is_alive():
-            raise OciError("container not running")
-    raise OciError("checkpoint: this runtime cannot drive CRIU yet; the container goes on unharmed")
-
-
-def restore(options: argparse.Namespace) -> int:
-    """Refuse, after what would be wrong anyhow."""
-    if os.path.exists(directory_of(options)):
-        raise OciError("container with given ID already exists")
-    raise OciError("restore: this runtime cannot drive CRIU yet; nothing was made")

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyctr_shim.oci import capabilities, init, program
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
+from pyctr_shim.oci.state import State
 from pyctr_sys import pagemap
 from pyctr_sys.namespaces import Clone, clone3, setns
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 from pyctr_sys.process import set_dumpable
 from pyctr_sys.routines import routines
 from pyctr_sys.spawn import spawn
+
+if TYPE_CHECKING:
+    from pyctr_shim.oci.checkpoint.choices import Dump
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,28 @@ def kill_and_reap(pidfd: int) -> None:
 def fork_init(request: init.Request) -> Child:
     """Fork a child that becomes init of a new PID namespace, or a stager."""
     return _fork(0 if request.staged else Clone.NEWPID, lambda channel: partial(init.become, request, channel))
+
+
+def fork_restorer(request: init.Request) -> Child:
+    """Fork a child that makes a container of a checkpoint; it is not init, which it tells of."""
+    return _fork(0, lambda channel: partial(_restore, request, channel))
+
+
+def _restore(request: init.Request, channel: Channel) -> NoReturn:
+    from pyctr_shim.oci.checkpoint import restore  # in the child alone: no shim is to have it
+
+    restore.become(request, channel)
+
+
+def fork_dumper(record: State, choices: "Dump") -> Child:
+    """Fork a child that saves a container; its channel ends when that is done, or tells why it failed."""
+    return _fork(0, lambda channel: partial(_dump, record, choices, channel))
+
+
+def _dump(record: State, choices: "Dump", channel: Channel) -> NoReturn:
+    from pyctr_shim.oci.checkpoint import dump  # as above
+
+    dump.become(record, choices, channel)
 
 
 def fork_ahead(fork: Callable[[int], None]) -> Child:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyctr_shim.oci import (
     capabilities,
@@ -53,6 +53,9 @@ from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setd
 from pyctr_sys.routines import routines
 from pyctr_sys.spawn import step_out
 
+if TYPE_CHECKING:
+    from pyctr_shim.oci.checkpoint.choices import Restore
+
 _IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
 
 
@@ -74,10 +77,11 @@ class Request:
     systemd_cgroup: bool
     hierarchies: Hierarchies
     staged: bool
+    checkpoint: "Restore | None" = None  # what to restore, instead of executing a program
 
 
 @dataclass(slots=True)
-class _Build:
+class Build:
     """What the steps know and make."""
 
     request: Request
@@ -152,12 +156,12 @@ def rehearse(request: Request, channel: Channel) -> None:
     What would change the process itself is only planned. For a spec of a container that would be init of a PID
     namespace and has no other namespace but a mount namespace. Its cgroup stays. Raises OciError, OSError.
     """
-    build = _read(request, channel, None)
+    build = read(request, channel, None)
     assert build is not None
-    _record(build)
+    write_state(build)
     build.cgroup.create()
     build.cgroup.apply(build.linux.get("resources") or {})
-    for step in (_open_sources, _enter_namespaces, _mount_everything, _hide, _pivot):
+    for step in (open_sources, _enter_namespaces, _mount_everything, _hide, _pivot):
         step(build)
     identity.Identity(build.process, build.filter, *capabilities.inherited())
     env = user.environment(build.process)
@@ -203,7 +207,7 @@ def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:
 def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> NoReturn:
     """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
     try:
-        build = _read(take(), channel, made)
+        build = read(take(), channel, made)
         if build is not None:
             for step in _STEPS:
                 step(build)
@@ -220,7 +224,7 @@ def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> 
         os._exit(1)
 
 
-def _read(request: Request, channel: Channel, made: Premade | None) -> _Build | None:
+def read(request: Request, channel: Channel, made: Premade | None) -> Build | None:
     """Read the spec; None if the parent has to fork differently for it."""
     spec = validate.load_spec(f"{request.bundle}/config.json")
     linux = spec["linux"]
@@ -242,7 +246,7 @@ def _read(request: Request, channel: Channel, made: Premade | None) -> _Build | 
     )
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
-    return _Build(request, channel, spec, plan, record, cgroup, made=made)
+    return Build(request, channel, spec, plan, record, cgroup, made=made)
 
 
 def _needs_stager(plan: Plan) -> bool:
@@ -252,11 +256,12 @@ def _needs_stager(plan: Plan) -> bool:
 # -- steps in the runtime's namespaces
 
 
-def _record(build: _Build) -> None:
+def write_state(build: Build) -> None:
+    """Write down what is about to be made, so that whoever comes after a crash finds it."""
     request, record = build.request, build.state
     host_mount = ""
     if request.rootfs and _wants_host_mount(build):
-        host_mount = _rootfs_directory(build)
+        host_mount = rootfs_directory(build)
     filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
     build.filter = filter_
     lsm.check_mount_label(build.linux.get("mountLabel") or "")
@@ -278,7 +283,7 @@ def _pid_on_the_host() -> int:
     return int(os.readlink("/proc/self"))
 
 
-def _for_later(build: _Build) -> dict[str, Any]:
+def _for_later(build: Build) -> dict[str, Any]:
     """Return what of linux the state keeps, see there."""
     linux = build.linux
     kept = {name: linux[name] for name in ("personality", "memoryPolicy") if linux.get(name)}
@@ -290,21 +295,27 @@ def _for_later(build: _Build) -> dict[str, Any]:
     return kept
 
 
-def _wants_host_mount(build: _Build) -> bool:
+def _wants_host_mount(build: Build) -> bool:
     """Whether the host must see the root: hooks of its side look at it, or mounts are to travel out of it."""
     propagation = build.linux.get("rootfsPropagation") or ""
     return bool(build.state.hooks.keys() & {"prestart", "createRuntime"}) or rootfs.is_shared(propagation)
 
 
-def _rootfs_directory(build: _Build) -> str:
+def rootfs_directory(build: Build) -> str:
+    """Return where root.path of the spec is."""
     return os.path.join(build.request.bundle, build.spec["root"]["path"])
 
 
-def _make_cgroup(build: _Build) -> None:
+def make_cgroup(build: Build) -> None:
+    """Make the container's cgroup, with its limits."""
     build.cgroup.create()
     build.cgroup.apply(build.linux.get("resources") or {})
     if (uid := owner_of(build.spec)) is not None:
         build.cgroup.delegate(uid)
+
+
+def _join_cgroup(build: Build) -> None:
+    make_cgroup(build)
     # Moving oneself is cheap on v1. On v2 being cloned into the cgroup is, unless a joined user
     # namespace will by then have taken the right to it away.
     if not build.cgroup.directory_for_clone() or Clone.NEWUSER in build.plan.joined:
@@ -313,7 +324,7 @@ def _make_cgroup(build: _Build) -> None:
         rdt.make(build.groups)
 
 
-def _enter_cgroup(build: _Build) -> None:
+def _enter_cgroup(build: Build) -> None:
     """On version 2, what was forked ahead becomes init now: in its cgroup, which is cheaper than to be moved there."""
     request = build.request
     if request.staged or not request.hierarchies.is_v2:
@@ -327,7 +338,8 @@ def _enter_cgroup(build: _Build) -> None:
     state.write(request.state_directory, build.state)
 
 
-def _open_sources(build: _Build) -> None:
+def open_sources(build: Build) -> None:
+    """Open what of the host's the container is to see."""
     label = build.linux.get("mountLabel") or ""
     build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle, label, partial(_user_maps, build))
     build.notes += mounts.without_effect(build.mounts)
@@ -339,14 +351,14 @@ def _open_sources(build: _Build) -> None:
         rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
 
 
-def _user_maps(build: _Build) -> int:
+def _user_maps(build: Build) -> int:
     """Return an fd of a user namespace with the maps of the container's, which may not be there yet."""
     if Clone.NEWUSER in build.plan.joined:
         return os.dup(build.plan.joined[Clone.NEWUSER])
     return namespaces.with_maps(build.linux["uidMappings"], build.linux["gidMappings"])
 
 
-def _set_own_limits(build: _Build) -> None:
+def _set_own_limits(build: Build) -> None:
     process = build.process
     build.notes += scheduling.set_oom_score(process.get("oomScoreAdj"))
     rlimits.raise_hard(process.get("rlimits") or ())
@@ -356,7 +368,7 @@ def _set_own_limits(build: _Build) -> None:
         lsm.set_exec_label(build.proc_fd, process)
 
 
-def _enter_namespaces(build: _Build) -> None:
+def _enter_namespaces(build: Build) -> None:
     """Leave the runtime's namespaces. In a stager, the process that returns from here is the clone."""
     plan, with_user = build.plan, build.plan.has(Clone.NEWUSER)
     first = Clone.NEWNS if with_user else plan.new & ~(Clone.NEWPID | Clone.NEWTIME | Clone.NEWCGROUP)
@@ -366,7 +378,7 @@ def _enter_namespaces(build: _Build) -> None:
     propagation = rootfs.propagation_flag(build.linux.get("rootfsPropagation") or "")
     # The copy of the host's mounts must not send anything back.
     mount(None, "/", None, MountFlag.REC | MountFlag.SLAVE)
-    directory = _rootfs_directory(build)
+    directory = rootfs_directory(build)
     if build.request.rootfs and not build.state.host_mount:
         os.makedirs(directory, 0o711, exist_ok=True)
         rootfs.mount_rootfs(build.request.rootfs, directory)
@@ -379,7 +391,7 @@ def _enter_namespaces(build: _Build) -> None:
     scheduling.set_lasting(build.linux)
 
 
-def _clone_init(build: _Build) -> None:
+def _clone_init(build: Build) -> None:
     """Clone the real init where this process cannot be it; returns in whoever goes on as init."""
     plan, cgroup_directory = build.plan, build.cgroup.directory_for_clone()
     if Clone.NEWUSER in plan.joined:
@@ -421,7 +433,7 @@ def _clone_init(build: _Build) -> None:
 # -- steps in the container's namespaces, still on the host's root
 
 
-def _detach(build: _Build) -> None:
+def _detach(build: Build) -> None:
     """From here on the container's files are within reach: nothing of ours may be replaced by them."""
     lockdown.forbid_imports()
     set_dumpable(0)
@@ -441,7 +453,7 @@ def _detach(build: _Build) -> None:
         setdomainname(name)
 
 
-def _mount_everything(build: _Build) -> None:
+def _mount_everything(build: Build) -> None:
     linux = build.linux
     propagation = rootfs.propagation_flag(linux.get("rootfsPropagation") or "")
     rootfs.attach(build.root_fd)
@@ -462,7 +474,7 @@ def _mount_everything(build: _Build) -> None:
         os.close(master_fd)
 
 
-def _run_hooks(build: _Build) -> None:
+def _run_hooks(build: Build) -> None:
     found = build.state.hooks
     if devices_ := build.linux.get("netDevices"):
         build.channel.send(Message.NETWORK, devices=devices_)
@@ -476,7 +488,7 @@ def _run_hooks(build: _Build) -> None:
         hooks.run("createContainer", create, build.state.document(Status.CREATING))
 
 
-def _hide(build: _Build) -> None:
+def _hide(build: Build) -> None:
     linux = build.linux
     _make_working_directory(build)
     sysctl.apply(build.proc_fd, linux.get("sysctl") or {})
@@ -488,13 +500,13 @@ def _hide(build: _Build) -> None:
         lsm.set_exec_label(build.proc_fd, build.process)  # after the hooks, which are not to run under it
 
 
-def _make_working_directory(build: _Build) -> None:
+def _make_working_directory(build: Build) -> None:
     """Make it where it is missing, as runc does; what cannot be made is reported by who enters it."""
     with suppress(OSError):
         os.close(make_directories(build.root_fd, build.process["cwd"]))
 
 
-def _pivot(build: _Build) -> None:
+def _pivot(build: Build) -> None:
     if build.request.no_pivot_root:
         rootfs.move(build.root_fd)
     else:
@@ -506,7 +518,7 @@ def _pivot(build: _Build) -> None:
 # -- steps in the container's root
 
 
-def _become_user(build: _Build) -> None:
+def _become_user(build: Build) -> None:
     process = build.process
     uid = (process.get("user") or {}).get("uid") or 0
     if build.terminal_fd >= 0:
@@ -522,6 +534,17 @@ def _become_user(build: _Build) -> None:
     path = program.find(process["args"][0], env)
     program.reset_signals()  # before the wait: after it, only what must be is left to do
     lockdown.outlive_parent()  # from here on, the end of the channel says the same; a detached container is to live on
+    tell_created(build)
+    _wait_for_start(build)
+    if found := build.state.hooks.get("startContainer"):
+        hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
+    ready.seal(build.channel)
+    error = program.execute(path, process["args"], env)
+    build.channel.fail(str(error), error.errno)
+
+
+def tell_created(build: Build) -> None:
+    """Tell the parent that the container is ready to be started, and what it has to know of it."""
     build.channel.send(
         Message.CREATED,
         pid=build.state.pid,
@@ -534,22 +557,16 @@ def _become_user(build: _Build) -> None:
         hooks=sorted(build.state.hooks),
         notes=build.notes,
     )
-    _wait_for_start(build)
-    if found := build.state.hooks.get("startContainer"):
-        hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
-    ready.seal(build.channel)
-    error = program.execute(path, process["args"], env)
-    build.channel.fail(str(error), error.errno)
 
 
-def _wait_for_start(build: _Build) -> None:
+def _wait_for_start(build: Build) -> None:
     if build.request.start_fd >= 0:
         build.channel.accept_in_place(build.request.start_fd)
     if build.channel.receive() is None:
         os._exit(0)  # deleted before it was started, or the shim is gone
 
 
-_STEPS: tuple[Callable[[_Build], None], ...] = (
-    _record, _make_cgroup, _enter_cgroup, _open_sources, _set_own_limits, _enter_namespaces, _detach,
+_STEPS: tuple[Callable[[Build], None], ...] = (
+    write_state, _join_cgroup, _enter_cgroup, open_sources, _set_own_limits, _enter_namespaces, _detach,
     _mount_everything, _run_hooks, _hide, _pivot, _become_user,
 )  # fmt: skip

@@ -155,7 +155,6 @@ def mount_all(
 
 
 def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
-    options = item.options
     if is_directory(item.tree_fd):
         target_fd = make_directories(root_fd, item.destination)
     else:
@@ -163,6 +162,15 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
         if is_directory(target_fd):
             raise NotADirectoryError(errno.ENOTDIR, "a file cannot be mounted onto a directory")
     _guard_proc(target_fd, item)
+    set_attributes(item, default_propagation)
+    move_mount(item.tree_fd, target_fd)
+    os.close(target_fd)
+    os.close(item.tree_fd)
+
+
+def set_attributes(item: PlannedMount, default_propagation: int) -> None:
+    """Give what a bind mount shows its attributes and propagation, before it is attached. Raises OSError."""
+    options = item.options
     # The copy is still a peer of the host's mount: what the container unmounts must not reach the
     # host, unless it is to be shared with it.
     shared = any(kind & MountFlag.SHARED for kind in options.propagation)
@@ -179,9 +187,6 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
         )
     for kind in options.propagation:
         _set_propagation(item.tree_fd, kind)
-    move_mount(item.tree_fd, target_fd)
-    os.close(target_fd)
-    os.close(item.tree_fd)
 
 
 def _mount_new(root_fd: int, item: PlannedMount) -> None:

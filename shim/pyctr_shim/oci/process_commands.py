@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci import commands, log, runtime, validate
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
+from pyctr_shim.oci.checkpoint.choices import Restore
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
 from pyctr_shim.oci.state import Status
@@ -38,8 +39,17 @@ def create(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Create and start a container; unless detached, wait for its end and return its exit status."""
+    return _run(options, None)
+
+
+def run_restored(options: argparse.Namespace, checkpoint: Restore) -> int:
+    """Do what `run` does with a container made of a checkpoint."""
+    return _run(options, checkpoint)
+
+
+def _run(options: argparse.Namespace, checkpoint: Restore | None) -> int:
     set_child_subreaper()  # a stager's child is ours to wait for
-    container, directory = _create(options)
+    container, directory = _create(options, checkpoint)
     if options.no_subreaper:
         set_child_subreaper(on=False)
     relays = container.console_fd is not None and not options.console_socket
@@ -47,7 +57,10 @@ def run(options: argparse.Namespace) -> int:
         _hand_over(options, container.pid, container.pidfd, None if relays else container.console_fd)
         if not options.detach:
             _pass_signals_on(container.pidfd)  # before anybody can know that it runs
-        commands.start(options)
+        if checkpoint is None:
+            commands.start(options)
+        else:
+            container.start()
     if options.detach:
         return 0
     status = _await(container.pidfd, container.console_fd if relays else None)
@@ -56,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def _create(options: argparse.Namespace) -> tuple[Container, str]:
+def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> tuple[Container, str]:
     directory = commands.directory_of(options)
     os.makedirs(options.root, 0o711, exist_ok=True)
     try:
@@ -71,7 +84,8 @@ def _create(options: argparse.Namespace) -> tuple[Container, str]:
             systemd_cgroup=options.systemd_cgroup,
             preserve_fds=options.preserve_fds,
             state_directory=directory,
-            detached=True,
+            detached=checkpoint is None,
+            checkpoint=checkpoint,
         )
         container = runtime.create(options.id, bundle, _STDIO, choices)
     except BaseException:

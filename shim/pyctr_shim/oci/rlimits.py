@@ -58,6 +58,15 @@ def apply(rlimits: Iterable[Mapping[str, Any]]) -> None:
             raise OciError(f"process.rlimits: {limit['type']}: {error}", getattr(error, "errno", errno.EPERM)) from None
 
 
+def lower(pid: int, rlimits: Iterable[Mapping[str, Any]]) -> None:
+    """Lower another process's limits to these where they are above. Raises OSError."""
+    for limit in rlimits:
+        number, most = _NUMBERS[limit["type"]], _value(limit["hard"])
+        soft, hard = resource.prlimit(pid, number)
+        if _least(hard, most) != hard:
+            resource.prlimit(pid, number, (_least(soft, most), most))
+
+
 def add_to(steps: Steps, rlimits: Iterable[Mapping[str, Any]]) -> None:
     """Make them steps, for a process that may raise hard limits; EINVAL if soft exceeds hard, EPERM if it may not."""
     for limit in rlimits:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyctr_shim.oci import detached, forks, hooks, init, listener, net_devices, rdt, state, validate
 from pyctr_shim.oci import exec as joining
@@ -27,6 +27,9 @@ from pyctr_shim.oci.state import State, Status
 from pyctr_sys import pagemap
 from pyctr_sys.mount import MNT_DETACH, umount2
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+
+if TYPE_CHECKING:
+    from pyctr_shim.oci.checkpoint.choices import Dump, Restore
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
 
@@ -43,6 +46,7 @@ class CreateOptions:
 
     `console_size` is (columns, rows). The state lies in the bundle unless `state_directory` names another place. A
     `detached` container is started by `detached.start`, from any process, and waits for that as long as it takes.
+    With a `checkpoint` the first process is not made to execute a program: it and the others are what was saved.
     """
 
     rootfs: tuple[RootfsMount, ...] = ()
@@ -54,6 +58,7 @@ class CreateOptions:
     state_directory: str = ""
     detached: bool = False
     seccomp_cache: str = SECCOMP_CACHE
+    checkpoint: "Restore | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Container:
     linux: Mapping[str, Any]  # see state.py
     hook_kinds: frozenset[str]
     channel: Channel | None
+    restorer_fd: int = -1  # a pidfd of who restores and has not ended yet
 
     def start(self) -> None:
         """Let init execute its program. Raises OciError with the program's ENOENT or EACCES.
@@ -123,6 +129,7 @@ class Container:
         finally:
             self.channel.close()
             self.channel = None
+        self._await_restorer()
         if answer is not None:
             raise OciError(answer[1]["text"], answer[1]["errno"])
         if "poststart" in self.hook_kinds:
@@ -131,6 +138,13 @@ class Container:
             except OciError:
                 self.kill(signal.SIGKILL)
                 raise
+
+    def _await_restorer(self) -> None:
+        """Wait for the end of who has restored: his children, init among them, are those of a reaper then."""
+        if self.restorer_fd >= 0:
+            wait(self.restorer_fd)
+            os.close(self.restorer_fd)
+            self.restorer_fd = -1
 
     def exec(self, process: bytes, stdio: Stdio, options: ExecOptions = ExecOptions()) -> Process:
         """Execute a further process, given as a JSON document of the spec's `process`.
@@ -204,6 +218,13 @@ class Container:
         """Return how many processes the kernel killed for memory; read it before `delete`."""
         return self.cgroup.oom_kills()
 
+    def checkpoint(self, choices: "Dump") -> forks.Child:
+        """Have the container saved by a child, whose channel ends once that is done, or tells why it failed.
+
+        Closing it before means that nobody is interested any more: then the container goes on.
+        """
+        return forks.fork_dumper(state.read(self.state_directory), choices)
+
     def delete(self) -> None:
         """Remove cgroup, mounts and state, and run the poststop hooks; init must have ended.
 
@@ -213,6 +234,7 @@ class Container:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
+        self._await_restorer()
         _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds or self.linux))
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -248,8 +270,11 @@ def create(
         seccomp_cache=options.seccomp_cache,
         systemd_cgroup=options.systemd_cgroup,
         hierarchies=hierarchies,
-        staged=False,
+        staged=options.checkpoint is not None,
+        checkpoint=options.checkpoint,
     )
+    while options.checkpoint is not None and _ahead:
+        _ahead.pop().end()  # CRIU makes init, so nobody else is going to be it
     was_ahead = bool(_ahead)
     try:
         try:
@@ -272,8 +297,8 @@ def _create(request: init.Request) -> Container | None:
     child = _take_ahead(request)
     if child is None:
         request = replace(request, staged=request.staged or request.hierarchies.is_v2)
-        child = forks.fork_init(request)
-    console_fd = -1
+        child = forks.fork_init(request) if request.checkpoint is None else forks.fork_restorer(request)
+    console_fd = restorer_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:
             message, fields, fds = answer
@@ -285,7 +310,10 @@ def _create(request: init.Request) -> Container | None:
                 child = replace(child, pid=fields["pid"], pidfd=_pidfd_of_init(fields["pid"]))
                 if message is Message.INIT:
                     wait(before_pidfd)  # it has little left to do and needs nothing from here
-                os.close(before_pidfd)
+                if request.checkpoint is not None:
+                    restorer_fd = before_pidfd
+                else:
+                    os.close(before_pidfd)
             elif message is Message.CONSOLE:
                 console_fd = fds[0]
             elif message is Message.NETWORK:
@@ -299,12 +327,15 @@ def _create(request: init.Request) -> Container | None:
             elif message is Message.FAILED:
                 _raise_failure(fields)
             elif message is Message.CREATED:
-                return _container(request, child, console_fd, fields)
+                return _container(request, child, console_fd, fields, restorer_fd)
         _raise_vanished()
     except BaseException as error:
         if console_fd >= 0:
             os.close(console_fd)
         child.end()
+        if restorer_fd >= 0:
+            wait(restorer_fd)
+            os.close(restorer_fd)
         try:
             _undo(request)
         except OciError as left:
@@ -323,7 +354,9 @@ def _pidfd_of_init(pid: int) -> int:
         raise OciError("container init ended at once") from None
 
 
-def _container(request: init.Request, child: forks.Child, console_fd: int, fields: Mapping[str, Any]) -> Container:
+def _container(
+    request: init.Request, child: forks.Child, console_fd: int, fields: Mapping[str, Any], restorer_fd: int
+) -> Container:
     return Container(
         id=request.id,
         bundle=request.bundle,
@@ -340,6 +373,7 @@ def _container(request: init.Request, child: forks.Child, console_fd: int, field
         linux=fields["linux"],
         hook_kinds=frozenset(fields["hooks"]),
         channel=child.channel,
+        restorer_fd=restorer_fd,
     )
 
 
@@ -438,7 +472,10 @@ def _undo(request: init.Request) -> None:
         record = state.read(request.state_directory)
     except FileNotFoundError:
         return
-    _remove(request.state_directory, cgroup_for(request.hierarchies, record.cgroup), with_record=True)
+    cgroup = cgroup_for(request.hierarchies, record.cgroup)
+    if request.checkpoint is not None:
+        cgroup.kill()  # who was to restore may have been killed in the middle of it
+    _remove(request.state_directory, cgroup, with_record=True)
 
 
 def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:

@@ -1,6 +1,7 @@
 """A lab for containers, per test."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         pytest.skip("needs /bin/busybox (package busybox-static)")
     # Some containers' users are not root: they must be able to reach their root's parents.
     for directory in (tmp_path, *tmp_path.parents[:3]):
-        os.chmod(directory, 0o755)
+        os.chmod(directory, stat.S_IMODE(directory.stat().st_mode) | 0o755)  # /tmp stays everybody's
     made = Lab(tmp_path, cgroup=f"/pyctr-test-{uuid.uuid4().hex[:12]}")
     yield made
     made.close()

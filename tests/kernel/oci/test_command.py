@@ -163,7 +163,7 @@ def test_a_terminal_goes_to_the_console_socket(lab: Lab, oci: Command) -> None:
         (("update", "--memory", "many", "x"), "'many' is no size"),
         (("update", "--mem-bw-schema", "MB:0=70", "x"), "--mem-bw-schema: Intel RDT"),
         (("checkpoint", "--image-path", "/nowhere", "--leave-running", "absent"), "container does not exist"),
-        (("restore", "--image-path", "/nowhere", "-d", "-b", "/nowhere", "c1"), "restore: this runtime cannot drive"),
+        (("restore", "--image-path", "/nowhere", "-d", "-b", "/nowhere", "c1"), "/nowhere/config.json: No such file"),
         (("create", "--bundle", "/nowhere", "c1"), "/nowhere/config.json: No such file or directory"),
     ],
 )
@@ -287,8 +287,6 @@ def test_who_starts_twice_is_told_so(lab: Lab, oci: Command) -> None:
 
     assert oci("start", "c1").stderr == "pyctr-oci: cannot start an already running container\n"
     assert oci("resume", "c1").stderr == "pyctr-oci: container not paused\n"
-    assert oci("checkpoint", "c1").stderr.startswith("pyctr-oci: checkpoint: this runtime cannot drive CRIU yet")
-    assert oci.status("c1") == "running"
 
 
 def test_exec_waits_for_a_paused_container_if_told_to(lab: Lab, oci: Command) -> None:

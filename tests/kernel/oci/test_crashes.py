@@ -31,7 +31,7 @@ def specs(lab: Lab, kind: str) -> Spec:
 def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, what: Callable[[], None]) -> None:
     """Have the child do something right before one of its steps."""
 
-    def step(build: init._Build) -> None:
+    def step(build: init.Build) -> None:
         what()
         steps[number](build)
 

@@ -94,8 +94,6 @@ def test_both_versions_of_the_service_answer_and_unknown_ones_do_not(shims: Host
     old.service = "containerd.task.v9.Task"
     with pytest.raises(Unimplemented, match="service containerd"):
         old.call("State", pb.StateRequest(id="versions"))
-    with pytest.raises(Unimplemented, match="Checkpoint"):
-        container.client.call("Checkpoint", pb.CheckpointTaskRequest(id="versions"))
     old.close()
     container.end()
 

@@ -1,0 +1,1 @@
+"""CRIU's request protocol: the part of it that we speak."""

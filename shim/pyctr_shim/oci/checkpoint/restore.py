@@ -1,0 +1,326 @@
+"""Making a container of a checkpoint: what its own spec says is made by us, the rest by CRIU, and checked by us.
+
+Runs in a child of the runtime's parent side, which takes it for a stager: it tells of the first process, and that
+waits for its start. Until then CRIU holds all processes; none of them has executed an instruction. This child does
+not end with the parent, as others do: somebody must be left to kill them.
+
+    here        cgroup, root, external mounts; CRIU in that cgroup and in its namespace
+    CRIU        namespaces, mounts, processes from the images
+    here        verify.py: do they have what the spec gives, and nothing else?
+    parent      CREATED … START
+    CRIU        lets them go on
+
+An error, the end of the parent or of the first process before the start: all processes are killed, and reaped.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, NoReturn
+
+from pyctr_shim.oci import init, lockdown, rootfs, state
+from pyctr_shim.oci.cgroups import Cgroup, mount_view
+from pyctr_shim.oci.checkpoint import criu, images, mount_table, verify
+from pyctr_shim.oci.checkpoint.choices import Restore
+from pyctr_shim.oci.checkpoint.dump import EXTERNAL_NAMESPACES, work_directory
+from pyctr_shim.oci.checkpoint.sources import Source, Stage
+from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim.oci.handshake import Channel, Message
+from pyctr_shim.oci.init import Build
+from pyctr_shim.oci.namespaces import KINDS
+from pyctr_sys.mount import MountFlag, mount
+from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.process import set_name
+from pyctr_wire.criu import rpc_pb2 as pb
+
+LOG: Final = "restore.log"
+_END_SECONDS: Final = 10.0
+_PAUSE: Final = 0.01
+_ABOVE_STDIO: Final = 3
+
+
+def become(request: init.Request, channel: Channel) -> NoReturn:
+    """Run in the forked child: restore, wait for the start, end. What goes wrong is told over the channel."""
+    try:
+        lockdown.take_stdio(request.stdio, channel, request.preserve_fds)
+        set_name("pyctr-restore")
+        assert request.checkpoint is not None
+        own = verify.own_namespaces()
+        build = init.read(request, channel, None)
+        assert build is not None  # a stager is what this is
+        _Restoring(build, request.checkpoint, own).run()
+    except OciError as error:
+        channel.fail(str(error), error.errno)
+    except BrokenPipeError:
+        pass  # the parent is gone
+    except OSError as error:
+        channel.fail(f"restore: {describe(error)}", error.errno or 0)
+    except Exception as error:
+        # A bug of ours; the parent is the top that it reaches.
+        channel.fail(f"internal error during restore: {type(error).__name__}: {error}", 0)
+    finally:
+        os._exit(0)
+
+
+@dataclass(slots=True)
+class _Restoring:
+    """One restore: what has been made so far."""
+
+    build: Build
+    choices: Restore
+    own_namespaces: dict[Clone, int]
+    stage: Stage = field(init=False)
+    sources: list[Source] = field(default_factory=list)
+    console_fd: int = -1
+    expected: verify.Expected | None = None
+
+    def run(self) -> None:
+        """Do all of it, in order."""
+        build, common = self.build, self.choices.common
+        images.check(common.images)
+        self._check_filters()
+        with ExitStack() as stack:
+            images_fd = stack.enter_context(_opened(common.images))
+            work = stack.enter_context(work_directory(common.work))
+            work_fd = stack.enter_context(_opened(work))
+            init.write_state(build)
+            init.make_cgroup(build)
+            init.open_sources(build)
+            try:
+                self._leave_mounts()
+                self.stage = stack.enter_context(Stage())
+                self._set_stage()
+                self._ask(images_fd, work_fd)
+            except BaseException:
+                _end_all(build.cgroup)
+                raise
+
+    def _check_filters(self) -> None:
+        """Raise OciError unless every filter that was loaded first is the spec's own."""
+        from pyctr_shim.oci import seccomp
+
+        request = self.build.request
+        wanted = seccomp.prepare(self.build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
+        if wanted is None:
+            return
+        if wanted.notifies:
+            raise OciError("restore: linux.seccomp: a filter with a listener cannot be restored")
+        if any(program != wanted.program for program in images.first_filters(self.choices.common.images)):
+            raise OciError("restore: the checkpoint's seccomp filter is not the one of linux.seccomp")
+
+    def _leave_mounts(self) -> None:
+        """Mount whatever is mounted from here on for nobody but this process and CRIU."""
+        unshare(Clone.NEWNS)
+        mount(None, "/", None, MountFlag.REC | MountFlag.SLAVE)
+
+    def _set_stage(self) -> None:
+        """Lay out the root and the external mounts; see sources.py."""
+        build, stage = self.build, self.stage
+        propagation = rootfs.propagation_flag(build.linux.get("rootfsPropagation") or "")
+        directory = init.rootfs_directory(build)
+        if build.request.rootfs and not build.state.host_mount:
+            os.makedirs(directory, 0o711, exist_ok=True)
+            rootfs.mount_rootfs(build.request.rootfs, directory)
+        build.root_fd = rootfs.clone_tree(directory)
+        rootfs.set_propagation(build.root_fd, propagation)
+        devices = frozenset(item.device for item in mount_table.of("self"))
+        stage.attach_root(build.root_fd)
+        self.sources = stage.bind(build.root_fd, build.mounts, propagation)
+        for item in build.mounts:
+            if item.kind in {"cgroup", "cgroup2"}:
+                flags = item.options.flags
+                self.sources += stage.show_cgroups(item.destination, partial(self._mount_cgroups, flags))
+        if build.spec["root"].get("readonly"):
+            rootfs.make_readonly(build.root_fd)
+        self._expect(devices)
+
+    def _expect(self, devices: frozenset[str]) -> None:
+        """Learn what this process's mounts are, as the container's will be compared with them."""
+        on_stage = {item.where: item for item in mount_table.of("self")}
+        mounts_ = {source.where: on_stage[source.path] for source in self.sources}
+        mounts_["/"] = on_stage[self.stage.root]
+        self.expected = verify.Expected(mounts_, devices, self.own_namespaces)
+
+    def _mount_cgroups(self, flags: int) -> None:
+        """Mount the container's view of its cgroups, from where it will look: only there has it the right root."""
+        build = self.build
+
+        def view() -> None:
+            self._enter_cgroup()
+            stage_fd = os.open(self.stage.directory, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            own = build.plan.has(Clone.NEWCGROUP)
+            mount_view(stage_fd, "/cgroup", flags, build.cgroup, build.request.hierarchies, own_namespace=own)
+
+        _in_child(view)
+
+    def _enter_cgroup(self) -> None:
+        """Join the container's cgroup and its view of it; what CRIU forks is then there from the beginning."""
+        self.build.cgroup.join()
+        if self.build.plan.new & Clone.NEWCGROUP:
+            unshare(Clone.NEWCGROUP)
+
+    def _ask(self, images_fd: int, work_fd: int) -> None:
+        """Have CRIU restore; returns once everything runs."""
+        options = criu.options_for(self.choices.common)
+        options.images_dir_fd, options.work_dir_fd, options.log_file = images_fd, work_fd, LOG
+        options.root = self.stage.root
+        options.evasive_devices = True
+        options.restore_as_sibling = True  # a child of ours, so of whoever inherits our children
+        fds = [images_fd, work_fd]
+        for source in self.sources:
+            options.external_mounts.add(key=source.where, value=source.path)
+        for key, fd in self._inherited():
+            options.inherited_fds.add(key=key, fd=fd)
+            fds.append(fd)
+        for kind, name in ((Clone.NEWIPC, "ipc"), (Clone.NEWUTS, "uts"), (Clone.NEWTIME, "time")):
+            if kind in self.build.plan.joined:
+                fd = self.build.plan.joined[kind]
+                options.joined_namespaces.add(kind=name, file=f"/proc/self/fd/{fd}")
+                fds.append(fd)
+        self._choose_labels(options)
+        request = pb.Request(type=pb.RESTORE, options=options)
+        log = Path(f"/proc/self/fd/{work_fd}", LOG)
+        with criu.Criu(self.choices.common.program, fds, self._enter_cgroup) as process:
+            response = process.ask(request, self._notified)
+        if not response.success:
+            kept = f"{self.choices.common.work}/{LOG}" if self.choices.common.work else ""
+            raise criu.failure("restore the container", response, log, kept)
+
+    def _inherited(self) -> list[tuple[str, int]]:
+        """Return what CRIU finds by fd: the container's streams, and namespaces that it shares."""
+        found = []
+        for number, name in enumerate(images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]):
+            if name.startswith(("pipe:", "file[", "socket:")):
+                # Higher up: CRIU's own stdio is the null device.
+                found.append((name, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE_STDIO)))
+        for kind, (_, key) in EXTERNAL_NAMESPACES.items():
+            if KINDS[kind] in self.build.plan.joined:
+                found.append((key, self.build.plan.joined[KINDS[kind]]))
+        return found
+
+    def _choose_labels(self, options: pb.Options) -> None:
+        """Have CRIU give the processes the labels of the spec, or those that the caller insists on."""
+        process = self.build.process
+        if self.choices.lsm_profile:
+            options.lsm_profile = self.choices.lsm_profile
+        elif process.get("apparmorProfile"):
+            options.lsm_profile = f"apparmor:{process['apparmorProfile']}"
+        elif process.get("selinuxLabel"):
+            options.lsm_profile = f"selinux:{process['selinuxLabel']}"
+        context = self.choices.lsm_mount_context or self.build.linux.get("mountLabel")
+        if context:
+            options.lsm_mount_context = context
+
+    def _notified(self, notification: pb.Notification, fd: int) -> bool:
+        if notification.script == "orphan-pts-master":
+            self.console_fd = fd
+        elif notification.script == "setup-namespaces":
+            self._tell_state(notification.pid)
+            if self.build.state.hooks.keys() & {"prestart", "createRuntime"}:
+                self.build.channel.send(Message.HOOKS)
+                if self.build.channel.receive() is None:
+                    raise OciError("restore: a hook failed")
+        elif notification.script == "pre-resume":
+            build = self.build
+            assert self.expected is not None
+            try:
+                verify.check(build.spec, build.plan, build.state.pid, self.expected)
+                self._hand_over()
+            except BaseException:
+                # Before CRIU, at whose end they would go on.
+                _kill(verify.tree(build.state.pid))
+                raise
+        return True
+
+    def _tell_state(self, pid: int) -> None:
+        self.build.state = self.build.state.with_pid(pid)
+        state.write(self.build.request.state_directory, self.build.state)
+
+    def _hand_over(self) -> None:
+        """Tell the parent that the container is there, and wait for its start."""
+        build = self.build
+        channel = build.channel
+        if bool(build.process.get("terminal")) != (self.console_fd >= 0):
+            raise OciError("restore: process.terminal and the checkpoint disagree about a terminal")
+        if self.console_fd >= 0:
+            channel.send(Message.CONSOLE, [self.console_fd])
+            os.close(self.console_fd)
+        channel.send(Message.STEPPED, pid=build.state.pid)
+        init.tell_created(build)
+        self._wait_for_start()
+
+    def _wait_for_start(self) -> None:
+        """Wait for the start. Raises OciError if the parent goes away or the first process ends instead."""
+        channel = self.build.channel
+        pidfd = os.pidfd_open(self.build.state.pid)
+        try:
+            ready, _, _ = select.select([channel.fileno(), pidfd], [], [])
+            if channel.fileno() not in ready or channel.receive() is None:
+                raise OciError("restore: the container has been ended before it was started")
+        finally:
+            os.close(pidfd)
+
+
+class _opened:
+    """An fd of a directory, as a context manager."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _in_child(do: Callable[[], None]) -> None:
+    """Do something in a forked child and wait for it. Raises OciError with its error's text."""
+    ours, theirs = Channel.pair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            do()
+        except OSError as error:
+            theirs.fail(describe(error), error.errno or 0)
+        finally:
+            os._exit(0)
+    theirs.close()
+    answer = ours.receive()
+    os.waitpid(pid, 0)
+    ours.close()
+    if answer is not None:
+        raise OciError(f"restore: the view of cgroups: {answer[1]['text']}", answer[1]["errno"])
+
+
+def _kill(pids: Iterable[int]) -> None:
+    """Kill processes that somebody traces, and wait until they are dead."""
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    for pidfd in pidfds:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    for pidfd in pidfds:
+        select.select([pidfd], [], [], _END_SECONDS)
+        os.close(pidfd)
+
+
+def _end_all(cgroup: Cgroup) -> None:
+    """Kill what has been restored, and reap those that are our children; who removes the cgroup finds what is left."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        cgroup.kill()
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            if not cgroup.pids():
+                return
+        time.sleep(_PAUSE)
