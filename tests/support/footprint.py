@@ -21,7 +21,7 @@ from .daemon_process import DEADLINE, DaemonProcess, wait_until
 
 # A log, a copy of the database and the notes of a rebuild come by themselves; namespaces stay when they are empty.
 _OWN_FILES = re.compile(
-    r"log|root/metadata\.db.*|root/uuid|root/reserve|root/seccomp.*|state/pyctrd\.sock.*|root/logs|state/tasks/[^/]*"
+    r"log|root/metadata\.db.*|root/uuid|root/reserve|root/seccomp.*|state/pyctrd\.sock.*|root/logs|root/checkpoints|state/tasks/[^/]*"
 )
 _OWN_TABLES = {"namespaces", "sqlite_sequence"}
 # Each thread that has read from the database keeps it open, and modules are loaded when they are needed.

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Protocol
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
@@ -28,7 +29,6 @@ from pyctrd.runtime.tasks import Tasks as TaskCalls
 RUNTIMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.pyctr.v1"})
 
 _OPTIONS: Final = "containerd.runc.v1.Options"
-_CHECKPOINT_OPTIONS: Final = "containerd.runc.v1.CheckpointOptions"
 _RESTORE_FROM_PATH: Final = "RestoreFromPath"
 _SHIM_PATH: Final = re.compile(r"/.*/containerd-shim-pyctr-v1")
 
@@ -219,8 +219,8 @@ class Tasks:
 
         namespace = await self._namespace(request.container_id, context)
         options = oci_pb2.CheckpointOptions()
-        if request.HasField("options") and not request.options.Unpack(options):
-            raise InvalidArgument(f"checkpoint options are {request.options.type_url}, not {_CHECKPOINT_OPTIONS}")
+        if request.HasField("options"):
+            _decode(request.options, options, "checkpoint options")
         if request.parent_checkpoint:
             raise Unimplemented("Tasks.Checkpoint with a parent checkpoint")
         if options.image_path:
@@ -301,7 +301,19 @@ def _names_checkpoint(options: AnyMessage) -> bool:
     from pyctr_wire.containerd.types.runc.options import oci_pb2  # not all clients send options
 
     decoded = oci_pb2.Options()
-    return options.Unpack(decoded) and bool(decoded.criu_image_path)
+    _decode(options, decoded, "task options")
+    return bool(decoded.criu_image_path)
+
+
+def _decode(packed: AnyMessage, message: Message, what: str) -> None:
+    """Decode an Any, whose type may be named with or without a host; raises InvalidArgument for another type."""
+    name = message.DESCRIPTOR.full_name
+    if packed.type_url.rpartition("/")[2] != name:
+        raise InvalidArgument(f"{what} are {packed.type_url}, not {name}")
+    try:
+        message.MergeFromString(packed.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"{what} do not decode as {name}") from error
 
 
 def _process(task: Task, process: Process) -> task_pb2.Process:

@@ -198,7 +198,10 @@ class _Restoring:
         """Return what CRIU finds by fd: the container's streams, and namespaces that it shares."""
         found = []
         for number, name in enumerate(images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]):
-            if name.startswith(("pipe:", "file[", "socket:")):
+            if name.startswith("file[") and not _has_position(number):
+                # CRIU sets the position that a file had. What the process wrote went to one, and not to anybody.
+                found.append((name, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+            elif name.startswith(("pipe:", "file[", "socket:")):
                 # Higher up: CRIU's own stdio is the null device.
                 found.append((name, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE_STDIO)))
         for kind, (_, key) in EXTERNAL_NAMESPACES.items():
@@ -280,6 +283,14 @@ class _opened:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def _has_position(fd: int) -> bool:
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:  # ESPIPE
+        return False
+    return True
 
 
 def _in_child(do: Callable[[], None]) -> None:
