@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Final
 from pyctr_wire.errors import FailedPrecondition
 from pyctrd.config import Config
 from pyctrd.core.anys import AnyValue
-from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate, Event
+from pyctrd.core.events import (
+    ContainerCreate,
+    ContainerDelete,
+    ContainerUpdate,
+    Event,
+    ImageCreate,
+    ImageDelete,
+    ImageUpdate,
+)
 from pyctrd.events.exchange import Exchange
 from pyctrd.metadata.containers import Containers
 from pyctrd.metadata.database import Database
@@ -53,6 +61,7 @@ LATE_SERVICES: Final = frozenset(
         "containerd.services.streaming.v1.Streaming",
         "containerd.services.transfer.v1.Transfer",
         "pyctr.v1.Engine",
+        "runtime.v1.ImageService",
     }
 )
 
@@ -88,6 +97,8 @@ class Parts:
         closing.callback(self.bulk.close)
         self.containers = Containers(self.database)
         self.container_index = ContainerIndex(self.containers, self.rows)
+        # What late.py adds hears of changed images by namespace and name, in the committing thread.
+        self.image_changed: Callable[[str, str], None] | None = None
         self.bundles = Bundles(config.state)
         self._build_runtime(zygote)
         closing.callback(self.tasks.let_go)
@@ -144,6 +155,8 @@ class Parts:
         """Tell everybody of a change that is on disk; called in the committing thread."""
         if isinstance(event, ContainerCreate | ContainerUpdate | ContainerDelete):
             self.container_index.changed(namespace, event.id)
+        elif self.image_changed is not None and isinstance(event, ImageCreate | ImageUpdate | ImageDelete):
+            self.image_changed(namespace, event.name)
         self.exchange.publish_core(namespace, event)
 
 

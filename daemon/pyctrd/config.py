@@ -164,6 +164,18 @@ class Registry(NamedTuple):
     ] = MappingProxyType({})
 
 
+class Cri(NamedTuple):
+    """The [cri] table."""
+
+    snapshotter: Annotated[str, "The snapshotter that unpacks images."] = "overlayfs"
+    pinned_images: Annotated[
+        tuple[str, ...], "Images that a kubelet which is short of space is told to leave alone, once they are pulled."
+    ] = ()
+    image_pull_progress_timeout: Annotated[
+        float, "Seconds without a byte after which the pull of an image is given up.", Least(1)
+    ] = 300.0
+
+
 class Config(NamedTuple):
     """Everything that can be set."""
 
@@ -178,6 +190,7 @@ class Config(NamedTuple):
     events: Annotated[Events, "Telling subscribers what happens."] = Events()
     checkpoint: Annotated[Checkpoint, "Containers that are saved while they run."] = Checkpoint()
     registry: Annotated[Registry, "Where images come from."] = Registry()
+    cri: Annotated[Cri, "Kubernetes: what a kubelet asks for."] = Cri()
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 
     @property

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING
 from pyctrd.composition import CHECKPOINTS
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform, normalize
+from pyctrd.cri.filesystem_usage import UsageMeter
+from pyctrd.cri.image_service import ImageService
+from pyctrd.cri.images import NAMESPACE as CRI_NAMESPACE
+from pyctrd.cri.images import Images as CriImages
+from pyctrd.cri.pulls import Pulls
 from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
 from pyctrd.gc.collector import Collector
@@ -74,6 +79,7 @@ class LateParts:
         self._build_transfers()
         self._logs = LogFolders(parts.config.root / "logs")
         self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
+        self._build_cri()
         self._build_services()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
@@ -113,6 +119,34 @@ class LateParts:
         )
         self._transfers = Transfers(stores, self._streams, registries, self._host)
 
+    def _build_cri(self) -> None:
+        parts, settings = self._parts, self._parts.config.cri
+        self._cri_images = CriImages(
+            self._images,
+            self._content,
+            self._snapshots,
+            self._transfers.unpack,
+            self._scheduler.collect_now,
+            parts.rows,
+            self._host,
+        )
+        parts.image_changed = self._cri_images.changed
+        parts.group.create_task(self._cri_images.run(), name="images of others")
+        self._cri_pulls = Pulls(
+            self._transfers.fetch,
+            self._host,
+            frozenset(settings.pinned_images),
+            settings.image_pull_progress_timeout,
+            parts.operations,
+            parts.group,
+        )
+        self._cri_usage = UsageMeter(
+            self._snapshots.named(settings.snapshotter),
+            self._snapshots.roots()[settings.snapshotter],
+            CRI_NAMESPACE,
+            parts.bulk,
+        )
+
     def _build_services(self) -> None:
         parts, rows, bulk, collect = self._parts, self._parts.rows, self._parts.bulk, self._scheduler.collect_now
         for servicer in (
@@ -128,6 +162,7 @@ class LateParts:
             streaming.Streaming(self._streams),
             transfer.Transfer(self._transfers, self._streams, parts.operations),
             self._engine(),
+            ImageService(self._cri_images, self._cri_pulls, self._cri_usage, parts.config.cri.snapshotter),
         ):
             parts.dispatch.add(servicer)
         known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services())

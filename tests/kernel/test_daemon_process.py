@@ -155,6 +155,7 @@ _METHODS = {
     "Diff": "Apply",
     "Engine": "Ops",
     "Events": "Publish",
+    "ImageService": "ImageFsInfo",
     "Images": "Get",
     "Introspection": "Plugins",
     "Leases": "List",

@@ -34,11 +34,16 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image that is here; `chain_id` names the snapshot of its uppermost layer, "" without layers."""
+    """An image that is here; `chain_id` names the snapshot of its uppermost layer, "" without layers.
+
+    `size` counts the bytes of its manifest, its configuration and its layers, as they are written there.
+    """
 
     image: Image
     config: ImageConfig
     chain_id: str
+    config_digest: str
+    size: int
 
 
 def find_image(images: ImageRows, ns: str, name: str) -> Image:
@@ -73,14 +78,15 @@ def read_image(blobs: Blobs, ns: str, image: Image, platform: Platform) -> Found
     """Return what a container of `image` on `platform` needs. Raises FailedPrecondition if that is not here."""
     target = image.target
     root = image_spec.Descriptor(target.media_type, image_spec.check_digest(target.digest), target.size)
-    for manifest in _manifests(blobs, ns, root, platform, 0):
+    for descriptor, manifest in _manifests(blobs, ns, root, platform, 0):
         if manifest.config.media_type not in image_spec.CONFIGS:
             raise FailedPrecondition(f"{image.name} is not an image of a container ({manifest.config.media_type})")
         config = image_spec.parse_config(_read(blobs, ns, manifest.config))
         if root.media_type in image_spec.MANIFESTS and not _suits(config.platform, platform):
             raise FailedPrecondition(f"{image.name} is for {_written(config.platform)}, not for {platform}")
         chain = chain_ids(list(config.diff_ids))
-        return FoundImage(image, config, chain[-1] if chain else "")
+        size = descriptor.size + manifest.config.size + sum(layer.size for layer in manifest.layers)
+        return FoundImage(image, config, chain[-1] if chain else "", manifest.config.digest, size)
     raise FailedPrecondition(f"{image.name} has nothing for {platform}: pyctr image pull --platform {platform}")
 
 
@@ -92,14 +98,14 @@ def _suits(written: image_spec.Platform, platform: Platform) -> bool:
 
 def _manifests(
     blobs: Blobs, ns: str, descriptor: image_spec.Descriptor, platform: Platform, depth: int
-) -> Iterator[Manifest]:
-    """Yield the manifests that suit and are here, the best first."""
+) -> Iterator[tuple[image_spec.Descriptor, Manifest]]:
+    """Yield the manifests that suit and are here, the best first, each with what points at it."""
     try:
         document = image_spec.parse_document(_read(blobs, ns, descriptor), descriptor.media_type)
     except NotFound:
         return
     if isinstance(document, Manifest):
-        yield document
+        yield descriptor, document
         return
     if depth >= _MAX_DEPTH:
         raise FailedPrecondition(f"{descriptor.digest}: indexes are nested more than {_MAX_DEPTH} deep")

@@ -46,22 +46,39 @@ async def pull(
     names = naming.names_of_pulled(destination, target.digest)
     if not names:
         raise InvalidArgument("a pull needs a name for the image")
-    progress.say(f"Pulling from OCI Registry ({reference})")
-    progress.say("fetching image content", names[0], target)
+    await fetch(session, repository, target, names[0], destination, host, locks, progress)
+    for image in naming.images(names, target, destination.labels, datetime.now(UTC)):
+        await session.store_image(image)
+        progress.say("saved", image.name, target)
+    progress.say(f"Completed pull from OCI Registry ({reference})")
+
+
+async def fetch(
+    session: Session,
+    repository: Repository,
+    target: Descriptor,
+    name: str,
+    destination: ImageStore,
+    host: Platform,
+    locks: ChainLocks,
+    progress: Progress,
+) -> Node:
+    """Do what a pull does before the image has a name, and return what was fetched; reports call it `name`.
+
+    The session's lease alone keeps it. Raises as `pull` does.
+    """
+    progress.say(f"Pulling from OCI Registry ({repository.reference})")
+    progress.say("fetching image content", name, target)
     fetcher = Fetcher(session, repository, progress)
     selection = Selection(destination.platforms, destination.manifest_limit, destination.all_metadata)
-    tree = await Reader(fetcher.document, selection).read(spec_descriptor(target), names[0])
+    tree = await Reader(fetcher.document, selection).read(spec_descriptor(target), name)
     for warning in misfits(tree, destination.wanted(host)):
         progress.say(warning)
 
     await _fetch_and_unpack(session, tree, fetcher, destination, host, locks, progress)
     for node in tree.walk():
         await session.label(node.descriptor.digest, node.gc_labels())
-
-    for image in naming.images(names, target, destination.labels, datetime.now(UTC)):
-        await session.store_image(image)
-        progress.say("saved", image.name, target)
-    progress.say(f"Completed pull from OCI Registry ({reference})")
+    return tree
 
 
 async def _fetch_and_unpack(

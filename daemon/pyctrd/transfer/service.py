@@ -1,11 +1,12 @@
 """Transfers: from any source to any destination that makes sense together."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pyctr_wire.errors import InvalidArgument, Unimplemented
+from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.images import Image
 from pyctrd.core.platforms import Platform
 from pyctrd.core.references import Reference, parse_reference
@@ -16,11 +17,11 @@ from pyctrd.transfer import naming
 from pyctrd.transfer.exporter import export
 from pyctrd.transfer.importer import import_archive, present
 from pyctrd.transfer.progress import Listener, Progress, reported
-from pyctrd.transfer.pull import pull
+from pyctrd.transfer.pull import fetch, pull
 from pyctrd.transfer.push import push
 from pyctrd.transfer.requests import Endpoint, ExportStream, ImageStore, ImportStream, Registry, Unpack
 from pyctrd.transfer.stores import Session, Stores, session
-from pyctrd.transfer.tree import Reader, Selection, spec_descriptor
+from pyctrd.transfer.tree import Node, Reader, Selection, spec_descriptor
 from pyctrd.transfer.unpack import ChainLocks, unpack_all
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Imports at the same time: each keeps a thread, for as long as its client takes to send the archive.
 _IMPORTS: Final = 4
+
+_T = TypeVar("_T")
 
 
 class Registries(Protocol):
@@ -87,6 +90,28 @@ class Transfers:
                 case _:
                     kinds = type(source).__name__, type(destination).__name__
                     raise Unimplemented(f"method Transfer not implemented for {kinds[0]} to {kinds[1]}")
+
+    async def fetch(
+        self,
+        ns: str,
+        source: Registry,
+        destination: ImageStore,
+        name: Callable[[Session, Descriptor, Node], Awaitable[_T]],
+        credentials: CredentialSource | None = None,
+        listener: Listener | None = None,
+    ) -> _T:
+        """Pull an image, and let `name` store it under the names that it is to have; return what that returns.
+
+        Until it has a name, only the session keeps what was fetched. Raises as a pull does, and as `name` does.
+        """
+        async with session(self._stores, ns, "") as opened, reported(listener) as progress:
+            progress.say(f"Resolving from OCI Registry ({source.reference})")
+            async with self._open(source, credentials) as repository:
+                target = await repository.resolve()
+                tree = await fetch(
+                    opened, repository, target, destination.name, destination, self._host, self._locks, progress
+                )
+            return await name(opened, target, tree)
 
     async def unpack(self, ns: str, name: str, wanted: Unpack) -> None:
         """Unpack an image that is in the store already. Raises NotFound if it or a blob of it is not."""
