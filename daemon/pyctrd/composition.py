@@ -30,6 +30,8 @@ from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Owners
 from pyctrd.runtime.recovery import Recovery
+from pyctrd.runtime.runtime_versions import RuntimeVersions
+from pyctrd.runtime.runtimes import Runtimes
 from pyctrd.runtime.shims import Endpoints, Shims
 from pyctrd.runtime.tasks import Tasks
 from pyctrd.runtime.zygote_client import Zygote
@@ -114,6 +116,8 @@ class Parts:
         endpoints = Endpoints(config.state, config.address, config.ttrpc_address, config.log.level)
         self.operations = Operations()
         owners = Owners(group)
+        self.runtimes = Runtimes(config.runtimes)
+        self.runtime_versions = RuntimeVersions(self.bulk, group)
         shims = Shims(endpoints, zygote, self.bulk)
         self.tasks = Tasks(self.exchange, group)
         undertaker = Undertaker(self.tasks, shims, owners, self.operations, group)
@@ -125,7 +129,14 @@ class Parts:
         for servicer in (
             containers.Containers(self.containers, self.container_index, self.rows),
             health.Health(self.dispatch.services),
-            tasks.Tasks(self.tasks, self.lifecycle, self.container_index, self._checkpoints),
+            tasks.Tasks(
+                self.tasks,
+                self.lifecycle,
+                self.container_index,
+                self._checkpoints,
+                self.runtimes,
+                self.runtime_versions,
+            ),
             version.Version(),
         ):
             self.dispatch.add(servicer)

@@ -176,6 +176,23 @@ class Cri(NamedTuple):
     ] = 300.0
 
 
+class Runtime(NamedTuple):
+    """A [runtimes.NAME] table."""
+
+    path: Annotated[
+        str,
+        'Its program: an absolute path, or a name that is looked up in $PATH; "" is NAME itself. "embedded" is our own'
+        " runtime, for clients that ask for another one by this name.",
+    ] = ""
+    root: Annotated[str, 'Where it keeps its state, a directory for each namespace; "" is in the bundle.'] = ""
+    systemd_cgroup: Annotated[bool, "Let systemd make its cgroups."] = False
+    no_pivot_root: Annotated[bool, "Do without pivot_root, which a host whose root is a ramfs has not."] = False
+    no_new_keyring: Annotated[bool, "Give containers no session keyring of their own."] = False
+    command_timeout: Annotated[
+        float, "Seconds after which a command of it is killed, and what it has left is removed.", Least(1)
+    ] = 30.0
+
+
 class Config(NamedTuple):
     """Everything that can be set."""
 
@@ -191,6 +208,11 @@ class Config(NamedTuple):
     checkpoint: Annotated[Checkpoint, "Containers that are saved while they run."] = Checkpoint()
     registry: Annotated[Registry, "Where images come from."] = Registry()
     cri: Annotated[Cri, "Kubernetes: what a kubelet asks for."] = Cri()
+    runtimes: Annotated[
+        Mapping[str, Runtime],
+        "OCI runtimes beside our own, which containers ask for by name: `pyctr run --runtime NAME`. What is in $PATH"
+        " needs no table here.",
+    ] = MappingProxyType({})
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 
     @property

@@ -4,9 +4,11 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pyctrd.config import Config, is_section, settings_of
+
+_CALLED: Final = {"credentials": "HOST"}  # tables of which there may be many, and what each is called after
 
 
 def render(config: Config) -> str:
@@ -20,7 +22,7 @@ def _render(section: Any, prefix: str) -> Iterator[str]:
         value = getattr(section, name)
         comment = textwrap.wrap(explanation, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         if isinstance(value, Mapping):
-            tables += [*comment, *_commented_out(kind.__args__[1], f'{prefix}{name}."HOST"')]
+            tables += [*comment, *_commented_out(kind.__args__[1], f'{prefix}{name}."{_CALLED.get(name, "NAME")}"')]
         elif is_section(type(value)):
             tables += [*comment, f"[{prefix}{name}]", *_render(value, f"{prefix}{name}.")]
         else:

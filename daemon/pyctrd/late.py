@@ -167,7 +167,9 @@ class LateParts:
             parts.dispatch.add(servicer)
         known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services())
         identity = _persistent_uuid(parts.config.root / "uuid")
-        parts.dispatch.add(introspection.Introspection(known, identity, runtime_info, bulk))
+        parts.dispatch.add(
+            introspection.Introspection(known, identity, runtime_info, lambda: parts.runtime_versions.warnings, bulk)
+        )
 
     def _aftermath(self) -> Aftermath:
         parts = self._parts
@@ -208,6 +210,7 @@ class LateParts:
         )
         return Engine(
             creator,
+            parts.runtimes,
             parts.container_index,
             parts.tasks,
             parts.operations,

@@ -8,6 +8,7 @@ documentation.
 import json
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -44,21 +45,39 @@ def delete(bundle: Path, container: str) -> bytes:
 
 def bury(bundle: Path) -> int:
     """Kill every process of the container, remove its cgroups and state; return the first process's pid, or 0."""
+    if (bundle / "runtime.json").exists():
+        from pyctr_shim.external import remains
+
+        record = remains.read(str(bundle))
+        if record is not None:
+            pid = remains.bury(str(bundle), record)
+            _repeat(lambda: remains.remove(record))
+            return pid
     try:
         container = runtime.load(str(bundle))
     except FileNotFoundError:
         return 0
+
+    def end() -> None:
+        container.kill_all(signal.SIGKILL)
+        container.delete()
+
+    _repeat(end)
+    return container.pid
+
+
+def _repeat(end: Callable[[], None]) -> None:
+    """Call `end` until it works: what has been killed takes a moment to go. Raises its last OciError."""
     deadline = time.monotonic() + _LIMIT
     while True:
-        container.kill_all(signal.SIGKILL)
         try:
-            container.delete()
+            end()
         except OciError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE)
         else:
-            return container.pid
+            return
 
 
 def _sockets(bundle: Path) -> list[Path]:

@@ -203,6 +203,15 @@ class Loop:
         """Run a coroutine now, up to its first wait; it must handle its own errors."""
         return Call(coroutine)
 
+    async def to_the_end(self, work: Coroutine[Future[Any], None, T]) -> T:
+        """Return or raise what `work` does, which goes on if the caller is cancelled meanwhile."""
+        told: Future[T | Exception] = Future()
+        self.spawn(_tell(work, told))
+        outcome = await told
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
     async def wait(self, future: Future[Any], seconds: float) -> bool:
         """Wait for `future`, at most `seconds`; return whether it arrived."""
         if future.done:
@@ -292,3 +301,11 @@ class Loop:
             callback()
         except Exception:
             journal.log_exception("deferred call failed")
+
+
+async def _tell(work: Coroutine[Future[Any], None, T], told: Future[T | Exception]) -> None:
+    """Do the work and tell how it went."""
+    try:
+        told.set(await work)
+    except Exception as error:
+        told.set(error)

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Final
 
 from pyctr_shim.exit_record import Exit
+from pyctr_shim.keeper import Notice
 from pyctr_shim.loop import Future
 from pyctr_shim.stdio.streams import Streams
 from pyctr_wire.errors import FailedPrecondition, NotFound, UnknownError
@@ -43,10 +44,12 @@ class Process:
         self.end: Exit | None = None
         self.exited: Future[Exit | None] = Future()
         self.starting = False
+        self.early: Notice | None = None
+        """Its end, if that comes before its start has been told."""
         self.oom_kills_before = 0
 
-    def made(self, pid: int, pidfd: int) -> None:
-        """The process exists; its pidfd is owned from now on."""
+    def made(self, pid: int, pidfd: int | None) -> None:
+        """The process exists; its pidfd is owned from now on. None if it has ended and that is about to be told."""
         self.pid = pid
         self.pidfd = pidfd
 
@@ -63,14 +66,18 @@ class Process:
 
     def kill(self, number: int) -> None:
         """Send a signal. Raises FailedPrecondition before the process was made, NotFound after its end."""
+        try:
+            signal.pidfd_send_signal(self.check_alive(), number)
+        except ProcessLookupError as error:
+            raise NotFound("process already finished") from error
+
+    def check_alive(self) -> int:
+        """Return the pidfd. Raises FailedPrecondition before the process was made, NotFound after its end."""
         if self.end is not None:
             raise NotFound("process already finished")
         if self.pidfd is None:
             raise FailedPrecondition("process not created")
-        try:
-            signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError as error:
-            raise NotFound("process already finished") from error
+        return self.pidfd
 
     def ended(self, end: Exit) -> None:
         """The process has been reaped."""

@@ -7,12 +7,14 @@ from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import DecodeError, Message
 
 from pyctr_shim import placement
+from pyctr_shim.container import Program
 from pyctr_shim.exit_record import Exit
 from pyctr_shim.oci import runtime
 from pyctr_shim.process import Process, Status
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.stdio.streams import Names
-from pyctr_shim.tasks import NewTask, Tasks
+from pyctr_shim.task import NewTask
+from pyctr_shim.tasks import Tasks
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.types.runc.options import oci_pb2
@@ -30,6 +32,8 @@ _STATUS: Final = {
     Status.STOPPED: task_pb2.STOPPED,
 }
 _EMPTY: Final = empty_pb2.Empty()
+_DAEMON_OPTIONS: Final = "pyctr.v1.RuntimeOptions"
+_COMMAND_SECONDS: Final = 30.0  # less than any daemon waits for Start
 _PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 Handler = Callable[[Any, Any], Awaitable[Message]]
@@ -62,7 +66,9 @@ class TaskService:
 
     async def create(self, request: pb.CreateTaskRequest) -> Message:
         """Make a container, of a checkpoint if there is one; raises Unimplemented for options not to be honoured."""
-        options = read_options(request.options)
+        options, program = read_options(request.options)
+        if program is not None and (request.checkpoint or options.criu_image_path):
+            raise Unimplemented(f"Create from a checkpoint by another OCI runtime, {program.path}")
         if options.shim_cgroup:
             placement.enter(options.shim_cgroup)
             self.has_moved = True
@@ -84,6 +90,7 @@ class TaskService:
                 systemd_cgroup=options.systemd_cgroup,
                 checkpoint=_restore(request, options),
             ),
+            program=program,
             io_uid=options.io_uid,
             io_gid=options.io_gid,
             created=created,
@@ -125,9 +132,9 @@ class TaskService:
     async def kill(self, request: pb.KillRequest) -> Message:
         """Send a signal to one process or to all."""
         if request.all:
-            self._tasks.kill_all(request.id, request.signal)
+            await self._tasks.kill_all(request.id, request.signal)
         else:
-            self._tasks.kill(request.id, request.exec_id, request.signal)
+            await self._tasks.kill(request.id, request.exec_id, request.signal)
         return _EMPTY
 
     async def pids(self, request: pb.PidsRequest) -> Message:
@@ -141,12 +148,12 @@ class TaskService:
 
     async def pause(self, request: pb.PauseRequest) -> Message:
         """Freeze the container."""
-        self._tasks.pause(request.id)
+        await self._tasks.pause(request.id)
         return _EMPTY
 
     async def resume(self, request: pb.ResumeRequest) -> Message:
         """Let it go on."""
-        self._tasks.resume(request.id)
+        await self._tasks.resume(request.id)
         return _EMPTY
 
     async def wait(self, request: pb.WaitRequest) -> Message:
@@ -182,7 +189,7 @@ class TaskService:
 
     async def update(self, request: pb.UpdateTaskRequest) -> Message:
         """Change resource limits."""
-        self._tasks.update(request.id, request.resources.value)
+        await self._tasks.update(request.id, request.resources.value)
         return _EMPTY
 
     async def connect(self, request: pb.ConnectRequest) -> Message:
@@ -240,16 +247,24 @@ _METHODS: Final[dict[str, tuple[type[Message], Handler]]] = {
 }
 
 
-def read_options(packed: any_pb2.Any) -> oci_pb2.Options:
-    """Return runc's options; raises InvalidArgument for another type, Unimplemented for one that we cannot honour.
+def read_options(packed: any_pb2.Any) -> tuple[oci_pb2.Options, Program | None]:
+    """Return runc's options, and the runtime that they name if it is not the embedded one.
 
-    `root`, where runc keeps its state, means nothing here: the embedded runtime keeps its in the bundle.
+    `root`, where runc keeps its state, means nothing to the embedded one, which keeps its in the bundle. Raises
+    InvalidArgument for another type.
     """
-    options = oci_pb2.Options()
-    _read_into(options, packed, "task options")
-    if options.binary_name:
-        raise Unimplemented(f"option binary_name={options.binary_name}: another OCI runtime than the embedded one")
-    return options
+    options, seconds = oci_pb2.Options(), 0.0
+    if packed.type_url.rpartition("/")[2] == _DAEMON_OPTIONS:
+        from pyctr_wire.pyctr import runtime_pb2
+
+        told = runtime_pb2.RuntimeOptions()
+        _read_into(told, packed, "task options")
+        options, seconds = told.runc, told.command_seconds
+    else:
+        _read_into(options, packed, "task options")
+    if not options.binary_name:
+        return options, None
+    return options, Program(options.binary_name, options.root, seconds or _COMMAND_SECONDS)
 
 
 def _read_into(options: Message, packed: any_pb2.Any, what: str) -> None:

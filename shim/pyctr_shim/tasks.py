@@ -10,14 +10,16 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
 from pyctr_shim import journal
+from pyctr_shim.container import Container, Embedded, Program
 from pyctr_shim.exit_record import Exit, Usage, forget_record, write_record
+from pyctr_shim.external import container as external
 from pyctr_shim.identity import Identity
 from pyctr_shim.keeper import Notice
 from pyctr_shim.loop import Future, Loop
@@ -29,6 +31,7 @@ from pyctr_shim.publisher import Publisher
 from pyctr_shim.reaper import Reaper
 from pyctr_shim.stdio.binary_logger import BinaryLogger
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
+from pyctr_shim.task import NewTask, Task
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Internal, NotFound, UnknownError
 
@@ -43,55 +46,9 @@ _NEWS: Final = ("exit", "oom")  # what no call's answer tells
 _UNMOUNT_AFTER: Final = 0.001  # the end is told first
 _LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
+T = TypeVar("T")
 MakeContainer = Callable[[str, str, runtime.Stdio, runtime.CreateOptions], runtime.Container]
 """The runtime's `create`: id, bundle, stdio (borrowed) and options; raises OciError."""
-
-
-class NewTask(NamedTuple):
-    """What Create asks for; `created` is the event to publish, complete but for the pid."""
-
-    id: str
-    bundle: str
-    names: Names
-    options: runtime.CreateOptions
-    io_uid: int
-    io_gid: int
-    created: events.TaskCreate
-
-
-class Task:
-    """One container: the runtime's handle, its first process, and those that joined."""
-
-    def __init__(self, new: NewTask, container: runtime.Container, init: Process, owner: Owner) -> None:
-        """Made by Tasks.create."""
-        self.id = new.id
-        self.bundle = new.bundle
-        self.container = container
-        self.init = init
-        self.owner = owner
-        self.execs: dict[str, Process] = {}
-        self.oom: OomWatch | None = None
-        self.deletion: Future[Exit | ApiError] | None = None
-        self._root_fd = _hold_root(container.pid) if new.options.rootfs else -1
-
-    def let_root_go(self) -> None:
-        """Let the root file system be unmounted; that takes as long as its disk takes to be synchronised."""
-        if self._root_fd >= 0:
-            os.close(self._root_fd)
-            self._root_fd = -1
-
-    def process(self, exec_id: str) -> Process:
-        """Return one of the processes; raises NotFound."""
-        if not exec_id:
-            return self.init
-        try:
-            return self.execs[exec_id]
-        except KeyError:
-            raise NotFound(f"process does not exist {exec_id}") from None
-
-    def processes(self) -> list[Process]:
-        """Return all of them."""
-        return [self.init, *self.execs.values()]
 
 
 class Tasks:
@@ -104,6 +61,7 @@ class Tasks:
         publisher: Publisher,
         identity: Identity,
         boot_id: str,
+        keeper_pid: int,
         make: MakeContainer,
     ) -> None:
         """Start without containers."""
@@ -112,6 +70,7 @@ class Tasks:
         self._publisher = publisher
         self._identity = identity
         self._boot_id = boot_id
+        self._keeper_pid = keeper_pid
         self._make_container = make
         self._tasks: dict[str, Task] = {}
         self._being_created: set[str] = set()
@@ -158,18 +117,19 @@ class Tasks:
         """
         if new.id in self._tasks or new.id in self._being_created:
             raise AlreadyExists(f"task {new.id}")
+        return await self._settled(self._create(new), at_once=new.program is None)
+
+    async def _create(self, new: NewTask) -> int:
         owner = Owner(self._identity.namespace, new.id, new.io_uid, new.io_gid)
         init = Process("", Streams(self._loop, new.names, owner))
         self._being_created.add(new.id)
         try:
             await init.streams.open()
-            container = self._make(new, init)
+            container = await self._make(new, init)
         finally:
             self._being_created.discard(new.id)
         task = Task(new, container, init, owner)
         self._tasks[new.id] = task
-        init.made(container.pid, os.dup(container.pidfd))
-        init.streams.start(container.console_fd)
         self._watch(task, init)
         new.created.pid = init.pid
         self._publish("create", new.created)
@@ -181,11 +141,9 @@ class Tasks:
         process = task.process(exec_id)
         process.require("start", "process", Status.CREATED)
         if process.starting:
-            raise FailedPrecondition(f"process {exec_id} is being started")
-        if exec_id:
-            await self._start_exec(task, process)
-        else:
-            self._start_init(task)
+            raise FailedPrecondition(f"process {exec_id or task_id} is being started")
+        work = self._start_exec(task, process) if exec_id else self._start_init(task)
+        await self._settled(work, at_once=task.at_once)
         return process.pid
 
     def add_exec(self, task_id: str, exec_id: str, names: Names, spec: bytes) -> None:
@@ -198,24 +156,54 @@ class Tasks:
         task.execs[exec_id] = Process(exec_id, Streams(self._loop, names, task.owner), spec)
         self._publish("exec-added", events.TaskExecAdded(container_id=task.id, exec_id=exec_id))
 
-    def _make(self, new: NewTask, init: Process) -> runtime.Container:
+    async def _make(self, new: NewTask, init: Process) -> Container:
+        """Have the runtime make the container; its streams move from then on."""
         stdio = runtime.Stdio(*init.streams.child_fds)
         try:
-            return self._make_container(new.id, new.bundle, stdio, new.options)
+            if new.program is not None:
+                return await self._make_elsewhere(new, new.program, init, stdio)
+            made = self._make_container(new.id, new.bundle, stdio, new.options)
         except OciError as error:
             init.streams.close()
             raise UnknownError(f"OCI runtime create failed: {error}") from error
+        container = Embedded(made)
+        init.made(made.pid, container.pidfd())
+        init.streams.start(made.console_fd)
+        return container
 
-    def _start_init(self, task: Task) -> None:
+    async def _make_elsewhere(self, new: NewTask, program: Program, init: Process, stdio: runtime.Stdio) -> Container:
+        """Have a runtime that is another program make the container."""
+        while runtime.forked_ahead():  # for a container of the embedded one; nobody will need it
+            runtime.forked_ahead().pop().end()
+        around = external.Surroundings(self._loop, self._reaper, self._keeper_pid, self._identity.socket)
+        terminal = new.names.terminal
+        wanted = external.Wanted(self._identity.namespace, new.id, new.bundle, terminal, new.options)
+        container = external.plan(around, wanted, program)
+        # What the runtime itself has to say comes the same way: the pipes are not to fill up.
+        moving = partial(init.streams.start, None)
+        console_fd = await container.create(stdio, new.options, terminal=terminal, when_forked=moving)
+        if terminal:
+            init.streams.start(console_fd)
+        init.made(container.pid, container.pidfd())
+        return container
+
+    async def _start_init(self, task: Task) -> None:
+        init = task.init
+        init.starting = True
         try:
-            task.container.start()
+            await task.container.start()
         except OciError as error:
             # The process that could not execute ends by itself; its end is told like any other.
             raise UnknownError(f"OCI runtime start failed: {error}") from error
-        task.init.advance(Status.RUNNING)
-        task.init.streams.running()
-        self._publish("start", events.TaskStart(container_id=task.id, pid=task.init.pid))
-        self._loop.call_soon(lambda: self._watch_memory(task))
+        else:
+            init.advance(Status.RUNNING)
+            init.streams.running()
+            self._publish("start", events.TaskStart(container_id=task.id, pid=init.pid))
+            self._loop.call_soon(lambda: self._watch_memory(task))
+        finally:
+            init.starting = False
+            if init.early is not None:
+                self._ended(task, init, init.early)
 
     async def _start_exec(self, task: Task, process: Process) -> None:
         if task.init.status is Status.STOPPED:
@@ -224,7 +212,9 @@ class Tasks:
         try:
             await process.streams.open()
             stdio = runtime.Stdio(*process.streams.child_fds)
-            joined = task.container.exec(process.spec, stdio)
+            joined = await task.container.exec(
+                process.exec_id, process.spec, stdio, terminal=process.streams.names.terminal
+            )
         except OciError as error:
             process.streams.close()
             process.streams = Streams(self._loop, process.streams.names, task.owner)
@@ -240,46 +230,58 @@ class Tasks:
         started = events.TaskExecStarted(container_id=task.id, exec_id=process.exec_id, pid=process.pid)
         self._publish("exec-started", started)
 
+    async def _settled(self, work: Coroutine[Future[Any], None, T], *, at_once: bool) -> T:
+        """Do something with a container; it is gone through with even if the caller goes away meanwhile."""
+        return await (work if at_once else self._loop.to_the_end(work))
+
     # --- while they run ---
 
-    def kill(self, task_id: str, exec_id: str, number: int) -> None:
+    async def kill(self, task_id: str, exec_id: str, number: int) -> None:
         """Send a signal to one process; raises NotFound if it has ended, FailedPrecondition if it was not started."""
         task = self.find(task_id)
-        task.process(exec_id).kill(number)
-        self._thaw_for(task, number)
+        process = task.process(exec_id)
+        if process is task.init and not task.at_once:
+            process.check_alive()
+            try:
+                await self._change(task, task.container.kill(number))
+            except ProcessLookupError:
+                raise NotFound("process already finished") from None
+        else:
+            process.kill(number)
+        await self._thaw_for(task, number)
 
-    def kill_all(self, task_id: str, number: int) -> None:
+    async def kill_all(self, task_id: str, number: int) -> None:
         """Send a signal to every process of the container; raises NotFound if its first one has ended."""
         task = self.find(task_id)
         if task.init.end is not None:
             raise NotFound("process already finished")
-        _checked(lambda: task.container.kill_all(number))
-        self._thaw_for(task, number)
+        await self._change(task, task.container.kill_all(number))
+        await self._thaw_for(task, number)
 
     def pids(self, task_id: str) -> list[tuple[int, str]]:
         """Return the host's pids in the container, each with its exec id, empty for those that nobody asked for."""
         task = self.find(task_id)
         exec_ids = {process.pid: process.exec_id for process in task.execs.values() if process.pid}
-        return [(pid, exec_ids.get(pid, "")) for pid in task.container.pids()]
+        return [(pid, exec_ids.get(pid, "")) for pid in _checked(task.container.cgroup.pids)]
 
-    def pause(self, task_id: str) -> None:
+    async def pause(self, task_id: str) -> None:
         """Freeze the container; raises UnknownError with containerd's words if it does not run."""
         task = self.find(task_id)
         if task.init.status is Status.CREATED:
             raise UnknownError("cannot pause task in created state")
         task.init.require("pause", "container", Status.RUNNING)
-        _checked(task.container.pause)
+        await self._change(task, task.container.pause())
         task.init.advance(Status.PAUSED)
         self._publish("paused", events.TaskPaused(container_id=task.id))
 
-    def resume(self, task_id: str) -> None:
+    async def resume(self, task_id: str) -> None:
         """Let a frozen container go on; raises UnknownError with containerd's words if it is not frozen."""
         task = self.find(task_id)
         if task.init.status is Status.CREATED:
             raise UnknownError("cannot resume task in created state")
         noun = "process" if task.init.status is Status.RUNNING else "container"
         task.init.require("resume", noun, Status.PAUSED)
-        _checked(task.container.resume)
+        await self._change(task, task.container.resume())
         task.init.advance(Status.RUNNING)
         self._publish("resumed", events.TaskResumed(container_id=task.id))
 
@@ -292,7 +294,7 @@ class Tasks:
         if task.init.status is Status.CREATED:
             raise UnknownError("cannot checkpoint a task in created state")
         task.init.require("checkpoint", "process", Status.RUNNING, Status.PAUSED)
-        child = task.container.checkpoint(choices)
+        child = _checked(lambda: task.container.checkpoint(choices))
         try:
             while not await self._loop.readable(child.channel.fileno(), _LOOK_AGAIN):
                 continue
@@ -303,28 +305,35 @@ class Tasks:
         if answer is not None:
             raise UnknownError(answer[1]["text"])
 
-    def update(self, task_id: str, resources: bytes) -> None:
+    async def update(self, task_id: str, resources: bytes) -> None:
         """Change limits to those of an OCI LinuxResources document (JSON)."""
         task = self.find(task_id)
         if task.init.status is Status.STOPPED:
             raise UnknownError("cannot update a stopped container")
-        _checked(lambda: task.container.update(resources))
+        await self._change(task, task.container.update(resources))
 
     def stats(self, task_id: str) -> tuple[str, bytes]:
         """Return type URL and bytes of the cgroup's metrics."""
         task = self.find(task_id)
         if task.init.status is Status.STOPPED:
             raise UnknownError("container is stopped: its cgroup has no processes to measure")
-        return task.container.stats()
+        return _checked(task.container.cgroup.metrics)
 
     def resize(self, task_id: str, exec_id: str, columns: int, rows: int) -> None:
         """Set a terminal's size; nothing happens without a terminal."""
         self.find(task_id).process(exec_id).streams.resize(columns, rows)
 
-    def _thaw_for(self, task: Task, number: int) -> None:
+    async def _thaw_for(self, task: Task, number: int) -> None:
         """A frozen process of cgroup v1 does not take its SIGKILL."""
         if number == signal.SIGKILL and task.init.status is Status.PAUSED:
-            self.resume(task.id)
+            await self.resume(task.id)
+
+    async def _change(self, task: Task, work: Coroutine[Future[Any], None, None]) -> None:
+        """Have the runtime change the container; its error becomes the client's."""
+        try:
+            await self._settled(work, at_once=task.at_once)
+        except OciError as error:
+            raise UnknownError(str(error)) from error
 
     # --- the end ---
 
@@ -389,7 +398,7 @@ class Tasks:
         deadline = time.monotonic() + _REMOVE_LIMIT
         while True:
             try:
-                task.container.delete()
+                await task.container.delete()
             except OciError as error:
                 if time.monotonic() > deadline:
                     raise UnknownError(str(error)) from error
@@ -422,6 +431,9 @@ class Tasks:
 
     def _ended(self, task: Task, process: Process, notice: Notice) -> None:
         """A process has been reaped: record, then tell. A crash in between leaves the record to be read."""
+        if process.starting:
+            process.early = notice
+            return
         end = self._judge(task, process, os.waitstatus_to_exitcode(notice.status))
         usage = Usage(notice.user_seconds, notice.system_seconds, notice.max_rss_kib)
         process.ended(end)
@@ -431,7 +443,7 @@ class Tasks:
         except OSError as error:
             journal.log("exit not recorded", exec_id=process.exec_id, status=end.status, error=str(error))
         if process is task.init and not task.container.own_pid_namespace:
-            self._kill_the_rest(task)
+            self._loop.spawn(self._kill_the_rest(task))
         if process is not task.init:
             self._tell(task, process)
         others_ended = all(other.end is not None or not other.pid for other in task.execs.values())
@@ -456,10 +468,10 @@ class Tasks:
             reason=reason,
         )
 
-    def _kill_the_rest(self, task: Task) -> None:
+    async def _kill_the_rest(self, task: Task) -> None:
         """Without a pid namespace of its own, a container's other processes do not end with its first one."""
         try:
-            task.container.kill_all(signal.SIGKILL)
+            await task.container.kill_all(signal.SIGKILL)
         except (OciError, OSError) as error:
             journal.log("processes left after the first one's end", error=str(error))
 
@@ -494,21 +506,9 @@ class Tasks:
         self._publisher.publish(f"/tasks/{verb}", event, answered=verb not in _NEWS)
 
 
-def _hold_root(pid: int) -> int:
-    """Return an fd that keeps the root of a container's first process mounted, -1 if that has ended already.
-
-    Otherwise its unmounting would be part of that process's end, and everybody would hear of the end only after it.
-    The container's other mounts go with the process.
-    """
-    try:
-        return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-
-
-def _checked(call: Callable[[], None]) -> None:
+def _checked(call: Callable[[], T]) -> T:
     """Call the runtime; its error becomes the client's."""
     try:
-        call()
+        return call()
     except OciError as error:
         raise UnknownError(str(error)) from error

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -11,13 +9,12 @@ from typing import Final
 import pytest
 
 from support.daemon_process import wait_until
-from support.engines import Client, make_root, private_ground
+from support.engines import IMAGE, Client, docker, import_image, installed, make_root, private_ground, running_daemon
 from support.footprint import cgroup_value
 from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(600)]  # engines on a loaded machine
 
-IMAGE: Final = "busybox:1"
 MEBIBYTE: Final = 1 << 20
 PODMAN_CONFIGURATION: Final = """
 [containers]
@@ -33,13 +30,6 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{base}/c.sock"
 """
-
-
-def installed(program: str, package: str) -> str:
-    found = shutil.which(program, path=f"/usr/bin:/usr/sbin:{os.environ['PATH']}")
-    if found is None:
-        pytest.skip(f"{program} is not installed (Debian: {package})")
-    return found
 
 
 @contextmanager
@@ -63,45 +53,6 @@ def podman() -> Iterator[Client]:
         yield client
         assert client("ps", "--all", "--quiet") == ""
         client("rmi", "--all")
-
-
-@contextmanager
-def docker() -> Iterator[Client]:
-    daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
-    with private_ground() as ground:
-        base = ground.base
-        words = [daemon, "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
-        words += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}"]
-        words += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
-        words += ["--storage-driver", "vfs", "--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
-        words += ["--add-runtime", f"pyctr={ground.runtime}", "--default-runtime", "pyctr"]
-        client = Client(ground, [program, "--host", f"unix://{base}/d.sock"], {})
-        with running_daemon(client, words):
-            import_image(client)
-            yield client
-            assert client("ps", "--all", "--quiet") == ""
-        # dockerd leaves the mount of the network namespace that it had for containers with the host's.
-        for mount in ground.mounts():
-            assert mount == f"{base}/exec/netns/default"
-            subprocess.run(["umount", mount], check=True)
-        (states,) = (base / "exec").glob("runtime-*/moby")
-        assert os.listdir(states) == []
-
-
-@contextmanager
-def running_daemon(client: Client, words: list[str]) -> Iterator[None]:
-    with (client.ground.base / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
-        try:
-            wait_until(lambda: client.run("version").returncode == 0, "the daemon answers", deadline=120)
-            yield
-        finally:
-            process.terminate()
-
-
-def import_image(client: Client) -> None:
-    root, archive = make_root(client.ground.base / "image"), client.ground.base / "image.tar"
-    subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
-    client("import", str(archive), IMAGE)
 
 
 ENGINES: Final = {"podman": podman, "docker": docker}

@@ -17,12 +17,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import pytest
 
 from pyctr_sys.mount import MNT_DETACH, umount2
 
 from .containers import hierarchies
 from .daemon_process import DEADLINE, wait_until
 from .footprint import cgroups_below, remove_cgroup
+
+IMAGE: Final = "busybox:1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +138,49 @@ class Client:
         """Return the end of what the engine's daemon has written, if it has one."""
         path = self.ground.base / "log"
         return path.read_text()[-4000:] if path.exists() else ""
+
+
+def installed(program: str, package: str) -> str:
+    found = shutil.which(program, path=f"/usr/bin:/usr/sbin:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{program} is not installed (Debian: {package})")
+    return found
+
+
+@contextmanager
+def docker() -> Iterator[Client]:
+    daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
+    with private_ground() as ground:
+        base = ground.base
+        words = [daemon, "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
+        words += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}"]
+        words += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
+        words += ["--storage-driver", "vfs", "--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
+        words += ["--add-runtime", f"pyctr={ground.runtime}", "--default-runtime", "pyctr"]
+        client = Client(ground, [program, "--host", f"unix://{base}/d.sock"], {})
+        with running_daemon(client, words):
+            import_image(client)
+            yield client
+            assert client("ps", "--all", "--quiet") == ""
+        # dockerd leaves the mount of the network namespace that it had for containers with the host's.
+        for mount in ground.mounts():
+            assert mount == f"{base}/exec/netns/default"
+            subprocess.run(["umount", mount], check=True)
+        (states,) = (base / "exec").glob("runtime-*/moby")
+        assert os.listdir(states) == []
+
+
+@contextmanager
+def running_daemon(client: Client, words: list[str]) -> Iterator[None]:
+    with (client.ground.base / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: client.run("version").returncode == 0, "the daemon answers", deadline=120)
+            yield
+        finally:
+            process.terminate()
+
+
+def import_image(client: Client) -> None:
+    root, archive = make_root(client.ground.base / "image"), client.ground.base / "image.tar"
+    subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
+    client("import", str(archive), IMAGE)

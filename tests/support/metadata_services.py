@@ -30,6 +30,7 @@ from pyctrd.rpc.plugins import plugins
 from pyctrd.rpc.sandboxes import Store
 from pyctrd.rpc.snapshots import Snapshots
 from pyctrd.rpc.version import Version
+from pyctrd.runtime.runtime_versions import Warned
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.snapshots.manager import SnapshotManager
 
@@ -80,7 +81,8 @@ class Wired:
             self.dispatch.add(servicer)
         known = plugins(Platform("linux", "amd64"), self.snapshots.roots(), self.dispatch.services())
         self.runtime_options: list[bytes] = []
-        self.dispatch.add(Introspection(known, "u-u", self.runtime_info, self.bulk))
+        self.warned: list[Warned] = []
+        self.dispatch.add(Introspection(known, "u-u", self.runtime_info, lambda: self.warned, self.bulk))
 
     def runtime_info(self, options: bytes) -> bytes:
         self.runtime_options.append(options)

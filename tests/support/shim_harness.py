@@ -253,13 +253,20 @@ class Host:
         made.start()
         return made
 
-    def create(self, container: str, *arguments: str, stdio: dict[str, str] | None = None, **options: Any) -> "Running":
-        """Make a shim and a container, not started."""
+    def create(
+        self,
+        container: str,
+        *arguments: str,
+        stdio: dict[str, str] | None = None,
+        runtime: any_pb2.Any | None = None,
+        **options: Any,
+    ) -> "Running":
+        """Make a shim and a container, not started; `runtime` is the task's options."""
         bundle = self.container(container, *arguments, **options)
         client, request, shim_pid = self.shim(container)
         terminal = bool(options.get("terminal"))
         streams: dict[str, Any] = {**(stdio or {})}
-        asked = pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, **streams)
+        asked = pb.CreateTaskRequest(id=container, bundle=str(bundle), terminal=terminal, options=runtime, **streams)
         try:
             created = client.call("Create", asked)
         except BaseException:

@@ -49,7 +49,7 @@ _OPTIONS = (
     click.option("--log-driver", metavar="DRIVER", help="json-file (the default), cri, journald or none."),
     click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="Of json-file: max-size=10m, max-file=3."),
     click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
-    click.option("--runtime", metavar="NAME", default="", help="io.containerd.pyctr.v1: there is no other yet."),
+    click.option("--runtime", metavar="NAME", default="", help="Another OCI runtime: runc, crun, a path."),
     click.option("--snapshotter", metavar="NAME", default="", help="overlayfs (the default) or native."),
     click.option("--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms."),
     click.option("--cidfile", metavar="FILE", help="Write the container's id to this file."),

@@ -1,6 +1,6 @@
 """The daemon itself: `version`, `info`, `df`, `gc`, `ops`, `why`, `plugin`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -49,6 +49,7 @@ def info(session: Session) -> None:
     server = connection.call(INTROSPECTION, "Server", empty_pb2.Empty(), introspection_pb2.ServerResponse)
     version_ = connection.call(VERSION, "Version", empty_pb2.Empty(), version_pb2.VersionResponse)
     plugins = _plugins(session)
+    deprecations: Iterable[Any] = server.deprecations  # whose name is that of a class of Python's to mypy
     document: dict[str, Any] = {
         "Version": version_.version,
         "UUID": server.uuid,
@@ -57,6 +58,7 @@ def info(session: Session) -> None:
         "Namespace": session.namespace,
         "Snapshotters": [one.id for one in plugins if one.type == "io.containerd.snapshotter.v1"],
         "FailedPlugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
+        "Warnings": [one.message for one in deprecations],
     }
     if session.format == "table":
         for name, value in document.items():

@@ -4,15 +4,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyctr_wire import labels
-from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.pyctr import engine_pb2 as pb
-from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.platforms import Platform, parse_platform
 from pyctrd.core.tasks import Status
@@ -27,12 +25,9 @@ from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operation
 from pyctrd.runtime.run_options import RunOptions
+from pyctrd.runtime.runtimes import Runtimes
 from pyctrd.runtime.table import Task
 from pyctrd.transfer.requests import Unpack
-
-_OPTIONS_URL: Final = "containerd.runc.v1.Options"
-_RUNTIME_PREFIX: Final = "io.containerd."
-_EXTERNAL_RUNTIME: Final = "io.containerd.runc.v2"
 
 
 class Operations(Protocol):
@@ -84,6 +79,7 @@ class Engine:
     def __init__(
         self,
         creator: Creator,
+        runtimes: Runtimes,
         index: ContainerIndex,
         tasks: Tasks,
         operations: Operations,
@@ -101,6 +97,7 @@ class Engine:
         `unpack` makes snapshots of an image that is here.
         """
         self._creator = creator
+        self._runtimes = runtimes
         self._index = index
         self._tasks = tasks
         self._operations = operations
@@ -152,9 +149,13 @@ class Engine:
         )
 
     async def RunSpec(self, request: pb.RunSpecRequest, context: Context) -> pb.RunSpecResponse:
-        """Make a container. NotFound: no such image; AlreadyExists; InvalidArgument names the option."""
+        """Make a container. NotFound: no such image; FailedPrecondition: no such runtime; AlreadyExists.
+
+        InvalidArgument names the option.
+        """
         namespace = namespace_of(context)
-        runtime_name, runtime_options = _runtime(request.runtime)
+        if request.runtime:
+            self._runtimes.resolve(request.runtime)  # which fails before anything is made
         wanted = Request(
             namespace=namespace,
             image=request.image,
@@ -162,8 +163,7 @@ class Engine:
             id=request.id,
             name=request.name,
             snapshotter=request.snapshotter,
-            runtime_name=runtime_name,
-            runtime_options=runtime_options,
+            runtime_name=request.runtime,
             platform=parse_platform(request.platform, self._host) if request.platform else None,
         )
         try:
@@ -322,14 +322,6 @@ def _operation(operation: Operation) -> pb.Operation:
         ended_at=_time(operation.ended_at),
         error=operation.error,
     )
-
-
-def _runtime(text: str) -> tuple[str, AnyValue | None]:
-    """Return a runtime's name and options for what `--runtime` says: a shim's name, or an OCI runtime's program."""
-    if not text or text.startswith(_RUNTIME_PREFIX):
-        return text, None
-    options = oci_pb2.Options(binary_name=text)
-    return _EXTERNAL_RUNTIME, AnyValue(_OPTIONS_URL, options.SerializeToString())
 
 
 def _options(message: pb.RunOptions) -> RunOptions:

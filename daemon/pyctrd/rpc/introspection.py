@@ -17,9 +17,12 @@ from pyctrd.core.platforms import Platform
 from pyctrd.core.values import dataclass
 from pyctrd.offload import Offload
 from pyctrd.rpc.convert.records import platform_to_proto
+from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.rpc.headers import Context
-from pyctrd.rpc.tasks import RUNTIMES
+from pyctrd.runtime.runtime_versions import Warned
+from pyctrd.runtime.runtimes import SHIMS
 
+_WARNING: Final = "io.pyctr.deprecation/unsafe-runtime"
 _RUNTIME: Final = ("io.containerd.runtime.v2", "task")
 
 SERVICE: Final = "containerd.services.introspection.v1.Introspection"
@@ -43,16 +46,24 @@ class Introspection:
     SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["Introspection"]
 
     def __init__(
-        self, plugins: Sequence[Plugin], uuid: str, runtime_info: Callable[[bytes], bytes], bulk: Offload
+        self,
+        plugins: Sequence[Plugin],
+        uuid: str,
+        runtime_info: Callable[[bytes], bytes],
+        warnings: Callable[[], Sequence[Warned]],
+        bulk: Offload,
     ) -> None:
         """Describe `plugins`, in this order; `uuid` stays the same as long as the root directory does.
 
         `runtime_info` takes a runtime's options and returns its RuntimeInfo, both marshalled; it runs in `bulk`.
+        `warnings` returns what an operator should know of runtimes in use.
         """
         self._plugins = tuple(plugins)
         self._runtime_info = runtime_info
+        self._warnings = warnings
         self._bulk = bulk
-        self._server = pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
+        self._uuid = uuid
+        self._pidns = os.stat("/proc/self/ns/pid").st_ino
 
     async def Plugins(self, request: pb.PluginsRequest, context: Context) -> pb.PluginsResponse:
         """Return the plugins that match. InvalidArgument."""
@@ -61,8 +72,12 @@ class Introspection:
         return pb.PluginsResponse(plugins=plugins)
 
     async def Server(self, request: Empty, context: Context) -> pb.ServerResponse:
-        """Return who serves."""
-        return self._server
+        """Return who serves, and what should be changed: containerd's clients show it as deprecations."""
+        warnings = (
+            pb.DeprecationWarning(id=_WARNING, message=warned.text, last_occurrence=time_to_proto(warned.last_used))
+            for warned in self._warnings()
+        )
+        return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=self._pidns, deprecations=warnings)
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, context: Context) -> pb.PluginInfoResponse:
         """Return one plugin; of the runtime also what it can do, if the request says which one. NotFound."""
@@ -84,7 +99,7 @@ def _options_of(message: AnyMessage) -> bytes:
         request = introspection_pb2.RuntimeRequest.FromString(message.value)
     except DecodeError as error:
         raise InvalidArgument("options are a damaged RuntimeRequest") from error
-    if request.runtime_path and request.runtime_path not in RUNTIMES:
+    if request.runtime_path and request.runtime_path not in SHIMS:
         raise NotFound(f'runtime "{request.runtime_path}"')
     return request.options.SerializeToString() if request.HasField("options") else b""
 

@@ -1,6 +1,5 @@
 """containerd.services.tasks.v1."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -22,15 +21,13 @@ from pyctrd.core.tasks import Status
 from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.runtime_versions import RuntimeVersions
+from pyctrd.runtime.runtimes import Runtimes
 from pyctrd.runtime.table import Deleted, Process, Task, task_not_found
 from pyctrd.runtime.tasks import Tasks as TaskCalls
 
-# The names that clients send for "the usual runtime", all served by our own shim.
-RUNTIMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.pyctr.v1"})
-
 _OPTIONS: Final = "containerd.runc.v1.Options"
 _RESTORE_FROM_PATH: Final = "RestoreFromPath"
-_SHIM_PATH: Final = re.compile(r"/.*/containerd-shim-pyctr-v1")
 
 _STATUS: Final[Mapping[Status, task_pb2.Status]] = {
     Status.CREATED: task_pb2.CREATED,
@@ -95,22 +92,30 @@ class Tasks:
         lifecycle: Lifecycle,
         containers: ContainerReader,
         checkpoints: Callable[[], Checkpoints],
+        runtimes: Runtimes,
+        versions: RuntimeVersions,
     ) -> None:
-        """Ask `containers` for what a new task shall run; `checkpoints` raises FailedPrecondition if there are none."""
+        """Ask `containers` for what a new task shall run, and `runtimes` for what by.
+
+        `checkpoints` raises FailedPrecondition if there are none.
+        """
         self._checkpoints = checkpoints
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._containers = containers
+        self._runtimes = runtimes
+        self._versions = versions
 
     async def Create(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
         """Make a container's init process, ready to start. AlreadyExists, NotFound, what the runtime refuses."""
         namespace = namespace_of(context)
         found = await self._containers.get(namespace, request.container_id)
         container = containers_pb2.GetContainerResponse.FromString(found.encoded).container
-        runtime = _runtime(request.runtime_path or container.runtime.name)
+        runtime = request.runtime_path or container.runtime.name
         options = _options(request, container)
         if options is not None and options.value and _names_checkpoint(options):
             self._checkpoints()  # is it allowed?
+        resolved = self._runtimes.resolve(runtime, options)
         creation = shim.CreateTaskRequest(
             id=request.container_id,
             rootfs=request.rootfs,
@@ -118,8 +123,10 @@ class Tasks:
             stdin=request.stdin,
             stdout=request.stdout,
             stderr=request.stderr,
-            options=options,
+            options=resolved.options,
         )
+        if resolved.program:
+            self._versions.used(resolved.program)
         checkpoint = self._checkpoint(namespace, request.checkpoint) if request.HasField("checkpoint") else None
         pid = await self._lifecycle.create(namespace, runtime, container.spec.value, creation, checkpoint)
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
@@ -277,14 +284,6 @@ class Tasks:
             await self._containers.get(namespace, id)
             raise task_not_found(id)
         return namespace
-
-
-def _runtime(name: str) -> str:
-    """Return the runtime's name, or raise Unimplemented for one that we do not serve."""
-    if name not in RUNTIMES and not _SHIM_PATH.fullmatch(name):
-        served = " and ".join(sorted(RUNTIMES))
-        raise Unimplemented(f'failed to start shim: runtime "{name}": only {served} are served')
-    return name
 
 
 def _options(request: pb.CreateTaskRequest, container: containers_pb2.Container) -> AnyMessage | None:

@@ -9,6 +9,8 @@
       exits/        a record per ended process: init.json, exec-<exec id>.json
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record
+      runtime.json  instead of it, what the shim knows of a container that another OCI runtime has made
+      runtime/      and where that runtime keeps its state
       execs/        a record per registered exec: <exec id>.json      (StdioNames)   written by the daemon
       started       its modification time is when the first process was started    written by the daemon
       buried        there once a lost shim's container has been cleaned up   written by the daemon
@@ -174,7 +176,7 @@ class Bundle:
 
     def recorded_pid(self) -> int:
         """Return the init pid in the OCI runtime's record, 0 if it has none yet."""
-        record = _read_json(f"{self.path}/state.json")
+        record = _read_json(f"{self.path}/state.json") or _read_json(f"{self.path}/runtime.json")
         return int(record.get("pid", 0)) if record else 0
 
     def mark_started(self) -> None:

@@ -104,7 +104,6 @@ class Request:
     name: str = ""
     snapshotter: str = ""
     runtime_name: str = ""
-    runtime_options: AnyValue | None = None
     platform: Platform | None = None
 
 
@@ -182,7 +181,6 @@ class Creator:
                     },
                     image=image.name,
                     runtime_name=request.runtime_name or DEFAULT_RUNTIME,
-                    runtime_options=request.runtime_options,
                     spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
                     snapshotter=name,
                     snapshot_key=container_id,

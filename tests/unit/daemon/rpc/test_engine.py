@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from pyctrd.runtime.creation import Created, NotUnpacked, Request
 from pyctrd.runtime.disk_usage import UsageItem
 from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.operations import Operations
+from pyctrd.runtime.runtimes import Runtimes
 from pyctrd.transfer.requests import Unpack
 
 NS = "default"
@@ -62,6 +64,7 @@ class Daemon:
         )
         self.engine = Engine(
             self,  # type: ignore[arg-type]
+            Runtimes({}),
             self.index,
             SimpleNamespace(find=self.find_task, table=SimpleNamespace(list=lambda _: list(self.tasks.values()))),
             self.operations,
@@ -132,7 +135,7 @@ async def daemon(tmp_path: Path) -> Any:
 async def test_a_container_is_made(daemon: Daemon) -> None:
     options = pb.RunOptions(args=["sh"], console_width=80, console_height=24, log_options={"max-size": "1m"})
     answer = await daemon.engine.RunSpec(
-        pb.RunSpecRequest(image="demo", name="web", platform="arm64", runtime="crun", options=options), CONTEXT
+        pb.RunSpecRequest(image="demo", name="web", platform="arm64", runtime=sys.executable, options=options), CONTEXT
     )
     assert (answer.id, answer.log_uri, answer.snapshotter) == ("made1", "json-file:///log", "overlayfs")
     assert list(answer.warnings) == ["watch out"]
@@ -141,9 +144,13 @@ async def test_a_container_is_made(daemon: Daemon) -> None:
     assert request.options.console_size == (80, 24)
     assert request.options.network == "none"
     assert str(request.platform) == "linux/arm64"
-    assert request.runtime_name == "io.containerd.runc.v2"
-    assert request.runtime_options is not None
-    assert b"crun" in request.runtime_options.value
+    assert request.runtime_name == sys.executable
+
+
+async def test_a_runtime_that_is_not_here_is_refused_before_anything_is_made(daemon: Daemon) -> None:
+    with pytest.raises(FailedPrecondition, match="no-such-runtime"):
+        await daemon.engine.RunSpec(pb.RunSpecRequest(image="demo", runtime="no-such-runtime"), CONTEXT)
+    assert daemon.requests == []
 
 
 async def test_a_name_is_given_once(daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -35,6 +36,7 @@ from pyctr_wire.containerd.types import descriptor_pb2, event_pb2, mount_pb2, sa
 from pyctr_wire.containerd.types.introspection_pb2 import RuntimeRequest
 from pyctr_wire.health.v1 import health_pb2
 from pyctr_wire.health.v1.health_pb2_grpc import HealthStub
+from pyctrd.runtime.runtime_versions import Warned
 from support.metadata_services import Wired
 
 NS = (("containerd-namespace", "default"),)
@@ -366,6 +368,15 @@ async def test_introspection_says_who_serves(channel: grpc.aio.Channel) -> None:
     assert (await stub.PluginInfo(one)).plugin.id == "scheduler"
     code, _ = await _fails(stub.PluginInfo(introspection_pb2.PluginInfoRequest(type="x", id="y")))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_runtimes_that_should_be_replaced_are_told(channel: grpc.aio.Channel, wired: Wired) -> None:
+    """As deprecations, which containerd's clients show."""
+    stub = IntrospectionStub(channel)
+    assert not (await stub.Server(Empty())).deprecations
+    wired.warned.append(Warned("/x/runc", "it is old", datetime(2026, 1, 2, tzinfo=UTC)))
+    (told,) = (await stub.Server(Empty())).deprecations
+    assert (told.message, told.last_occurrence.ToDatetime(UTC).year) == ("it is old", 2026)
 
 
 async def test_a_runtime_says_what_it_can_do(channel: grpc.aio.Channel, wired: Wired) -> None:
