@@ -164,6 +164,23 @@ class Registry(NamedTuple):
     ] = MappingProxyType({})
 
 
+class Streaming(NamedTuple):
+    """The [cri.streaming] table."""
+
+    address: Annotated[
+        str, "Where exec, attach and port-forward are served. Beyond the loopback, set a certificate."
+    ] = "127.0.0.1"
+    port: Annotated[int, "The TCP port; 0 takes a free one, which the kubelet is told with each stream.", Least(0)] = 0
+    certificate: Annotated[str, 'A file with the certificates that are shown to clients, PEM; "" is without TLS.'] = ""
+    key: Annotated[str, "The file with the certificate's private key, PEM."] = ""
+    idle_timeout: Annotated[
+        float, "Seconds after which a stream ends on which nothing is sent or received, not even a ping.", Least(1)
+    ] = 14400.0
+    creation_timeout: Annotated[
+        float, "Seconds that a client has to open its streams once it is connected.", Least(1)
+    ] = 30.0
+
+
 class Cri(NamedTuple):
     """The [cri] table."""
 
@@ -174,6 +191,9 @@ class Cri(NamedTuple):
     image_pull_progress_timeout: Annotated[
         float, "Seconds without a byte after which the pull of an image is given up.", Least(1)
     ] = 300.0
+    streaming: Annotated[Streaming, "The server of exec, attach and port-forward; it listens once it is needed."] = (
+        Streaming()
+    )
 
 
 class Runtime(NamedTuple):
@@ -263,6 +283,11 @@ def check(config: Config, source: str) -> None:
             raise ConfigError(f'{source}: {key} must be an absolute path, not "{path}"')
     if len(config.address.encode()) > MAX_ADDRESS_BYTES:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
+    streaming = config.cri.streaming
+    if streaming.port >= 1 << 16:
+        raise ConfigError(f"{source}: cri.streaming.port must be below 65536, not {streaming.port}")
+    if bool(streaming.certificate) != bool(streaming.key):
+        raise ConfigError(f"{source}: cri.streaming.certificate and cri.streaming.key need each other")
 
 
 def settings_of(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
