@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 from pyctrd.core.content import Sharing
+from pyctrd.core.pod_addresses import Preference
 from pyctrd.diff.limits import Limits
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
@@ -181,6 +182,22 @@ class Streaming(NamedTuple):
     ] = 30.0
 
 
+class Cni(NamedTuple):
+    """The [cri.cni] table."""
+
+    conf_dir: Annotated[
+        Path, "Where networks are described; the first usable .conf, .conflist or .json file counts, by name."
+    ] = Path("/etc/cni/net.d")
+    bin_dirs: Annotated[tuple[str, ...], "Where plugins' programs are looked for, one directory after the other."] = (
+        "/opt/cni/bin",
+        "/usr/lib/cni",
+    )
+    timeout: Annotated[float, "Seconds after which a plugin's program is killed.", Least(1)] = 60.0
+    preference: Annotated[
+        Preference, "Which address of a pod is its first: ipv4, ipv6, or cni: the plugins' first."
+    ] = Preference.IPV4
+
+
 class Cri(NamedTuple):
     """The [cri] table."""
 
@@ -191,6 +208,7 @@ class Cri(NamedTuple):
     image_pull_progress_timeout: Annotated[
         float, "Seconds without a byte after which the pull of an image is given up.", Least(1)
     ] = 300.0
+    cni: Annotated[Cni, "The network of pods."] = Cni()
     streaming: Annotated[Streaming, "The server of exec, attach and port-forward; it listens once it is needed."] = (
         Streaming()
     )

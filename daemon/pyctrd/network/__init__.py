@@ -1,0 +1,1 @@
+"""Networks of pods: pinned network namespaces, and CNI plugins, as programs and in-process."""

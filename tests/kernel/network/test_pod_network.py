@@ -1,0 +1,60 @@
+"""Pods that are attached to a network by Debian's plugins."""
+
+import pytest
+
+from pyctrd.network.netns import is_open
+from support.pod_networks import REAL_PLUGINS, Lab, command, pod
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not (REAL_PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed"),
+]
+
+
+async def test_a_pod_is_attached_and_detached_without_a_trace(lab: Lab) -> None:
+    lab.configure(lab.bridge())
+    netns = lab.namespaces.create()
+
+    addresses = await lab.network.set_up(pod(), netns)
+    await lab.network.check(pod())
+
+    assert (addresses.primary, addresses.additional) == ("10.201.0.2", ("fd00:201::2",))
+    assert "inet 10.201.0.2/24" in command("ip", "addr", "show", "eth0", netns=netns)
+    assert "<LOOPBACK,UP" in command("ip", "link", "show", "lo", netns=netns)
+    assert await lab.started().addresses(pod()) == addresses
+    assert lab.reserved() == {"10.201.0.2", "fd00:201::2"}
+
+    await lab.started().tear_down(pod(), netns)
+    lab.namespaces.remove(netns)
+
+    assert not lab.reserved()
+    assert not list(lab.records)
+    assert "veth" not in command("ip", "link")
+    assert "10.201.0.2" not in command("iptables-save")
+    assert str(netns) not in (lab.directory / "/proc/self/mounts").read_text()
+
+
+async def test_addresses_come_back_when_the_namespace_is_gone(lab: Lab) -> None:
+    """As after a reboot: nothing is left of the pod but what is on disk."""
+    lab.configure(lab.bridge())
+    netns = lab.namespaces.create()
+    await lab.network.set_up(pod(), netns)
+    lab.namespaces.remove(netns)
+
+    await lab.started().tear_down(pod(), netns)
+    await lab.network.tear_down(pod(), None)
+
+    assert not is_open(netns)
+    assert not lab.reserved()
+    assert not list(lab.records)
+
+
+async def test_what_belongs_to_no_sandbox_is_collected(lab: Lab) -> None:
+    lab.configure(lab.bridge())
+    for name in ("kept", "lost"):
+        await lab.network.set_up(pod(name), lab.namespaces.create())
+
+    await lab.started().collect(["kept"])
+
+    assert lab.reserved() == {"10.201.0.2", "fd00:201::2"}
+    assert [one.container for one in lab.records] == ["kept"]
