@@ -44,9 +44,10 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A name in the store, of an image that can be used here."""
+    """A name in the store, of an image that can be used here; `reference` is what the name says, if it is one."""
 
     name: str
+    reference: Reference | None
     target: Descriptor
     labels: Labels
     details: Details
@@ -78,6 +79,7 @@ class ImageIndex:
         """Begin with `records`."""
         self._records = {record.name: record for record in records}
         self._images: Mapping[str, CriImage] | None = None
+        self._listed: tuple[CriImage, ...] = ()
         self._named: Mapping[str, str] = {}
 
     def replace(self, records: Mapping[str, Record | None]) -> None:
@@ -100,9 +102,10 @@ class ImageIndex:
         """Return what is known already, by the digest of what a record points at."""
         return {record.target.digest: record.details for record in self._records.values()}
 
-    def list(self) -> Sequence[CriImage]:
-        """Return all images, by id."""
-        return list(self._merged().values())
+    def list(self) -> tuple[CriImage, ...]:
+        """Return all images, by id: the same tuple until something changes."""
+        self._merged()
+        return self._listed
 
     def find(self, text: str) -> CriImage:
         """Return the image that `text` means: an id or the start of one, a record's name, or a reference.
@@ -133,12 +136,13 @@ class ImageIndex:
             for _, record in sorted(self._records.items()):
                 by_id[record.details.id].append(record)
             self._images = {image_id: _merge(records) for image_id, records in sorted(by_id.items())}
+            self._listed = tuple(self._images.values())
             self._named = {name: image.id for image in self._images.values() for name in (*image.tags, *image.digests)}
         return self._images
 
 
 def _merge(records: Sequence[Record]) -> CriImage:
-    references = [found for record in records if (found := reference_of(record.name))]
+    references = [record.reference for record in records if record.reference]
     details = records[0].details
     return CriImage(
         id=details.id,

@@ -36,10 +36,17 @@ class ImageService:
         self._pulls = pulls
         self._usage = usage
         self._snapshotter = snapshotter
+        self._listed: Sequence[CriImage] | None = None
+        self._encoded = b""
 
-    async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
+    async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> bytes:
         """Return all images, or the one that the filter names."""
-        return pb.ListImagesResponse(images=map(_to_proto, await self._matching(request.filter)))
+        images = await self._matching(request.filter)
+        if request.filter.image.image:
+            return _list_of(images)
+        if images is not self._listed:  # kubelets ask again and again, and seldom anything has changed
+            self._listed, self._encoded = images, _list_of(images)
+        return self._encoded
 
     async def StreamImages(
         self, request: pb.StreamImagesRequest, context: Context
@@ -103,6 +110,11 @@ class ImageService:
     async def _info(self, image: CriImage) -> dict[str, str]:
         document = {"chainID": image.chain_id, "imageSpec": await self._images.document(image)}
         return {"info": json.dumps(document, ensure_ascii=False)}
+
+
+def _list_of(images: Sequence[CriImage]) -> bytes:
+    encoded: bytes = pb.ListImagesResponse(images=map(_to_proto, images)).SerializeToString()
+    return encoded
 
 
 def _named(spec: pb.ImageSpec) -> str:

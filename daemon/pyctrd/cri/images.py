@@ -18,7 +18,16 @@ from pyctrd.core.images import Image
 from pyctrd.core.labels import Labels
 from pyctrd.core.platforms import Platform
 from pyctrd.core.snapshots import SnapshotInfo
-from pyctrd.cri.image_index import MANAGED, MANAGED_LABEL, Ambiguous, CriImage, Details, ImageIndex, Record
+from pyctrd.cri.image_index import (
+    MANAGED,
+    MANAGED_LABEL,
+    Ambiguous,
+    CriImage,
+    Details,
+    ImageIndex,
+    Record,
+    reference_of,
+)
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.image_lookup import Blobs, read_image
@@ -109,8 +118,8 @@ class Images:
                 # A full disk, mostly. It is tried again after the next change.
                 _log.warning("image.not_adopted", error=str(error))
 
-    async def list(self) -> Sequence[CriImage]:
-        """Return all images, by id."""
+    async def list(self) -> tuple[CriImage, ...]:
+        """Return all images, by id: the same tuple until something changes."""
         return (await self._fresh()).list()
 
     async def resolve(self, reference: str) -> CriImage:
@@ -212,7 +221,7 @@ class Images:
             details = known.get(image.target.digest) or self._details(image)
         except ApiError as error:  # for another platform, not all here, or not well-formed
             return error
-        return Record(image.name, image.target, image.labels, details)
+        return Record(image.name, reference_of(image.name), image.target, image.labels, details)
 
     def _details(self, image: Image) -> Details:
         found = read_image(self._blobs, NAMESPACE, image, self._host)
