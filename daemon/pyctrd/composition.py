@@ -64,6 +64,7 @@ LATE_SERVICES: Final = frozenset(
         "containerd.services.transfer.v1.Transfer",
         "pyctr.v1.Engine",
         "runtime.v1.ImageService",
+        "runtime.v1.RuntimeService",
     }
 )
 
@@ -115,9 +116,9 @@ class Parts:
         config, group = self.config, self.group
         endpoints = Endpoints(config.state, config.address, config.ttrpc_address, config.log.level)
         self.operations = Operations()
-        owners = Owners(group)
         self.runtimes = Runtimes(config.runtimes)
         self.runtime_versions = RuntimeVersions(self.bulk, group)
+        self.owners = owners = Owners(group)
         shims = Shims(endpoints, zygote, self.bulk)
         self.tasks = Tasks(self.exchange, group)
         undertaker = Undertaker(self.tasks, shims, owners, self.operations, group)

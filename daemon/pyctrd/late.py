@@ -22,6 +22,7 @@ from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
 from pyctrd.gc.collector import Collector
 from pyctrd.gc.scheduler import Scheduler
+from pyctrd.late_cri import CriParts, PodImages
 from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
@@ -81,6 +82,7 @@ class LateParts:
         self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
         self._build_cri()
         self._build_services()
+        self._build_cri()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
 
@@ -169,6 +171,15 @@ class LateParts:
         identity = _persistent_uuid(parts.config.root / "uuid")
         parts.dispatch.add(
             introspection.Introspection(known, identity, runtime_info, lambda: parts.runtime_versions.warnings, bulk)
+        )
+
+    def _build_cri(self) -> None:
+        CriParts(
+            self._parts,
+            self._sandboxes,
+            self._snapshots,
+            self._leases,
+            PodImages(self._images, self._content, self._parts.bulk, self._host),
         )
 
     def _aftermath(self) -> Aftermath:

@@ -1,0 +1,347 @@
+"""Pods' containers: made, started, stopped and removed, and what is noted of how they end.
+
+A task that has ended is deleted as soon as its end is in the container's row: its shim is free then.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.json_format import MessageToDict
+
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.containerd.types import mount_pb2
+from pyctr_wire.cri import image_pb2, runtime_pb2
+from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.containers import Container
+from pyctrd.core.tasks import Exit, Status
+from pyctrd.cri import container_spec
+from pyctrd.cri.creation import Maker, PodImage, Request
+from pyctrd.cri.events import Events
+from pyctrd.cri.index import Index
+from pyctrd.cri.records import (
+    CONTAINER_STATE,
+    NAMESPACE,
+    Pod,
+    PodContainer,
+    container_extensions,
+    nanoseconds,
+    now,
+)
+from pyctrd.log import Logger
+from pyctrd.offload import Offload
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.owner import Job, Owners
+from pyctrd.runtime.tasks import Tasks
+
+_START_ERROR: Final = 128
+_STATE_MASK: Final = (f"extensions.{CONTAINER_STATE}",)
+_RESOURCES_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+_SECONDS_TO_DIE: Final = 60.0
+
+_log = Logger("pyctrd.cri")
+
+
+class ContainerRows(Protocol):
+    """The containers of a namespace."""
+
+    def get(self, ns: str, container_id: str, /) -> Container: ...
+    def update(self, ns: str, container: Container, mask: Sequence[str], /) -> Container: ...
+    def delete(self, ns: str, container_id: str, /) -> None: ...
+
+
+class Images(Protocol):
+    """Where images are found."""
+
+    async def find(self, reference: str) -> PodImage:
+        """Return an image that is here and unpacked. NotFound."""
+
+
+class Containers:
+    """All containers of pods."""
+
+    def __init__(
+        self,
+        index: Index,
+        rows: ContainerRows,
+        maker: Maker,
+        images: Images,
+        tasks: Tasks,
+        lifecycle: Lifecycle,
+        events: Events,
+        owners: Owners,
+        threads: Offload,
+        group: asyncio.TaskGroup,
+        handlers: Mapping[str, str],
+    ) -> None:
+        """Use these; who waits for ends runs in `group`."""
+        self._index = index
+        self._rows = rows
+        self._maker = maker
+        self._images = images
+        self._tasks = tasks
+        self._lifecycle = lifecycle
+        self._events = events
+        self._owners = owners
+        self._threads = threads
+        self._group = group
+        self._handlers = handlers
+
+    async def create(self, pod: Pod, config: runtime_pb2.ContainerConfig) -> PodContainer:
+        """Make a container; asked for again meanwhile, it is the same one.
+
+        Raises InvalidArgument naming the field, AlreadyExists for a name that another has, NotFound without the image.
+        """
+        if not config.HasField("metadata"):
+            raise InvalidArgument("container config must include metadata")
+        image = await self._images.find(config.image.image)
+        target = self._target(pod, config)
+        container_id = secrets.token_hex(32)
+        request = Request(container_id, pod, config, image, self._handlers[pod.handler], now(), target)
+        name = PodContainer(container_id, pod, config, image.names, 0).name
+
+        async def work(job: Job[PodContainer]) -> PodContainer:
+            if not pod.ready:
+                raise UnknownError(f'sandbox container "{pod.id}" is not running')
+            for other in pod.containers.values():
+                if other.name == name:
+                    raise AlreadyExists(
+                        f'failed to reserve container name "{name}": name "{name}" is reserved for "{other.id}"'
+                    )
+            container = await self._threads.run(self._maker.make, request)
+            if job.give_up_if_abandoned():
+                await self._threads.run(self._maker.remove, container, self._rows.delete)
+                return container
+            self._index.add_container(container)
+            self._events.container(container, runtime_pb2.CONTAINER_CREATED_EVENT)
+            return container
+
+        token = config.SerializeToString(deterministic=True).hex()
+        return await self._owners.run((NAMESPACE, f"container {name}"), "create", work, token=token)
+
+    def _target(self, pod: Pod, config: runtime_pb2.ContainerConfig) -> int:
+        """Return the pid of the container whose PID namespace this one joins, 0 if it joins none."""
+        options = config.linux.security_context.namespace_options
+        if options.pid != image_pb2.TARGET:
+            return 0
+        other = self._index.container(options.target_id)
+        if other.pod is not pod:
+            raise InvalidArgument(
+                f'container "{other.id}" (sandbox {other.pod.id}) does not belong to sandbox {pod.id}'
+            )
+        if other.state != runtime_pb2.CONTAINER_RUNNING:
+            raise FailedPrecondition(f'container "{other.id}" is not running - in state {other.state_name}')
+        return self._tasks.find(NAMESPACE, other.id).init.pid
+
+    async def start(self, container: PodContainer) -> None:
+        """Run it. Raises FailedPrecondition unless it was just made, and what the runtime refuses."""
+        if container.busy:
+            doing = (
+                "already in starting state" if container.busy == "starting" else "in removing state, can't be started"
+            )
+            raise FailedPrecondition(f"container is {doing}")
+        if container.state != runtime_pb2.CONTAINER_CREATED:
+            raise FailedPrecondition(f"container is in {container.state_name} state")
+        if not container.pod.ready:
+            raise FailedPrecondition(f'sandbox container "{container.pod.id}" is not running')
+        container.busy = "starting"
+        try:
+            # Not the caller's own: one that goes away must not leave a container half started.
+            await asyncio.shield(asyncio.ensure_future(self._owned(container, "start", self._start)))
+        finally:
+            container.busy = ""
+
+    async def _start(self, container: PodContainer) -> None:
+        try:
+            row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
+            assert row.spec is not None
+            rootfs = await self._threads.run(self._maker.rootfs, container)
+            config = container.config
+            output = f"cri://{container.log_path}" if container.log_path else ""
+            creation = shim.CreateTaskRequest(
+                id=container.id,
+                rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs],
+                terminal=config.tty,
+                stdin="attach:" if config.stdin else "",
+                stdout=output,
+                stderr="" if config.tty else output,
+            )
+            await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation)
+            await self._lifecycle.start(NAMESPACE, container.id, "")
+        except ApiError as error:
+            container.finished_at, container.exit_code = now(), _START_ERROR
+            container.reason, container.message = "StartError", str(error)
+            await self._note(container)
+            await self._forget_task(container)
+            raise
+        container.started_at = now()
+        await self._note(container)
+        self._events.container(container, runtime_pb2.CONTAINER_STARTED_EVENT)
+        self.watch(container)
+
+    def watch(self, container: PodContainer) -> None:
+        """Note how a running container ends, once it has."""
+        self._group.create_task(self._await_end(container), name=f"end of {container.id}")
+
+    async def _await_end(self, container: PodContainer) -> None:
+        try:
+            ended = await self._tasks.wait(NAMESPACE, container.id, "")
+        except ApiError:  # somebody else has deleted the task
+            container.lost(now())
+        else:
+            _note_exit(container, ended)
+        try:
+            await self._forget_task(container)
+            await self._note(container)
+        except ApiError as error:
+            _log.error("container.end_not_noted", container=container.id, error=str(error))
+        container.ended.set()
+        self._events.container(container, runtime_pb2.CONTAINER_STOPPED_EVENT)
+
+    async def _forget_task(self, container: PodContainer) -> None:
+        """Delete what is left of the task: afterwards its log is complete."""
+        with suppress(NotFound):
+            await self._lifecycle.delete(NAMESPACE, container.id)
+
+    async def _note(self, container: PodContainer) -> None:
+        extensions = {CONTAINER_STATE: container_extensions(container)[CONTAINER_STATE]}
+        changed = Container(id=container.id, extensions=extensions)
+        with suppress(NotFound):
+            await self._threads.run(self._rows.update, NAMESPACE, changed, _STATE_MASK)
+
+    async def stop(self, container: PodContainer, seconds: float) -> None:
+        """End it: its stop signal, once however often this is called, and after `seconds` SIGKILL. Repeatable."""
+        if container.state != runtime_pb2.CONTAINER_RUNNING:
+            return
+        if seconds > 0:
+            if not container.stopping:
+                container.stopping = True
+                await self._signal(container, container.stop_signal)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await container.ended.wait()
+                    return
+        await self._signal(container, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_SECONDS_TO_DIE):
+                await container.ended.wait()
+        except TimeoutError:
+            raise UnknownError(f'container "{container.id}" outlives SIGKILL by {_SECONDS_TO_DIE:.0f} s') from None
+
+    async def _signal(self, container: PodContainer, number: int) -> None:
+        everybody = number == signal.SIGKILL
+        with suppress(NotFound):
+            await self._tasks.kill(NAMESPACE, shim.KillRequest(id=container.id, signal=number, all=everybody))
+
+    async def remove(self, container: PodContainer) -> None:
+        """Remove it, by force if it runs. Raises FailedPrecondition while it starts or somebody else removes it."""
+        if container.busy:
+            doing = "is in starting state, can't be removed"
+            if container.busy == "removing":
+                doing = "is already in removing state"
+            raise FailedPrecondition(f'failed to set removing state for container "{container.id}": container {doing}')
+        container.busy = "removing"
+        try:
+            await self.stop(container, 0)
+            await self._owned(container, "remove", self._remove)
+        finally:
+            container.busy = ""
+
+    async def _remove(self, container: PodContainer) -> None:
+        await self._forget_task(container)
+        await self._threads.run(self._maker.remove, container, self._rows.delete)
+        self._index.remove_container(container)
+        self._events.container(container, runtime_pb2.CONTAINER_DELETED_EVENT)
+
+    async def _owned(self, container: PodContainer, name: str, work: Callable[[PodContainer], Awaitable[None]]) -> None:
+        async def job(_: Job[None]) -> None:
+            await work(container)
+
+        await self._owners.run((NAMESPACE, f"container {container.name}"), name, job)
+
+    async def update(self, container: PodContainer, limits: image_pb2.LinuxContainerResources) -> None:
+        """Change limits, now if it runs and from its start on; what is zero stays. Raises FailedPrecondition."""
+
+        async def work(container: PodContainer) -> None:
+            if container.finished_at:
+                raise FailedPrecondition(f"container is in {container.state_name} state")
+            row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
+            assert row.spec is not None
+            spec, changed = json.loads(row.spec.value), container_spec.resources(limits)
+            for name, values in changed.items():
+                spec["linux"]["resources"][name] = container_spec.merged(spec["linux"]["resources"].get(name), values)
+            if container.started_at and changed:
+                update = shim.UpdateTaskRequest(
+                    id=container.id,
+                    resources=AnyMessage(type_url=_RESOURCES_URL, value=json.dumps(changed).encode()),
+                )
+                await self._tasks.update(NAMESPACE, update)
+            container.config.linux.resources.MergeFrom(limits)
+            new = Container(
+                id=container.id,
+                spec=AnyValue(row.spec.type_url, json.dumps(spec).encode()),
+                extensions={**row.extensions, **container_extensions(container)},
+            )
+            await self._threads.run(self._rows.update, NAMESPACE, new, ("spec", "extensions"))
+
+        await self._owned(container, "update", work)
+
+    async def info(self, container: PodContainer) -> dict[str, Any]:
+        """Return what else there is to know of a container, for people."""
+        row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
+        task = self._tasks.table.find(NAMESPACE, container.id)
+        return {
+            "sandboxID": container.pod.id,
+            "pid": task.init.pid if task is not None else 0,
+            "removing": container.busy == "removing",
+            "snapshotKey": row.snapshot_key,
+            "snapshotter": row.snapshotter,
+            "runtimeType": row.runtime_name,
+            "config": MessageToDict(container.config, preserving_proto_field_name=True),
+            "runtimeSpec": json.loads(row.spec.value) if row.spec is not None else {},
+        }
+
+    async def reopen_log(self, container: PodContainer) -> None:
+        """Have the log opened anew at its path. Raises FailedPrecondition unless the container runs."""
+        if container.state != runtime_pb2.CONTAINER_RUNNING:
+            raise FailedPrecondition("container is not running")
+        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
+        if address is not None:
+            with suppress(ProcessLookupError):
+                os.kill(address.pid, signal.SIGUSR1)
+
+    async def recover(self, container: PodContainer) -> None:
+        """After a start of the daemon: watch what runs, and note how others have ended meanwhile."""
+        task = self._tasks.table.find(NAMESPACE, container.id)
+        if container.finished_at:
+            if task is not None:
+                await self._forget_task(container)
+            return
+        if task is None:
+            if container.started_at:
+                container.lost(now())
+                await self._note(container)
+            return
+        if task.init.status is Status.CREATED:
+            await self._forget_task(container)  # its start was cut off: it can be asked for again
+            return
+        if not container.started_at:
+            container.started_at = container.created_at
+            await self._note(container)
+        self.watch(container)
+
+
+def _note_exit(container: PodContainer, ended: Exit) -> None:
+    container.finished_at = nanoseconds(ended.exited_at)
+    container.exit_code = ended.exit_status
+    if ended.oom_killed:
+        container.reason = "OOMKilled"
+    else:
+        container.reason = "Error" if ended.exit_status else "Completed"

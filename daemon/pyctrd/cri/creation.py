@@ -1,0 +1,229 @@
+"""Makes a pod's container: looks at image and machine, then snapshot and record, in that order.
+
+A crash in between leaves a snapshot that a lease holds for a day and then lets go.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pyctr_wire import signals
+from pyctr_wire.cri import image_pb2, runtime_pb2
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.oci.image_spec import ImageConfig, load_json
+from pyctrd.core.anys import AnyValue
+from pyctrd.core.containers import Container
+from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.mounts import Mount
+from pyctrd.core.values import dataclass
+from pyctrd.cri import host_mounts
+from pyctrd.cri.container_spec import Found, build_spec, seccomp_file
+from pyctrd.cri.records import (
+    KIND_LABEL,
+    NAMESPACE,
+    ImageNames,
+    Pod,
+    PodContainer,
+    container_extensions,
+)
+from pyctrd.runtime import run_options
+from pyctrd.runtime.creation import ContainerRows, LeaseRows, Snapshotters, available_capabilities
+from pyctrd.runtime.image_user import User, resolve_user
+from pyctrd.runtime.layer_view import LayerView, directories
+from pyctrd.sandbox.files import SandboxFiles
+
+SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+SNAPSHOTTER: Final = "overlayfs"
+_LEASE_LIFETIME: Final = timedelta(hours=24)
+_MAX_PROFILE: Final = 1 << 20  # bytes of a seccomp profile
+_CGROUP2: Final = Path("/sys/fs/cgroup/cgroup.controllers")
+
+
+@dataclass(frozen=True, slots=True)
+class PodImage:
+    """An image as a container needs it: `chain_id` names the snapshot of its uppermost layer."""
+
+    names: ImageNames
+    record: str  # the name of an image record
+    config: ImageConfig
+    chain_id: str
+
+
+class Request(NamedTuple):
+    """A container to be made in a pod; `target` is the pid whose PID namespace it joins, 0 for none."""
+
+    id: str
+    pod: Pod
+    config: runtime_pb2.ContainerConfig
+    image: PodImage
+    runtime: str
+    created_at: int
+    target: int
+
+
+class Maker:
+    """Makes containers and takes them away; synchronous, called in threads."""
+
+    def __init__(self, rows: ContainerRows, snapshots: Snapshotters, leases: LeaseRows, files: SandboxFiles) -> None:
+        """Use these stores."""
+        self._rows = rows
+        self._snapshots = snapshots
+        self._leases = leases
+        self._files = files
+
+    def make(self, request: Request) -> PodContainer:
+        """Return a container with a record and a snapshot. Raises InvalidArgument naming the field, UnknownError."""
+        config, pod = request.config, request.pod
+        security = config.linux.security_context
+        if security.privileged and not pod.config.linux.security_context.privileged:
+            raise InvalidArgument("no privileged container allowed in sandbox")
+        sources = host_mounts.sources(config.mounts)
+        profile = _profile(seccomp_file(security))
+        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
+        lease = self._leases.create(NAMESPACE, Lease(f"cri-{request.id}", {EXPIRE_LABEL: expires}))
+        snapshotter = self._snapshots.named(SNAPSHOTTER)
+        try:
+            mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, {}, lease=lease.id)
+            found = self._look_up(request, mounts, sources, profile)
+            spec = build_spec(pod, config, request.image.config.process, found)
+            user = found.user
+            container = PodContainer(
+                id=request.id,
+                pod=pod,
+                config=config,
+                image=request.image.names,
+                created_at=request.created_at,
+                user=(user.uid, user.gid, user.additional_gids),
+                stop_signal=_stop_signal(config, request.image.config),
+            )
+            self._rows.create(NAMESPACE, self._row(request, container, spec))
+        except BaseException:
+            with suppress(NotFound):
+                snapshotter.remove(NAMESPACE, request.id)
+            raise
+        finally:
+            self._leases.delete(NAMESPACE, lease.id)
+        return container
+
+    def rootfs(self, container: PodContainer) -> Sequence[Mount]:
+        """Return how to mount a container's root file system."""
+        return self._snapshots.named(SNAPSHOTTER).mounts(NAMESPACE, container.id)
+
+    def remove(self, container: PodContainer, delete_row: Callable[[str, str], None]) -> None:
+        """Remove record and snapshot; what is gone already is passed over."""
+        with suppress(NotFound):
+            delete_row(NAMESPACE, container.id)
+        with suppress(NotFound):
+            self._snapshots.named(SNAPSHOTTER).remove(NAMESPACE, container.id)
+
+    def _row(self, request: Request, container: PodContainer, spec: dict[str, Any]) -> Container:
+        return Container(
+            id=container.id,
+            labels={KIND_LABEL: "container"},
+            image=request.image.record,
+            runtime_name=request.runtime,
+            spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
+            snapshotter=SNAPSHOTTER,
+            snapshot_key=container.id,
+            extensions=container_extensions(container),
+            sandbox_id=request.pod.id,
+        )
+
+    def _look_up(
+        self, request: Request, mounts: Sequence[Mount], sources: Mapping[str, str], profile: dict[str, Any] | None
+    ) -> Found:
+        pod, config = request.pod, request.config
+        security = config.linux.security_context
+        with LayerView(directories(mounts)) as view:
+            user = _user(security, request.image.config.process.user, view)
+        devices = [
+            *run_options.devices(
+                f"{one.host_path}:{one.container_path or one.host_path}:{one.permissions or 'rwm'}"
+                for one in config.devices
+            )
+        ]
+        if security.privileged:
+            devices = [*run_options.host_devices(), *devices]
+        folder = self._files.folder(pod.id)
+        files = {f"/etc/{name}": str(folder / name) for name in ("hostname", "hosts", "resolv.conf")}
+        files["/dev/shm"] = str(self._files.shm(pod.id)) if "ipc" in pod.kinds else "/dev/shm"  # noqa: S108
+        return Found(
+            container_id=request.id,
+            user=user,
+            capabilities=available_capabilities(),
+            machine=platform.machine(),
+            hostname=(folder / "hostname").read_text().strip(),
+            files=files,
+            namespaces=self._namespaces(request),
+            sources=sources,
+            devices=devices,
+            seccomp=profile,
+            cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
+            image_name=request.image.record,
+        )
+
+    def _namespaces(self, request: Request) -> dict[str, str]:
+        pod, options = request.pod, request.config.linux.security_context.namespace_options
+        pinned = self._files.namespaces(pod.id)
+        result = {"mount": ""}
+        for kind, name in (("net", "network"), ("ipc", "ipc"), ("uts", "uts")):
+            if kind in pod.kinds:
+                result[name] = str(pinned / kind)
+        if options.pid == image_pb2.CONTAINER:
+            result["pid"] = ""
+        elif options.pid == image_pb2.TARGET:
+            result["pid"] = f"/proc/{request.target}/ns/pid"
+        elif options.pid == image_pb2.POD and "pid" in pod.kinds:
+            result["pid"] = str(pinned / "pid")
+        elif options.pid == image_pb2.POD and pod.namespace_options.pid != image_pb2.NODE:
+            result["pid"] = ""  # the pod's containers have one each
+        if _CGROUP2.exists() and not request.config.linux.security_context.privileged:
+            result["cgroup"] = ""
+        return result
+
+
+def _user(security: runtime_pb2.LinuxContainerSecurityContext, image_user: str, view: LayerView) -> User:
+    """Return who the container runs as. Raises InvalidArgument."""
+    has_user = bool(security.run_as_username) or security.HasField("run_as_user")
+    group = security.run_as_group.value if security.HasField("run_as_group") else None
+    if group is not None and not has_user:
+        raise InvalidArgument(f'user group "{group}" is specified without user')
+    text = security.run_as_username or (str(security.run_as_user.value) if has_user else image_user)
+    user = resolve_user(text, (), view)
+    gid = user.gid if group is None else group
+    more = list(security.supplemental_groups)
+    own = [] if security.supplemental_groups_policy == image_pb2.Strict else list(user.additional_gids[1:])
+    numbers = (gid, *more)
+    if any(not 0 <= number < 1 << 31 for number in numbers):
+        raise InvalidArgument("security_context: a group is outside of 0 to 2147483647")
+    return User(user.uid, gid, tuple(dict.fromkeys((gid, *own, *more))), user.home)
+
+
+def _stop_signal(config: runtime_pb2.ContainerConfig, image: ImageConfig) -> int:
+    wanted = runtime_pb2.Signal.Name(config.stop_signal).removeprefix("SIGNAL_")
+    if config.stop_signal == runtime_pb2.SIGNAL_RUNTIME_DEFAULT:
+        return signals.parse(image.process.stop_signal) or 15
+    number = signals.parse(wanted.replace("PLUS", "+").replace("MINUS", "-"))
+    if number is None:
+        raise InvalidArgument(f"stop_signal {wanted} is not a signal of this machine")
+    return number
+
+
+def _profile(path: str) -> dict[str, Any] | None:
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_PROFILE + 1)
+    except OSError as error:
+        raise FailedPrecondition(f'seccomp profile "{path}": {error.strerror}') from error
+    if len(data) > _MAX_PROFILE:
+        raise FailedPrecondition(f'seccomp profile "{path}" is larger than {_MAX_PROFILE} bytes')
+    document = load_json(data, "the seccomp profile")
+    if not isinstance(document, dict) or "defaultAction" not in document:
+        raise InvalidArgument(f'seccomp profile "{path}" has no defaultAction')
+    return document

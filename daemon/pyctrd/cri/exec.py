@@ -1,0 +1,139 @@
+"""Commands in a pod's container whose output the caller gets at once (ExecSync)."""
+
+import asyncio
+import json
+import secrets
+import signal
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, Protocol
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
+from pyctr_wire.cri import runtime_pb2
+from pyctr_wire.errors import ApiError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctrd.core.containers import Container
+from pyctrd.cri.records import NAMESPACE, PodContainer
+from pyctrd.offload import Offload
+from pyctrd.runtime.creation import available_capabilities
+from pyctrd.runtime.exec_spec import ExecOptions, build_process
+from pyctrd.runtime.lifecycle import Lifecycle
+from pyctrd.runtime.tasks import Tasks
+
+_PROCESS_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+_HEADER: Final = struct.Struct(">BI")
+_HELLO, _STDOUT, _STDERR, _EXIT = 0, 2, 3, 5
+_MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what is more is read and dropped
+
+
+class ContainerRows(Protocol):
+    """The containers of a namespace."""
+
+    def get(self, ns: str, container_id: str, /) -> Container: ...
+
+
+class Execs:
+    """Runs commands."""
+
+    def __init__(self, rows: ContainerRows, tasks: Tasks, lifecycle: Lifecycle, threads: Offload) -> None:
+        """Use these."""
+        self._rows = rows
+        self._tasks = tasks
+        self._lifecycle = lifecycle
+        self._threads = threads
+
+    async def run(self, container: PodContainer, command: Sequence[str], seconds: float) -> tuple[bytes, bytes, int]:
+        """Run a command and return its output, its errors and its exit status; it is killed after `seconds`, 0 never.
+
+        Raises FailedPrecondition unless the container runs, DeadlineExceeded, UnknownError for what cannot be run.
+        """
+        if not command:
+            raise InvalidArgument("exec: cmd must not be empty")
+        if container.state != runtime_pb2.CONTAINER_RUNNING:
+            raise FailedPrecondition(f"container is in {container.state_name} state")
+        async with self.registered(container, ExecOptions(tuple(command))) as exec_id:
+            reader, writer = await self.attach(container, exec_id)
+            try:
+                async with asyncio.timeout(seconds or None):
+                    await self._lifecycle.start(NAMESPACE, container.id, exec_id)
+                    return await _collect(reader)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"failed to exec in container: timeout {seconds:g}s exceeded: context deadline exceeded"
+                ) from None
+            except ApiError as error:
+                raise UnknownError(f"failed to exec in container: {error}") from error
+            finally:
+                writer.close()
+
+    @asynccontextmanager
+    async def registered(self, container: PodContainer, options: ExecOptions) -> AsyncIterator[str]:
+        """Register an exec and yield its id; at the end it is killed, if it still runs, and forgotten."""
+        row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
+        assert row.spec is not None
+        process = build_process(json.loads(row.spec.value), options, None, available_capabilities())
+        exec_id = secrets.token_hex(16)
+        request = shim.ExecProcessRequest(
+            id=container.id,
+            exec_id=exec_id,
+            terminal=options.terminal,
+            stdin="attach:",
+            stdout="attach:",
+            stderr="" if options.terminal else "attach:",
+            spec=AnyMessage(type_url=_PROCESS_URL, value=json.dumps(process).encode()),
+        )
+        await self._tasks.exec(NAMESPACE, request)
+        try:
+            yield exec_id
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self._end(container.id, exec_id)))
+
+    async def _end(self, id: str, exec_id: str) -> None:
+        with suppress(ApiError):
+            await self._tasks.kill(NAMESPACE, shim.KillRequest(id=id, exec_id=exec_id, signal=signal.SIGKILL))
+            await self._tasks.wait(NAMESPACE, id, exec_id)
+        with suppress(ApiError):
+            await self._tasks.delete_process(NAMESPACE, id, exec_id)
+
+    async def attach(
+        self, container: PodContainer, exec_id: str, *, stdin: bool = False
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the streams of a process, "" for the container's first; frames follow. UnknownError."""
+        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
+        if address is None or not address.attach:
+            raise NotFound(f'container "{container.id}" has no shim to attach to')
+        reader, writer = await asyncio.open_unix_connection(address.attach)
+        hello = {"exec_id": exec_id, "stdin": stdin, "stdout": True, "stderr": True}
+        writer.write(_frame(_HELLO, json.dumps(hello).encode()))
+        kind, payload = await read_frame(reader)
+        answer = json.loads(payload) if kind == _HELLO else {"error": "no answer to hello"}
+        if "error" in answer:
+            writer.close()
+            raise UnknownError(f'cannot attach to container "{container.id}": {answer["error"]}')
+        return reader, writer
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Return the next frame's type and payload. Raises UnknownError at the end."""
+    try:
+        kind, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+        return kind, await reader.readexactly(length)
+    except asyncio.IncompleteReadError:
+        raise UnknownError("the shim closed the attach socket") from None
+
+
+async def _collect(reader: asyncio.StreamReader) -> tuple[bytes, bytes, int]:
+    output = {_STDOUT: bytearray(), _STDERR: bytearray()}
+    while True:
+        kind, payload = await read_frame(reader)
+        if kind == _EXIT:
+            return bytes(output[_STDOUT]), bytes(output[_STDERR]), int(json.loads(payload)["exit_status"])
+        if kind in output:
+            room = _MAX_OUTPUT - len(output[kind])
+            output[kind] += payload[:room]
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    return _HEADER.pack(kind, len(payload)) + payload

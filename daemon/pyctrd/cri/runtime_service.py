@@ -1,0 +1,267 @@
+"""runtime.v1.RuntimeService."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
+
+from grpc.aio import ServicerContext
+
+from pyctr_wire.cri import runtime_pb2 as pb
+from pyctr_wire.errors import InvalidArgument, NotFound, Unimplemented
+from pyctrd.core.values import dataclass
+from pyctrd.cri import convert
+from pyctrd.cri.containers import Containers
+from pyctrd.cri.events import Events
+from pyctrd.cri.exec import Execs
+from pyctrd.cri.index import Index
+from pyctrd.cri.records import Pod, PodContainer, now
+from pyctrd.cri.sandboxes import Sandboxes
+
+Context: TypeAlias = "ServicerContext[Any, Any]"
+
+_T = TypeVar("_T")
+_STREAM_BATCH: Final = 100  # objects in a message
+
+
+class NetworkState(Protocol):
+    """What connects pods."""
+
+    def problem(self) -> str:
+        """Return why it cannot, "" if it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What there is to tell of this runtime; `features` has each handler's: read-only mounts, user namespaces."""
+
+    version: str
+    systemd_cgroups: bool
+    features: Mapping[str, tuple[bool, bool]]
+
+
+class RuntimeService:
+    """Pods and their containers."""
+
+    SERVICE: ClassVar = pb.DESCRIPTOR.services_by_name["RuntimeService"]
+
+    def __init__(
+        self,
+        index: Index,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        execs: Execs,
+        events: Events,
+        network: NetworkState,
+        about: About,
+    ) -> None:
+        """Answer from `index`; have the others do what is asked."""
+        self._index = index
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._execs = execs
+        self._events = events
+        self._network = network
+        self._about = about
+
+    # -- the runtime
+
+    async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
+        """Say who we are: tools compare the name, which is therefore that of what we stand for."""
+        return pb.VersionResponse(
+            version="0.1.0",
+            runtime_name="containerd",
+            runtime_version=f"v{self._about.version}",
+            runtime_api_version="v1",
+        )
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        """Say whether runtime and network are ready, and what handlers there are."""
+        problem = self._network.problem()
+        conditions = [
+            pb.RuntimeCondition(type="RuntimeReady", status=True),
+            pb.RuntimeCondition(
+                type="NetworkReady",
+                status=not problem,
+                reason="NetworkPluginNotReady" if problem else "",
+                message=f"Network plugin returns error: {problem}" if problem else "",
+            ),
+        ]
+        handlers = [
+            pb.RuntimeHandler(
+                name=name,
+                features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=rro, user_namespaces=userns),
+            )
+            for name, (rro, userns) in sorted(self._about.features.items())
+        ]
+        config = {"version": self._about.version, "pid": os.getpid(), "systemdCgroup": self._about.systemd_cgroups}
+        return pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=conditions),
+            info={"config": json.dumps(config)} if request.verbose else {},
+            runtime_handlers=handlers,
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+
+    async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Context) -> pb.RuntimeConfigResponse:
+        """Say who manages cgroups: the kubelet follows."""
+        driver = pb.SYSTEMD if self._about.systemd_cgroups else pb.CGROUPFS
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def UpdateRuntimeConfig(
+        self, request: pb.UpdateRuntimeConfigRequest, context: Context
+    ) -> pb.UpdateRuntimeConfigResponse:
+        """Take note of the pods' addresses: the network's own configuration has them already."""
+        return pb.UpdateRuntimeConfigResponse()
+
+    # -- pods
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: Context) -> pb.RunPodSandboxResponse:
+        """Make a pod's sandbox. AlreadyExists, InvalidArgument, Unknown."""
+        pod = await self._sandboxes.run(request.config, request.runtime_handler)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=pod.id)
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest, context: Context) -> pb.StopPodSandboxResponse:
+        """Stop a pod; one that is not there is stopped."""
+        pod = _or_none(self._index.pod, request.pod_sandbox_id)
+        if pod is not None:
+            await self._sandboxes.stop(pod)
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(
+        self, request: pb.RemovePodSandboxRequest, context: Context
+    ) -> pb.RemovePodSandboxResponse:
+        """Remove a pod with its containers; one that is not there is removed."""
+        pod = _or_none(self._index.pod, request.pod_sandbox_id)
+        if pod is not None:
+            await self._sandboxes.remove(pod)
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(
+        self, request: pb.PodSandboxStatusRequest, context: Context
+    ) -> pb.PodSandboxStatusResponse:
+        """Return everything about a pod. NotFound."""
+        pod = self._index.pod(request.pod_sandbox_id)
+        return pb.PodSandboxStatusResponse(
+            status=convert.pod_status(pod),
+            info={"info": json.dumps(self._sandboxes.info(pod))} if request.verbose else {},
+            containers_statuses=[convert.container_status(one) for one in pod.containers.values()],
+            timestamp=now(),
+        )
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Context) -> pb.ListPodSandboxResponse:
+        """Return the pods that match."""
+        return pb.ListPodSandboxResponse(items=[convert.pod_item(pod) for pod in self._pods(request.filter)])
+
+    async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, context: Context) -> None:
+        """Send the pods that match."""
+        items = [convert.pod_item(pod) for pod in self._pods(request.filter)]
+        for start in range(0, len(items), _STREAM_BATCH):
+            await context.write(pb.StreamPodSandboxesResponse(pod_sandboxes=items[start : start + _STREAM_BATCH]))
+
+    def _pods(self, wanted: pb.PodSandboxFilter) -> list[Pod]:
+        def in_state(pod: Pod) -> bool:
+            return not wanted.HasField("state") or convert.pod_state(pod) == wanted.state.state
+
+        return list(self._index.pods_like(wanted.id, wanted.label_selector, in_state))
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: Context
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        """Hear of a pod's new resources: whoever asks has set its cgroup. NotFound."""
+        pod = self._index.pod(request.pod_sandbox_id)
+        await self._sandboxes.set_resources(pod, request.overhead, request.resources)
+        return pb.UpdatePodSandboxResourcesResponse()
+
+    # -- containers
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest, context: Context) -> pb.CreateContainerResponse:
+        """Make a container in a pod. AlreadyExists, InvalidArgument, NotFound, Unknown."""
+        if not request.HasField("sandbox_config") or not request.sandbox_config.HasField("metadata"):
+            raise InvalidArgument("pod sandbox config must include metadata")
+        pod = self._index.pod(request.pod_sandbox_id)
+        container = await self._containers.create(pod, request.config)
+        return pb.CreateContainerResponse(container_id=container.id)
+
+    async def StartContainer(self, request: pb.StartContainerRequest, context: Context) -> pb.StartContainerResponse:
+        """Run a container. NotFound, FailedPrecondition, what the runtime refuses."""
+        await self._containers.start(self._index.container(request.container_id))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest, context: Context) -> pb.StopContainerResponse:
+        """Stop a container; one that is not there is stopped."""
+        container = _or_none(self._index.container, request.container_id)
+        if container is not None:
+            await self._containers.stop(container, request.timeout)
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: Context) -> pb.RemoveContainerResponse:
+        """Remove a container; one that is not there is removed. FailedPrecondition while it starts."""
+        container = _or_none(self._index.container, request.container_id)
+        if container is not None:
+            await self._containers.remove(container)
+        return pb.RemoveContainerResponse()
+
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Context) -> pb.ListContainersResponse:
+        """Return the containers that match."""
+        return pb.ListContainersResponse(
+            containers=[convert.container_item(one) for one in self._matching(request.filter)]
+        )
+
+    async def StreamContainers(self, request: pb.StreamContainersRequest, context: Context) -> None:
+        """Send the containers that match."""
+        items = [convert.container_item(one) for one in self._matching(request.filter)]
+        for start in range(0, len(items), _STREAM_BATCH):
+            await context.write(pb.StreamContainersResponse(containers=items[start : start + _STREAM_BATCH]))
+
+    def _matching(self, wanted: pb.ContainerFilter) -> list[PodContainer]:
+        def in_state(container: PodContainer) -> bool:
+            return not wanted.HasField("state") or container.state == wanted.state.state
+
+        found = self._index.containers_like(wanted.id, wanted.pod_sandbox_id, wanted.label_selector, in_state)
+        return list(found)
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Context) -> pb.ContainerStatusResponse:
+        """Return everything about a container. NotFound."""
+        container = self._index.container(request.container_id)
+        return pb.ContainerStatusResponse(
+            status=convert.container_status(container),
+            info={"info": json.dumps(await self._containers.info(container))} if request.verbose else {},
+        )
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest, context: Context
+    ) -> pb.UpdateContainerResourcesResponse:
+        """Change a container's limits; what is zero stays. NotFound, FailedPrecondition once it has ended."""
+        await self._containers.update(self._index.container(request.container_id), request.linux)
+        return pb.UpdateContainerResourcesResponse()
+
+    async def ReopenContainerLog(
+        self, request: pb.ReopenContainerLogRequest, context: Context
+    ) -> pb.ReopenContainerLogResponse:
+        """Open a container's log anew. NotFound, FailedPrecondition unless it runs."""
+        await self._containers.reopen_log(self._index.container(request.container_id))
+        return pb.ReopenContainerLogResponse()
+
+    async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
+        """Run a command and return its output. NotFound, FailedPrecondition, DeadlineExceeded, Unknown."""
+        container = self._index.container(request.container_id)
+        output, errors, status = await self._execs.run(container, request.cmd, request.timeout)
+        return pb.ExecSyncResponse(stdout=output, stderr=errors, exit_code=status)
+
+    async def GetContainerEvents(self, request: pb.GetEventsRequest, context: Context) -> None:
+        """Send what happens from now on, and before, if nobody has heard of it yet."""
+        async for event in self._events.listen():
+            await context.write(event)
+
+    async def CheckpointContainer(
+        self, request: pb.CheckpointContainerRequest, context: Context
+    ) -> pb.CheckpointContainerResponse:
+        """Refuse, by name."""
+        raise Unimplemented("CheckpointContainer")
+
+
+def _or_none(find: Callable[[str], _T], id: str) -> _T | None:
+    try:
+        return find(id)
+    except NotFound:
+        return None

@@ -1,0 +1,223 @@
+"""Pods' sandboxes: made, stopped and removed, one operation at a time for each, all of them repeatable."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from google.protobuf.json_format import MessageToDict
+
+from pyctr_wire.cri import image_pb2, runtime_pb2
+from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound, UnknownError
+from pyctrd.core.sandboxes import Sandbox
+from pyctrd.cri.events import Events
+from pyctrd.cri.index import Index
+from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now, pod_to_row
+from pyctrd.log import Logger
+from pyctrd.offload import Offload
+from pyctrd.runtime.owner import Job, Owners
+from pyctrd.sandbox import namespaces
+from pyctrd.sandbox.files import Dns, SandboxFiles
+
+_MAX_HOSTNAME: Final = 64
+_PING_GROUPS: Final = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+_log = Logger("pyctrd.cri")
+
+
+class SandboxRows(Protocol):
+    """The sandboxes of a namespace."""
+
+    def create(self, ns: str, sandbox: Sandbox, /) -> Sandbox: ...
+    def update(self, ns: str, sandbox: Sandbox, paths: Sequence[str], /) -> Sandbox: ...
+    def delete(self, ns: str, sandbox_id: str, /) -> None: ...
+
+
+class Network(Protocol):
+    """What connects pods."""
+
+    async def set_up(self, pod: Pod, netns: str) -> tuple[str, ...]:
+        """Connect a pod's network namespace and return its addresses, the primary one first. UnknownError."""
+
+    async def tear_down(self, pod: Pod, netns: str) -> None:
+        """Give it back; repeatable, `netns` is "" if the namespace is gone. UnknownError."""
+
+
+class ContainerEnds(Protocol):
+    """What ends a pod's containers."""
+
+    async def stop(self, container: PodContainer, seconds: float) -> None: ...
+    async def remove(self, container: PodContainer) -> None: ...
+
+
+class Sandboxes:
+    """All pods."""
+
+    def __init__(
+        self,
+        index: Index,
+        rows: SandboxRows,
+        files: SandboxFiles,
+        network: Network,
+        containers: ContainerEnds,
+        events: Events,
+        owners: Owners,
+        threads: Offload,
+        handlers: Mapping[str, str],
+    ) -> None:
+        """Use these; `handlers` has the runtime of each handler, "" being the default one."""
+        self._index = index
+        self._rows = rows
+        self._files = files
+        self._network = network
+        self._containers = containers
+        self._events = events
+        self._owners = owners
+        self._threads = threads
+        self._handlers = handlers
+
+    async def run(self, config: image_pb2.PodSandboxConfig, handler: str) -> Pod:
+        """Make a pod's sandbox; asked for again meanwhile, it is the same one.
+
+        Raises InvalidArgument naming the field, AlreadyExists for a name that another pod has, UnknownError.
+        """
+        if not config.HasField("metadata"):
+            raise InvalidArgument("sandbox config must include metadata")
+        pod = Pod(secrets.token_hex(32), config, handler, now())
+        if handler not in self._handlers:
+            raise UnknownError(
+                f'unable to get OCI runtime for sandbox "{pod.id}": no runtime for "{handler}" is configured'
+            )
+
+        async def work(job: Job[Pod]) -> Pod:
+            for other in self._index.pods.values():
+                if other.name == pod.name:
+                    raise AlreadyExists(
+                        f'failed to reserve sandbox name "{pod.name}": name "{pod.name}" is reserved for "{other.id}"'
+                    )
+            await self._make(pod)
+            if job.give_up_if_abandoned():
+                await self._undo(pod)
+            return pod
+
+        token = config.SerializeToString(deterministic=True).hex() + handler
+        return await self._owners.run((NAMESPACE, f"pod {pod.name}"), "run", work, token=token)
+
+    async def stop(self, pod: Pod) -> None:
+        """End all processes and give the network back; the pod is not ready then. Repeatable."""
+        await self._owned(pod, "stop", lambda: self._stop(pod))
+
+    async def remove(self, pod: Pod) -> None:
+        """Remove a pod with its containers. Repeatable."""
+
+        async def work() -> None:
+            await self._stop(pod)
+            for container in list(pod.containers.values()):
+                await self._containers.remove(container)
+            await self._threads.run(self._remove, pod)
+            self._index.remove_pod(pod)
+            self._events.pod(pod, runtime_pb2.CONTAINER_DELETED_EVENT)
+
+        await self._owned(pod, "remove", work)
+
+    async def set_resources(
+        self,
+        pod: Pod,
+        overhead: image_pb2.LinuxContainerResources,
+        resources: image_pb2.LinuxContainerResources,
+    ) -> None:
+        """Note a pod's new resources."""
+
+        async def work() -> None:
+            pod.config.linux.overhead.CopyFrom(overhead)
+            pod.config.linux.resources.CopyFrom(resources)
+            await self._threads.run(self._rows.update, NAMESPACE, pod_to_row(pod), ("spec",))
+
+        await self._owned(pod, "set resources", work)
+
+    def info(self, pod: Pod) -> dict[str, Any]:
+        """Return what else there is to know of a pod, for people."""
+        return {
+            "runtimeHandler": pod.handler,
+            "runtimeType": self._handlers.get(pod.handler, ""),
+            "netNamespaceClosed": "net" in pod.kinds and not self._netns(pod),
+            "namespaces": {kind: str(self._files.namespaces(pod.id) / kind) for kind in pod.kinds},
+            "addresses": list(pod.addresses),
+            "config": MessageToDict(pod.config, preserving_proto_field_name=True),
+        }
+
+    async def _owned(self, pod: Pod, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def job(_: Job[None]) -> None:
+            await work()
+
+        await self._owners.run((NAMESPACE, f"pod {pod.name}"), name, job)
+
+    async def _make(self, pod: Pod) -> None:
+        # The record comes first: what a crash leaves half made, the next start finds by it and takes down.
+        pod.ready = False
+        await self._threads.run(self._rows.create, NAMESPACE, pod_to_row(pod))
+        try:
+            await self._threads.run(self._prepare, pod)
+            if "net" in pod.kinds:
+                pod.addresses = await self._network.set_up(pod, self._netns(pod))
+            pod.ready = True
+            await self._threads.run(self._rows.update, NAMESPACE, pod_to_row(pod), ("extensions",))
+        except BaseException:
+            await asyncio.shield(self._undo(pod))
+            raise
+        self._index.add_pod(pod)
+        self._events.pod(pod, runtime_pb2.CONTAINER_CREATED_EVENT)
+        self._events.pod(pod, runtime_pb2.CONTAINER_STARTED_EVENT)
+
+    def _prepare(self, pod: Pod) -> None:
+        config = pod.config
+        hostname = config.hostname or socket.gethostname()
+        if len(hostname) > _MAX_HOSTNAME or not hostname.isprintable():
+            raise InvalidArgument(f"hostname {hostname[:80]!r} is not one")
+        dns = config.dns_config
+        self._files.make(pod.id, hostname, Dns(tuple(dns.servers), tuple(dns.searches), tuple(dns.options)))
+        if "ipc" in pod.kinds:
+            self._files.mount_shm(pod.id)
+        if pod.kinds:
+            sysctls = {**(_PING_GROUPS if "net" in pod.kinds else {}), **config.linux.sysctls}
+            namespaces.pin(self._files.namespaces(pod.id), pod.kinds, hostname, sysctls)
+        else:
+            namespaces.check_sysctls(config.linux.sysctls, ())
+
+    def _netns(self, pod: Pod) -> str:
+        path = self._files.namespaces(pod.id) / "net"
+        return str(path) if path.exists() else ""
+
+    async def _undo(self, pod: Pod) -> None:
+        """Leave nothing of a pod that could not be made; what cannot be taken down keeps it, not ready."""
+        try:
+            if "net" in pod.kinds:
+                await self._network.tear_down(pod, self._netns(pod))
+            await self._threads.run(self._remove, pod)
+        except Exception as error:  # kubelet will stop and remove it
+            _log.error("sandbox.not_undone", sandbox=pod.id, error=str(error))
+            self._index.add_pod(pod)
+
+    async def _stop(self, pod: Pod) -> None:
+        was_ready = pod.ready
+        for container in list(pod.containers.values()):
+            await self._containers.stop(container, 0)
+        if "net" in pod.kinds:
+            await self._network.tear_down(pod, self._netns(pod))
+        await self._threads.run(self._close, pod)
+        if was_ready:
+            pod.ready = False
+            await self._threads.run(self._rows.update, NAMESPACE, pod_to_row(pod), ("extensions",))
+            self._events.pod(pod, runtime_pb2.CONTAINER_STOPPED_EVENT)
+
+    def _close(self, pod: Pod) -> None:
+        namespaces.unpin(self._files.namespaces(pod.id))
+        self._files.unmount(pod.id)
+
+    def _remove(self, pod: Pod) -> None:
+        self._close(pod)
+        self._files.remove(pod.id)
+        with suppress(NotFound):
+            self._rows.delete(NAMESPACE, pod.id)

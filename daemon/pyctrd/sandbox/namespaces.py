@@ -1,0 +1,161 @@
+"""Namespaces without a process: each kept by a bind mount of its file, from `pin` to `unpin`.
+
+    <directory>/net  ipc  uts  pid      and init.json: the first process of the last one, which cannot be without
+
+A container joins them by path. They outlive every process, this daemon too, but not the machine.
+Source: namespaces(7), "Namespace lifetime".
+"""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
+from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, start_ticks, wait
+from pyctr_sys.process import sethostname
+from pyctr_wire.errors import InvalidArgument, UnknownError
+from pyctrd.sandbox import pid_one
+
+KINDS: Final[Mapping[str, Clone]] = {
+    "net": Clone.NEWNET,
+    "ipc": Clone.NEWIPC,
+    "uts": Clone.NEWUTS,
+    "pid": Clone.NEWPID,
+}
+_INIT: Final = "init.json"
+_OF_IPC: Final = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+_OF_NET: Final = ("net.",)
+_SYSCTL: Final = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_*:-]+)+")
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP_AND_RUNNING: Final = 0x41
+
+
+def pin(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
+    """Make namespaces of `kinds` and keep them in `directory`; blocks.
+
+    The loopback device is up, a UTS namespace has `hostname`, and `sysctls` are set. Raises InvalidArgument for a
+    sysctl that belongs to none of them, UnknownError for what the kernel refuses; nothing is kept then.
+    """
+    check_sysctls(sysctls, kinds)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _in_a_thread(lambda: _make(directory, kinds, hostname, sysctls))
+    except OSError as error:
+        unpin(directory)
+        raise UnknownError(f"namespaces of the sandbox: {error}") from error
+    except BaseException:
+        unpin(directory)
+        raise
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Do it in a thread of its own, since namespaces belong to threads; raises what it raises."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="namespaces", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def unpin(directory: Path) -> None:
+    """Let the namespaces go, and whatever still runs in a PID namespace; what is gone already is passed over."""
+    _end_init(directory / _INIT)
+    for kind in KINDS:
+        path = directory / kind
+        with suppress(OSError):
+            while True:
+                umount2(str(path), MNT_DETACH)
+        with suppress(FileNotFoundError):
+            path.unlink()
+    with suppress(OSError):
+        directory.rmdir()
+
+
+def is_pinned(directory: Path, kinds: Collection[str]) -> bool:
+    """Tell whether the namespaces are there; after a reboot they are not."""
+    return all(os.path.ismount(directory / kind) for kind in kinds)
+
+
+def check_sysctls(sysctls: Mapping[str, str], kinds: Collection[str]) -> None:
+    """Raise InvalidArgument for a sysctl that is none, or that is not one of the sandbox's own namespaces."""
+    own = (_OF_IPC if "ipc" in kinds else ()) + (_OF_NET if "net" in kinds else ())
+    for name, value in sysctls.items():
+        dotted = name.replace("/", ".")
+        if not _SYSCTL.fullmatch(name) or ".." in dotted or "\0" in value or "\n" in value:
+            raise InvalidArgument(f"sysctl {name[:80]!r} is not one")
+        if not dotted.startswith(own or ("\0",)):
+            raise InvalidArgument(f'sysctl "{name}" is not in a namespace of the sandbox\'s own')
+
+
+def _make(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
+    flags = 0
+    for kind in kinds:
+        flags |= KINDS[kind]
+    unshare(flags & ~Clone.NEWPID)  # that is another thread's: after it, this one could not start any
+    if "net" in kinds:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_AND_RUNNING))
+    if "uts" in kinds:
+        sethostname(hostname)
+    for name, value in sysctls.items():
+        try:
+            # Of the writing thread's namespaces, whatever the mount was made in. Source: proc_sys(5).
+            Path("/proc/sys", *re.split("[./]", name)).write_text(value)
+        except OSError as error:
+            raise UnknownError(f'sysctl "{name}": {error.strerror}') from error
+    for kind in kinds:
+        task = "thread-self"
+        if kind == "pid":
+            task = str(_start_init(directory))
+        path = directory / kind
+        path.touch(mode=0o400)
+        mount(f"/proc/{task}/ns/{kind}", str(path), None, MountFlag.BIND)
+
+
+def _start_init(directory: Path) -> int:
+    started: list[int] = []
+    scratch = directory / "root"
+    scratch.mkdir()
+    try:
+        _in_a_thread(lambda: started.append(pid_one.start(scratch)))
+    finally:
+        scratch.rmdir()
+    pid = started[0]
+    (directory / _INIT).write_text(json.dumps({"pid": pid, "start_ticks": start_ticks(pid)}))
+    return pid
+
+
+def _end_init(record: Path) -> None:
+    """Kill the first process of a PID namespace, and with it all others."""
+    try:
+        known = json.loads(record.read_text())
+        pidfd = pidfd_open(known["pid"])
+    except (FileNotFoundError, ProcessLookupError):
+        record.unlink(missing_ok=True)
+        return
+    try:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            if start_ticks(known["pid"]) == known["start_ticks"]:  # and not somebody else by now
+                pidfd_send_signal(pidfd, signal.SIGKILL)
+                wait(pidfd)
+    finally:
+        os.close(pidfd)
+    record.unlink(missing_ok=True)

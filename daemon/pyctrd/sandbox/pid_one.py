@@ -1,0 +1,75 @@
+"""The first process of a PID namespace that a pod's containers share: it reaps orphans, and lasts.
+
+A program of seven system calls, with 12 KiB of memory, put together here. Containers see it, and one with
+CAP_SYS_PTRACE may take it over; so it is nobody, without capabilities, and the only file in its world is its own.
+Source: elf(5), rt_sigaction(2), pause(2), user_namespaces(7).
+"""
+
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Final
+
+from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, pivot_root, umount2
+from pyctr_sys.namespaces import Clone, unshare
+from pyctr_wire.errors import FailedPrecondition
+
+_BASE: Final = 0x400000
+_HEADERS: Final = 64 + 56
+_NAME: Final = b"pyctr-pause".ljust(16, b"\0")
+# SIG_IGN, SA_NOCLDWAIT: children need nobody to wait for them.
+_ACTION: Final = struct.pack("<QQQQ", 1, 2, 0, 0)
+_DATA: Final = _NAME + _ACTION
+_NOBODY: Final = 65534
+# (number, arguments) on x86-64. Source: asm/unistd_64.h.
+_CALLS: Final = (
+    (436, 3, 0xFFFFFFFF, 0),  # close_range(3, UINT_MAX, 0)
+    (157, 15, _BASE + _HEADERS),  # prctl(PR_SET_NAME, name)
+    (116, 0, 0),  # setgroups(0, NULL)
+    (119, _NOBODY, _NOBODY, _NOBODY),  # setresgid
+    (117, _NOBODY, _NOBODY, _NOBODY),  # setresuid, and with it goes every capability
+    (13, 17, _BASE + _HEADERS + len(_NAME), 0, 8),  # rt_sigaction(SIGCHLD, action, NULL, 8)
+)
+_PAUSE: Final = bytes.fromhex("b8220000000f05ebf7")  # 1: mov eax, 34; syscall; jmp 1b
+
+
+def start(scratch: Path) -> int:
+    """Start it in a new PID and a new mount namespace, and return its pid.
+
+    For a thread that ends afterwards and has started nothing else. `scratch` is an empty directory, and is one
+    afterwards. Raises OSError, FailedPrecondition on a machine whose language this does not know.
+    """
+    if platform.machine() != "x86_64":
+        raise FailedPrecondition(f"a PID namespace for a whole pod cannot be had on {platform.machine()} yet")
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        unshare(Clone.NEWPID | Clone.NEWNS)
+        mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
+        mount("pause", str(scratch), "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0555,size=64k")
+        (scratch / "pause").write_bytes(_elf())
+        (scratch / "pause").chmod(0o555)
+        os.chdir(scratch)  # this thread's alone, since the mount namespace is
+        pivot_root(".", ".")
+        umount2(".", MNT_DETACH)
+        mount(None, "/", None, MountFlag.REMOUNT | MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV)
+        stdio = [(os.POSIX_SPAWN_DUP2, null_fd, fd) for fd in range(3)]
+        return os.posix_spawn("/pause", ["pause"], {}, file_actions=stdio, setsid=True)
+    finally:
+        os.close(null_fd)
+
+
+def _elf() -> bytes:
+    body = _DATA + b"".join(_call(*call) for call in _CALLS) + _PAUSE
+    size = _HEADERS + len(body)
+    entry = _BASE + _HEADERS + len(_DATA)
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
+    return ident + header + segment + body
+
+
+def _call(number: int, *arguments: int) -> bytes:
+    """Return: mov eax, number; mov edi, esi, edx, r10d; syscall."""
+    edi, esi, edx, r10d = (*arguments, 0, 0, 0, 0)[:4]
+    return struct.pack("<BIBIBIBI2sI2s", 0xB8, number, 0xBF, edi, 0xBE, esi, 0xBA, edx, b"\x41\xba", r10d, b"\x0f\x05")
