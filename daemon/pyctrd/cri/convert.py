@@ -108,7 +108,7 @@ def _reason(container: PodContainer) -> str:
 
 def _signal(number: int) -> "runtime_pb2.Signal":
     name = f"SIGNAL_{_signal_names().get(number, 'SIGTERM')}"
-    return getattr(runtime_pb2, name, runtime_pb2.SIGNAL_SIGTERM)  # type: ignore[no-any-return]
+    return getattr(runtime_pb2, name, runtime_pb2.SIGNAL_SIGTERM)
 
 
 def _signal_names() -> Mapping[int, str]:
