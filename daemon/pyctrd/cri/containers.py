@@ -38,7 +38,7 @@ from pyctrd.cri.records import (
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.lifecycle import Lifecycle
-from pyctrd.runtime.owner import Job, Owners
+from pyctrd.runtime.owner import Job, Joining, Owners
 from pyctrd.runtime.tasks import Tasks
 
 _START_ERROR: Final = 128
@@ -124,7 +124,9 @@ class Containers:
             return container
 
         token = config.SerializeToString(deterministic=True).hex()
-        return await self._owners.run((NAMESPACE, f"container {name}"), "create", work, token=token)
+        return await self._owners.run(
+            (NAMESPACE, f"container {name}"), "create", work, token=token, joining=Joining.SHARED
+        )
 
     def _target(self, pod: Pod, config: runtime_pb2.ContainerConfig) -> int:
         """Return the pid of the container whose PID namespace this one joins, 0 if it joins none."""

@@ -25,7 +25,7 @@ from pyctrd.runtime.tasks import Tasks
 _PROCESS_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _HEADER: Final = struct.Struct(">BI")
 _HELLO, _STDOUT, _STDERR, _EXIT = 0, 2, 3, 5
-_MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what is more is read and dropped
+_MAX_OUTPUT: Final = (16 << 20) - 4096  # bytes of both streams, as much as a message has; the rest is read and dropped
 
 
 class ContainerRows(Protocol):
@@ -131,7 +131,7 @@ async def _collect(reader: asyncio.StreamReader) -> tuple[bytes, bytes, int]:
         if kind == _EXIT:
             return bytes(output[_STDOUT]), bytes(output[_STDERR]), int(json.loads(payload)["exit_status"])
         if kind in output:
-            room = _MAX_OUTPUT - len(output[kind])
+            room = _MAX_OUTPUT - len(output[_STDOUT]) - len(output[_STDERR])
             output[kind] += payload[:room]
 
 

@@ -17,7 +17,7 @@ from pyctrd.cri.index import Index
 from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now, pod_to_row
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
-from pyctrd.runtime.owner import Job, Owners
+from pyctrd.runtime.owner import Job, Joining, Owners
 from pyctrd.sandbox import namespaces
 from pyctrd.sandbox.files import Dns, SandboxFiles
 
@@ -103,7 +103,7 @@ class Sandboxes:
             return pod
 
         token = config.SerializeToString(deterministic=True).hex() + handler
-        return await self._owners.run((NAMESPACE, f"pod {pod.name}"), "run", work, token=token)
+        return await self._owners.run((NAMESPACE, f"pod {pod.name}"), "run", work, token=token, joining=Joining.SHARED)
 
     async def stop(self, pod: Pod) -> None:
         """End all processes and give the network back; the pod is not ready then. Repeatable."""
@@ -152,7 +152,7 @@ class Sandboxes:
         async def job(_: Job[None]) -> None:
             await work()
 
-        await self._owners.run((NAMESPACE, f"pod {pod.name}"), name, job)
+        await self._owners.run((NAMESPACE, f"pod {pod.name}"), name, job, joining=Joining.SHARED)
 
     async def _make(self, pod: Pod) -> None:
         # The record comes first: what a crash leaves half made, the next start finds by it and takes down.
