@@ -7,22 +7,18 @@ import importlib.metadata
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyctrd import late_cri
 from pyctrd.composition import CHECKPOINTS
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform, normalize
-from pyctrd.cri.filesystem_usage import UsageMeter
-from pyctrd.cri.image_service import ImageService
-from pyctrd.cri.images import NAMESPACE as CRI_NAMESPACE
-from pyctrd.cri.images import Images as CriImages
-from pyctrd.cri.pulls import Pulls
 from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
 from pyctrd.gc.collector import Collector
 from pyctrd.gc.scheduler import Scheduler
-from pyctrd.late_cri import CriParts, PodImages
 from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
@@ -53,6 +49,7 @@ from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.runtime_info import runtime_info
+from pyctrd.server.dispatch import Servicer
 from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
@@ -80,9 +77,7 @@ class LateParts:
         self._build_transfers()
         self._logs = LogFolders(parts.config.root / "logs")
         self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
-        self._build_cri()
         self._build_services()
-        self._build_cri()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
 
@@ -121,37 +116,9 @@ class LateParts:
         )
         self._transfers = Transfers(stores, self._streams, registries, self._host)
 
-    def _build_cri(self) -> None:
-        parts, settings = self._parts, self._parts.config.cri
-        self._cri_images = CriImages(
-            self._images,
-            self._content,
-            self._snapshots,
-            self._transfers.unpack,
-            self._scheduler.collect_now,
-            parts.rows,
-            self._host,
-        )
-        parts.image_changed = self._cri_images.changed
-        parts.group.create_task(self._cri_images.run(), name="images of others")
-        self._cri_pulls = Pulls(
-            self._transfers.fetch,
-            self._host,
-            frozenset(settings.pinned_images),
-            settings.image_pull_progress_timeout,
-            parts.operations,
-            parts.group,
-        )
-        self._cri_usage = UsageMeter(
-            self._snapshots.named(settings.snapshotter),
-            self._snapshots.roots()[settings.snapshotter],
-            CRI_NAMESPACE,
-            parts.bulk,
-        )
-
     def _build_services(self) -> None:
         parts, rows, bulk, collect = self._parts, self._parts.rows, self._parts.bulk, self._scheduler.collect_now
-        for servicer in (
+        servicers: tuple[Servicer, ...] = (
             content.Content(self._content, rows, bulk),
             diff.Diff(self._differ),
             events.Events(parts.exchange),
@@ -164,8 +131,9 @@ class LateParts:
             streaming.Streaming(self._streams),
             transfer.Transfer(self._transfers, self._streams, parts.operations),
             self._engine(),
-            ImageService(self._cri_images, self._cri_pulls, self._cri_usage, parts.config.cri.snapshotter),
-        ):
+            *self._cri(),
+        )
+        for servicer in servicers:
             parts.dispatch.add(servicer)
         known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services())
         identity = _persistent_uuid(parts.config.root / "uuid")
@@ -173,14 +141,11 @@ class LateParts:
             introspection.Introspection(known, identity, runtime_info, lambda: parts.runtime_versions.warnings, bulk)
         )
 
-    def _build_cri(self) -> None:
-        CriParts(
-            self._parts,
-            self._sandboxes,
-            self._snapshots,
-            self._leases,
-            PodImages(self._images, self._content, self._parts.bulk, self._host),
+    def _cri(self) -> Iterable[Servicer]:
+        stores = late_cri.Stores(
+            self._images, self._content, self._snapshots, self._leases, self._sandboxes, self._transfers
         )
+        return late_cri.CriParts(self._parts, stores, self._scheduler.collect_now, self._host).servicers
 
     def _aftermath(self) -> Aftermath:
         parts = self._parts

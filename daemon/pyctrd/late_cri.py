@@ -2,32 +2,38 @@
 
 import importlib.metadata
 import os
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyctr_wire.errors import ApiError, NotFound, UnknownError
+from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform
-from pyctrd.cri.containers import Containers, Images
-from pyctrd.cri.creation import Maker, PodImage
+from pyctrd.cri.containers import Containers
+from pyctrd.cri.creation import SNAPSHOTTER, Maker, PodImage
 from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
+from pyctrd.cri.filesystem_usage import UsageMeter
+from pyctrd.cri.image_service import ImageService
+from pyctrd.cri.images import Images
 from pyctrd.cri.index import Index
+from pyctrd.cri.pulls import Pulls
 from pyctrd.cri.records import NAMESPACE, ImageNames, Pod, PodContainer, container_from_row, pod_from_row
 from pyctrd.cri.runtime_service import About, RuntimeService
 from pyctrd.cri.sandboxes import Sandboxes
 from pyctrd.log import Logger
+from pyctrd.metadata.images import Images as ImageRows
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.sandboxes import Sandboxes as SandboxRows
-from pyctrd.offload import Offload
-from pyctrd.runtime.image_lookup import Blobs, ImageRows, find_image, read_image
 from pyctrd.sandbox import namespaces
 from pyctrd.sandbox.files import SandboxFiles
 from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.transfer.service import Transfers
 
 if TYPE_CHECKING:
     from pyctrd.composition import Parts
 
-_DEFAULT_RUNTIME: Final = "io.containerd.pyctr.v1"
-_HANDLERS: Final = {"": _DEFAULT_RUNTIME, "pyctr": _DEFAULT_RUNTIME, "runc": _DEFAULT_RUNTIME}
+_OURS: Final = "io.containerd.pyctr.v1"
+_FEATURES: Final = (True, True)  # recursive read-only mounts, user namespaces
 
 _log = Logger("pyctrd.cri")
 
@@ -48,68 +54,122 @@ class NoNetwork:
 
 
 class PodImages:
-    """Images as containers need them, from the store."""
+    """Images as containers need them."""
 
-    def __init__(self, images: ImageRows, blobs: Blobs, threads: Offload, host: Platform) -> None:
-        """Look in `images` and `blobs` for those of the platform `host`."""
-        self._images, self._blobs, self._threads, self._host = images, blobs, threads, host
+    def __init__(self, images: Images) -> None:
+        """Find them among all."""
+        self._images = images
 
     async def find(self, reference: str) -> PodImage:
-        """Return an image. NotFound."""
-        return await self._threads.run(self._find, reference)
+        """Return an image, whose layers are there. NotFound."""
+        try:
+            image = await self._images.resolve(reference)
+        except NotFound:
+            raise NotFound(f'failed to resolve image "{reference}"') from None
+        await self._images.ensure_unpacked(image, SNAPSHOTTER)
+        names = ImageNames(image.id, next(iter(image.tags), ""), next(iter(image.digests), ""))
+        return PodImage(names, image.names[0], await self._images.config(image), image.chain_id)
 
-    def _find(self, reference: str) -> PodImage:
-        image = find_image(self._images, NAMESPACE, reference)
-        found = read_image(self._blobs, NAMESPACE, image, self._host)
-        return PodImage(ImageNames(image.target.digest, image.name), image.name, found.config, found.chain_id)
+
+class Stores(NamedTuple):
+    """What images and pods are kept in."""
+
+    images: ImageRows
+    content: ContentStore
+    snapshots: SnapshotManager
+    leases: Leases
+    sandboxes: SandboxRows
+    transfers: Transfers
 
 
 class CriParts:
-    """Everything of the CRI but its images."""
+    """Everything of the CRI."""
 
-    def __init__(
-        self, parts: "Parts", sandbox_rows: SandboxRows, snapshots: SnapshotManager, leases: Leases, images: Images
-    ) -> None:
-        """Build it on `parts`, know what is in the rows, and serve."""
+    def __init__(self, parts: "Parts", stores: Stores, collect: Callable[[], Awaitable[Any]], host: Platform) -> None:
+        """Build it on `parts`, and know what is in the rows; `collect` is a garbage collection."""
         self._parts = parts
-        self._rows = sandbox_rows
-        root, state = parts.config.root / "pods", parts.config.state / "pods"
-        self._files = SandboxFiles(root, state)
+        self._stores = stores
+        self._collect = collect
+        self._host = host
+        self._files = SandboxFiles(parts.config.root / "pods", parts.config.state / "pods")
         self._index = Index()
-        network, events = NoNetwork(), Events()
+        self._images = self._build_images()
+        self._build_pods()
+        self._recall()
+        parts.group.create_task(self._recover(), name="recovery of pods")
+        self.servicers = (self._image_service(), self._runtime_service())
+
+    def _build_images(self) -> Images:
+        parts, stores = self._parts, self._stores
+        images = Images(
+            stores.images,
+            stores.content,
+            stores.snapshots,
+            stores.transfers.unpack,
+            self._collect,
+            parts.rows,
+            self._host,
+        )
+        parts.image_changed = images.changed
+        parts.group.create_task(images.run(), name="images of others")
+        return images
+
+    def _build_pods(self) -> None:
+        parts, stores = self._parts, self._stores
+        self._network, self._events = NoNetwork(), Events()
+        # Ours unless the configuration says otherwise: nobody asks for runc as such.
+        handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
+        self._features = dict.fromkeys(handlers, _FEATURES)
         self._containers = Containers(
             self._index,
             parts.containers,
-            Maker(parts.containers, snapshots, leases, self._files),
-            images,
+            Maker(parts.containers, stores.snapshots, stores.leases, self._files),
+            PodImages(self._images),
             parts.tasks,
             parts.lifecycle,
-            events,
+            parts.runtimes.resolve,
+            self._events,
             parts.owners,
             parts.bulk,
             parts.group,
-            _HANDLERS,
+            handlers,
         )
-        sandboxes = Sandboxes(
+        self._sandboxes = Sandboxes(
             self._index,
-            sandbox_rows,
+            stores.sandboxes,
             self._files,
-            network,
+            self._network,
             self._containers,
-            events,
+            self._events,
             parts.owners,
             parts.bulk,
-            _HANDLERS,
+            handlers,
         )
+
+    def _image_service(self) -> ImageService:
+        parts, stores, settings = self._parts, self._stores, self._parts.config.cri
+        pulls = Pulls(
+            stores.transfers.fetch,
+            self._host,
+            frozenset(settings.pinned_images),
+            settings.image_pull_progress_timeout,
+            parts.operations,
+            parts.group,
+        )
+        snapshotter = settings.snapshotter
+        root = stores.snapshots.roots()[snapshotter]
+        usage = UsageMeter(stores.snapshots.named(snapshotter), root, NAMESPACE, parts.bulk)
+        return ImageService(self._images, pulls, usage, snapshotter)
+
+    def _runtime_service(self) -> RuntimeService:
+        parts = self._parts
         execs = Execs(parts.containers, parts.tasks, parts.lifecycle, parts.rows)
-        about = About(importlib.metadata.version("pyctr"), _has_systemd(), dict.fromkeys(_HANDLERS, (True, True)))
-        self._recall()
-        parts.dispatch.add(RuntimeService(self._index, sandboxes, self._containers, execs, events, network, about))
-        parts.group.create_task(self._recover(), name="recovery of pods")
+        about = About(importlib.metadata.version("pyctr"), _has_systemd(), self._features)
+        return RuntimeService(self._index, self._sandboxes, self._containers, execs, self._events, self._network, about)
 
     def _recall(self) -> None:
         """Read pods and containers from their rows."""
-        for row in self._rows.list(NAMESPACE):
+        for row in self._stores.sandboxes.list(NAMESPACE):
             pod = pod_from_row(row)
             if pod is not None:
                 # After a reboot nothing of it is left.
@@ -137,7 +197,7 @@ class CriParts:
     def _sweep(self, sandbox_id: str) -> None:
         """Remove what a crash has left of a pod without a record."""
         try:
-            self._rows.get(NAMESPACE, sandbox_id)
+            self._stores.sandboxes.get(NAMESPACE, sandbox_id)
         except NotFound:
             namespaces.unpin(self._files.namespaces(sandbox_id))
             self._files.remove(sandbox_id)

@@ -161,6 +161,7 @@ _METHODS = {
     "Leases": "List",
     "Mounts": "List",
     "Namespaces": "Get",
+    "RuntimeService": "Version",
     "Snapshots": "Stat",
     "Store": "Get",
     "Streaming": "Stream",

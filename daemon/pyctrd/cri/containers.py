@@ -39,6 +39,7 @@ from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.owner import Job, Joining, Owners
+from pyctrd.runtime.runtimes import Resolved
 from pyctrd.runtime.tasks import Tasks
 
 _START_ERROR: Final = 128
@@ -75,19 +76,21 @@ class Containers:
         images: Images,
         tasks: Tasks,
         lifecycle: Lifecycle,
+        resolve: Callable[[str], Resolved],
         events: Events,
         owners: Owners,
         threads: Offload,
         group: asyncio.TaskGroup,
         handlers: Mapping[str, str],
     ) -> None:
-        """Use these; who waits for ends runs in `group`."""
+        """Use these; `resolve` finds a runtime by its name, and who waits for ends runs in `group`."""
         self._index = index
         self._rows = rows
         self._maker = maker
         self._images = images
         self._tasks = tasks
         self._lifecycle = lifecycle
+        self._resolve = resolve
         self._events = events
         self._owners = owners
         self._threads = threads
@@ -174,6 +177,7 @@ class Containers:
                 stdin="attach:" if config.stdin else "",
                 stdout=output,
                 stderr="" if config.tty else output,
+                options=self._resolve(row.runtime_name).options,
             )
             await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation)
             await self._lifecycle.start(NAMESPACE, container.id, "")
