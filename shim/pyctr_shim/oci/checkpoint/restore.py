@@ -19,7 +19,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,9 @@ LOG: Final = "restore.log"
 _END_SECONDS: Final = 10.0
 _PAUSE: Final = 0.01
 _ABOVE_STDIO: Final = 3
+_LOOK_AGAIN: Final = 1.0  # seconds
+_FLAGS: Final = 6  # of the fields behind the name. Source: proc_pid_stat(5)
+_PF_EXITING: Final = 0x4
 
 
 def become(request: init.Request, channel: Channel) -> NoReturn:
@@ -80,6 +83,7 @@ class _Restoring:
     stage: Stage = field(init=False)
     sources: list[Source] = field(default_factory=list)
     console_fd: int = -1
+    handed_over: bool = False
     expected: verify.Expected | None = None
 
     def run(self) -> None:
@@ -100,7 +104,9 @@ class _Restoring:
                 self._set_stage()
                 self._ask(images_fd, work_fd)
             except BaseException:
-                _end_all(build.cgroup)
+                build.cgroup.kill()
+                if not self.handed_over:  # else the first process's end is waited for by whoever inherits it
+                    _reap_all(build.cgroup)
                 raise
 
     def _check_filters(self) -> None:
@@ -257,19 +263,30 @@ class _Restoring:
             channel.send(Message.CONSOLE, [self.console_fd])
             os.close(self.console_fd)
         channel.send(Message.STEPPED, pid=build.state.pid)
+        self.handed_over = True
         init.tell_created(build)
         self._wait_for_start()
 
     def _wait_for_start(self) -> None:
         """Wait for the start. Raises OciError if the parent goes away or the first process ends instead."""
-        channel = self.build.channel
-        pidfd = os.pidfd_open(self.build.state.pid)
-        try:
-            ready, _, _ = select.select([channel.fileno(), pidfd], [], [])
-            if channel.fileno() not in ready or channel.receive() is None:
-                raise OciError("restore: the container has been ended before it was started")
-        finally:
-            os.close(pidfd)
+        channel, pid = self.build.channel, self.build.state.pid
+        while not select.select([channel.fileno()], [], [], _LOOK_AGAIN)[0]:
+            if _is_ending(pid):
+                raise OciError("restore: the container's first process has been killed before it was started")
+        if channel.receive() is None:
+            raise OciError("restore: the container has been given up before it was started")
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process is on its way out.
+
+    It may have to stay: the first of a PID namespace waits for the others, and those for CRIU, which waits for us.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[_FLAGS]) & _PF_EXITING)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 class _opened:
@@ -314,17 +331,14 @@ def _in_child(do: Callable[[], None]) -> None:
 
 
 def _kill(pids: Iterable[int]) -> None:
-    """Kill processes that somebody traces, and wait until they are dead."""
-    pidfds = [os.pidfd_open(pid) for pid in pids]
-    for pidfd in pidfds:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    for pidfd in pidfds:
-        select.select([pidfd], [], [], _END_SECONDS)
-        os.close(pidfd)
+    """Kill processes that CRIU has stopped: they are woken, and take the signal before they take any other step."""
+    for pid in list(pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def _end_all(cgroup: Cgroup) -> None:
-    """Kill what has been restored, and reap those that are our children; who removes the cgroup finds what is left."""
+def _reap_all(cgroup: Cgroup) -> None:
+    """Reap what has been restored and killed; who removes the cgroup finds what is left after ten seconds."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         cgroup.kill()
