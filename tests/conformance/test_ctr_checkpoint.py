@@ -25,7 +25,8 @@ pytestmark = [
 IMAGE: Final[BuiltImage] = busybox_with_applets()
 NAME: Final = "example.com/busybox:v1"
 SAVED: Final = "example.com/saved:v1"
-COUNT: Final = "mkdir -p /tmp; i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
+WRITE: Final = "echo $i > /tmp/next; busybox mv /tmp/next /tmp/count"
+COUNT: Final = f"mkdir -p /tmp; i=0; while true; do i=$((i+1)); {WRITE}; sleep 0.05; done"
 
 
 @pytest.fixture(scope="module")

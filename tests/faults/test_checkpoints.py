@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 TAR = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
-COUNT = "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
+COUNT = "i=0; while true; do i=$((i+1)); echo $i > /tmp/next; busybox mv /tmp/next /tmp/count; sleep 0.05; done"
 LEASE = "saved"
 HEADERS = (("containerd-namespace", NAMESPACE),)
 

@@ -23,7 +23,7 @@ from support.oci_bundle import Lab, Spec, eventually, read_all, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-COUNT = "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
+COUNT = "i=0; while true; do i=$((i+1)); echo $i > /tmp/next; busybox mv /tmp/next /tmp/count; sleep 0.05; done"
 FILTER = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["kcmp"], "action": "SCMP_ACT_ERRNO"}]}
 
 

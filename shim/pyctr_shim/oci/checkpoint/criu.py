@@ -8,25 +8,27 @@ CRIU's wiki, "RPC"; criu(8).
 
 import array
 import os
+import select
 import shutil
+import signal
 import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from google.protobuf.message import DecodeError
 
 from pyctr_shim.oci.checkpoint.choices import CGROUP_MODES, Common
-from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.namespaces import KINDS
+from pyctr_shim.oci.program import reset_signals
+from pyctr_sys.namespaces import clone3
+from pyctr_sys.pidfd import pidfd_send_signal, wait
 from pyctr_wire.criu import rpc_pb2 as pb
 
-PROGRAM: Final = "criu"
 _LOG_LEVEL: Final = 4  # all that it has to say: a checkpoint that fails is found out about by its log
-OLDEST: Final = (3, 17)  # the first that restores mounts into an empty mount namespace
+_OLDEST: Final = (3, 17)  # the first that restores mounts into an empty mount namespace
 
 _LARGEST: Final = 1 << 16
 _FD_SPACE: Final = socket.CMSG_SPACE(4)
@@ -38,56 +40,47 @@ Notified = Callable[[pb.Notification, int], bool]
 """Takes a notification and an fd, -1 if none came with it; returns whether CRIU is to go on, where that is asked."""
 
 
-def version(program: str = PROGRAM) -> tuple[int, int, int]:
-    """Return CRIU's version. Raises OciError if there is no CRIU, or one that is too old for us."""
+def require_new_enough(program: str) -> None:
+    """Raise OciError if there is no CRIU, or one that is too old to restore with."""
     with Criu(program) as criu:
         found = criu.ask(pb.Request(type=pb.VERSION)).version
-    if (found.major, found.minor) < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        raise OciError(f"criu {found.major}.{found.minor} is too old: needs {wanted} or newer")
-    return found.major, found.minor, found.sublevel
+    if (found.major, found.minor) < _OLDEST:
+        wanted = ".".join(map(str, _OLDEST))
+        raise OciError(f"{program} {found.major}.{found.minor} is too old to restore with: needs {wanted} or newer")
 
 
 class Criu:
     """One process of CRIU's; a context manager that ends it."""
 
-    def __init__(
-        self, program: str = PROGRAM, fds: Sequence[int] = (), become: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, program: str, fds: Sequence[int] = (), become: Callable[[], None] | None = None) -> None:
         """Start it; it inherits `fds` (borrowed) under their numbers. Raises OciError if it is not installed.
 
-        `become` is done by its process before it executes CRIU; an error there is raised as SubprocessError.
+        `become` is done by its process before it executes CRIU; an OSError there is the answer to what is asked.
         """
         path = shutil.which(program)
         if path is None:
             raise OciError(f"{program}: not found: install criu (Debian: apt-get install criu)")
+        self._ended = "not waited for"
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [path, "swrk", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *fds],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-                cwd="/",
-                preexec_fn=become,
-            )
+            # Not by subprocess: with something to do in the child, that runs what modules want done after a fork.
+            pid, self._pidfd = clone3(0, signal.SIGCHLD)
+            if pid == 0:
+                _execute(path, theirs, fds, become)
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End it: by itself once it has answered, else by force."""
         self._socket.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(0 if kind else _END_SECONDS)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if self._pidfd < 0:
+            return
+        if kind or not select.select([self._pidfd], [], [], _END_SECONDS)[0]:
+            with suppress(ProcessLookupError):
+                pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._reap()
 
     def ask(self, request: pb.Request, notified: Notified | None = None) -> pb.Response:
         """Return the answer to a request, good or bad. Raises OciError if CRIU ends without one.
@@ -113,7 +106,39 @@ class Criu:
                 return pb.Response.FromString(packet), fds[0] if fds else -1
         except (ConnectionResetError, DecodeError):
             pass
-        raise OciError(f"criu ended without an answer (exit status {self._process.wait()})")
+        raise OciError(f"criu ended without an answer ({self._reap()})")
+
+    def _reap(self) -> str:
+        """Wait for the end, which may be asked for twice, and say how it was."""
+        if self._pidfd >= 0:
+            result = wait(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+            if result is not None:
+                kind = "exit status" if result.si_code == os.CLD_EXITED else "signal"
+                self._ended = f"{kind} {result.si_status}"
+        return self._ended
+
+
+def _execute(path: str, end: socket.socket, fds: Sequence[int], become: Callable[[], None] | None) -> NoReturn:
+    """In the child: execute CRIU, or answer in its place why that cannot be."""
+    try:
+        if become is not None:
+            become()
+        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in range(3):
+            os.dup2(null_fd, number)
+        for fd in (end.fileno(), *fds):
+            os.set_inheritable(fd, True)
+        os.chdir("/")
+        reset_signals()
+        environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        os.execve(path, [path, "swrk", str(end.fileno())], environment)  # noqa: S606 - no shell is wanted
+    except (OSError, OciError) as error:
+        text = describe(error) if isinstance(error, OSError) else str(error)
+        end.send(pb.Response(error=f"before it is executed: {text}").SerializeToString())
+    finally:
+        os._exit(127)
 
 
 def options_for(common: Common) -> pb.Options:

@@ -36,8 +36,9 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.init import Build
 from pyctr_shim.oci.namespaces import KINDS
 from pyctr_sys.mount import MountFlag, mount
-from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.namespaces import Clone, clone3, unshare
 from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.pidfd import wait
 from pyctr_sys.process import set_name
 from pyctr_wire.criu import rpc_pb2 as pb
 
@@ -90,6 +91,7 @@ class _Restoring:
         """Do all of it, in order."""
         build, common = self.build, self.choices.common
         images.check(common.images)
+        criu.require_new_enough(common.program)
         self._check_filters()
         with ExitStack() as stack:
             images_fd = stack.enter_context(_opened(common.images))
@@ -313,7 +315,7 @@ def _has_position(fd: int) -> bool:
 def _in_child(do: Callable[[], None]) -> None:
     """Do something in a forked child and wait for it. Raises OciError with its error's text."""
     ours, theirs = Channel.pair()
-    pid = os.fork()
+    pid, pidfd = clone3(0, signal.SIGCHLD)
     if pid == 0:
         try:
             ours.close()
@@ -324,7 +326,8 @@ def _in_child(do: Callable[[], None]) -> None:
             os._exit(0)
     theirs.close()
     answer = ours.receive()
-    os.waitpid(pid, 0)
+    wait(pidfd)
+    os.close(pidfd)
     ours.close()
     if answer is not None:
         raise OciError(f"restore: the view of cgroups: {answer[1]['text']}", answer[1]["errno"])
