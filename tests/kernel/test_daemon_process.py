@@ -75,8 +75,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])
-def test_nobody_else_gets_at_anything_whatever_the_umask_is(umask: int) -> None:
-    """Nor where an older version left a directory open."""
+def test_cve_2024_25621_nobody_else_gets_at_anything_whatever_the_umask_is(umask: int) -> None:
+    """Nor where an older version left a directory open; also CVE-2021-41103."""
     daemon = DaemonProcess(wrapper=("sh", "-c", f'umask {umask:04o}; exec "$@"', "sh"))
     daemon.root.mkdir(mode=0o755)
     daemon.state.mkdir(mode=0o777)

@@ -26,6 +26,7 @@ from pyctr_sys.mount import (
     umount2,
 )
 from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.openat2 import open_in_root
 from pyctrd.diff.messages import PlainMount
 from pyctrd.diff.mounts import Overlay, flags_and_data, layers_of, overlay_of
 from pyctrd.diff.whiteouts import Style
@@ -101,21 +102,22 @@ class Stage:
         return os.open(name, _DIRECTORY, dir_fd=self._root_fd)
 
     def _show(self, mounts: list[PlainMount], name: str, extra: int) -> int:
-        """Mount each of `mounts`, at its target below `/name`."""
+        """Mount each of `mounts`, at its target below `/name`: no symlink of an earlier one leads out of that."""
         self._point(name)
         for kind, source, target, options in mounts:
-            point = os.path.join(f"/proc/self/fd/{self._root_fd}", name, target.lstrip("/"))
+            shown_fd = os.open(name, _O_PATH, dir_fd=self._root_fd)
+            point_fd = open_in_root(shown_fd, target or "/")
+            os.close(shown_fd)
             flags, data = flags_and_data(options)
             if {"bind", "rbind"} & {kind, *options}:
                 tree_fd = open_tree(AT_FDCWD, source, OPEN_TREE_CLONE)
                 if (flags | extra) & MountFlag.RDONLY:
                     mount_setattr(tree_fd, attr_set=Attr.RDONLY)
-                point_fd = os.open(point, _O_PATH)
                 move_mount(tree_fd, point_fd)
-                os.close(point_fd)
                 os.close(tree_fd)
             else:
-                mount(source, point, kind, flags | extra, ",".join(data) or None)
+                mount(source, f"/proc/self/fd/{point_fd}", kind, flags | extra, ",".join(data) or None)
+            os.close(point_fd)
         return os.open(name, _DIRECTORY, dir_fd=self._root_fd)
 
     def _bind(self, source: str, name: str, attributes: int = 0) -> int:

@@ -5,15 +5,22 @@ the lines that containerd's shim, conmon and dockerd read.
 """
 
 import sys
-from collections.abc import Sequence
+from typing import Final
 
-from pyctr_shim.oci import arguments, log
-from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim import sealed
+
+_MAKERS: Final = {"create", "run", "exec"}
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the command; returns its exit status, for `run` and `exec` that of the program."""
-    words = list(sys.argv[1:] if given is None else given)
+    words = sys.argv[1:]
+    if not _MAKERS.isdisjoint(words):
+        # What is loaded before is loaded twice. A word that is no subcommand costs that, and nothing else.
+        sealed.run_from_sealed_copy()
+    from pyctr_shim.oci import arguments, log
+    from pyctr_shim.oci.errors import OciError, describe
+
     try:
         options = arguments.parse(words)
     except arguments.UsageError as error:

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
@@ -57,7 +58,7 @@ def populate(root_fd: int, devices: Iterable[Mapping[str, Any]], host_nodes: Map
                 _bind_node(root_fd, path, tree_fd)
         else:
             for name, major, minor in _NODES:
-                _make_node(dev_fd, name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+                os.close(_make_node(dev_fd, name, stat.S_IFCHR | 0o666, os.makedev(major, minor)))
         for device in devices:
             if not host_nodes or device["type"] == "p":
                 _make_device(root_fd, device)
@@ -66,14 +67,19 @@ def populate(root_fd: int, devices: Iterable[Mapping[str, Any]], host_nodes: Map
         os.close(dev_fd)
 
 
-def _make_node(parent_fd: int, name: str, mode: int, device: int) -> None:
-    """Make a node; one of the same kind and number may be there (devtmpfs, a spec that lists /dev/null)."""
-    try:
+def _make_node(parent_fd: int, name: str, mode: int, device: int) -> int:
+    """Make a node and return an O_PATH fd of it; one of the same kind and number may be there.
+
+    It is in a devtmpfs, or if a spec lists /dev/null. What somebody has put in its place is none.
+    """
+    with suppress(FileExistsError):
         os.mknod(name, mode, device, dir_fd=parent_fd)
-    except FileExistsError:
-        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-        if stat.S_IFMT(status.st_mode) != stat.S_IFMT(mode) or status.st_rdev != device:
-            raise OciError(f"linux.devices: {name} exists and is another kind of file") from None
+    fd = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    status = os.fstat(fd)
+    if stat.S_IFMT(status.st_mode) != stat.S_IFMT(mode) or status.st_rdev != device:
+        os.close(fd)
+        raise OciError(f"linux.devices: {name} exists and is another kind of file")
+    return fd
 
 
 def _make_device(root_fd: int, device: Mapping[str, Any]) -> None:
@@ -84,8 +90,7 @@ def _make_device(root_fd: int, device: Mapping[str, Any]) -> None:
     try:
         parent_fd = make_directories(root_fd, parent or "/")
         try:
-            _make_node(parent_fd, name, _KINDS[device["type"]] | mode, number)
-            node_fd = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+            node_fd = _make_node(parent_fd, name, _KINDS[device["type"]] | mode, number)
         finally:
             os.close(parent_fd)
         node = f"/proc/self/fd/{node_fd}"

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyctr_shim.oci import lsm, mount_options, namespaces
@@ -25,6 +25,7 @@ from pyctr_sys.mount import (
     mount,
     mount_setattr,
     move_mount,
+    new_file_system,
     open_tree,
 )
 from pyctr_sys.openat2 import O_PATH, Resolve, is_directory, make_directories, make_file, open_in_root, openat2
@@ -42,6 +43,11 @@ _STATVFS_FLAGS: Final = (
     (0x1, MountFlag.RDONLY), (0x2, MountFlag.NOSUID), (0x4, MountFlag.NODEV), (0x8, MountFlag.NOEXEC),
     (0x400, MountFlag.NOATIME), (0x800, MountFlag.NODIRATIME), (0x1000, MountFlag.RELATIME),
 )  # fmt: skip
+# Flags of mount(2) that are the file system's, not the mount's, as fsconfig(2) has them.
+_SUPERBLOCK_FLAGS: Final = (
+    (MountFlag.RDONLY, "ro"), (MountFlag.SYNCHRONOUS, "sync"), (MountFlag.DIRSYNC, "dirsync"),
+    (MountFlag.LAZYTIME, "lazytime"),
+)  # fmt: skip
 DEFAULT_DEV: Final[Mapping[str, Any]] = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
@@ -57,7 +63,12 @@ class PlannedMount:
     source: str
     options: MountOptions
     tree_fd: int  # -1 unless it is a bind mount
-    label: str = ""  # for a file system that takes no context= but is labelled
+    label: str = ""  # SELinux's, for a new file system
+
+    @property
+    def context(self) -> str:
+        """The label, if it is one of a new file system's options."""
+        return "" if self.kind in _UNLABELLED else self.label
 
 
 def plan(
@@ -86,8 +97,6 @@ def plan(
                 _map_ids(tree_fd, item, options, user_namespace)
         elif mapped:
             raise OciError(f"mounts: {item['destination']}: only a bind mount can be id-mapped")
-        elif label and kind not in _UNLABELLED and not options.flags & MountFlag.REMOUNT:
-            options = replace(options, data=lsm.with_context(options.data, label))
         planned.append(PlannedMount(clean(item["destination"]), kind, source, options, tree_fd, label))
     return planned
 
@@ -161,7 +170,7 @@ def _bind(root_fd: int, item: PlannedMount, default_propagation: int) -> None:
         target_fd = make_file(root_fd, item.destination)
         if is_directory(target_fd):
             raise NotADirectoryError(errno.ENOTDIR, "a file cannot be mounted onto a directory")
-    _guard_proc(target_fd, item)
+    _guard(root_fd, target_fd, item)
     set_attributes(item, default_propagation)
     move_mount(item.tree_fd, target_fd)
     os.close(target_fd)
@@ -203,21 +212,38 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
             if item.kind == "tmpfs" and "mode=" not in data:  # it keeps what it covers, as in runc
                 mode = f"mode={stat.S_IMODE(os.fstat(target_fd).st_mode):o}"
                 data = f"{data},{mode}" if data else mode
-        _guard_proc(target_fd, item)
-    mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
-    labelled = item.label and item.kind == "mqueue"
+        _guard(root_fd, target_fd, item)
+    labelled = item.label and item.kind == "mqueue"  # it takes no context=
     if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up or labelled:
-        mounted_fd = open_in_root(root_fd, item.destination, O_PATH | os.O_DIRECTORY)
+        # Known by its fd from the start: once it is mounted, its name may lead to something else.
+        tree_fd = new_file_system(item.kind, _words(item, data), options.attributes)
+        move_mount(tree_fd, target_fd)
         if options.recursive_set or options.recursive_clear:
-            mount_setattr(mounted_fd, attr_set=options.recursive_set, attr_clr=options.recursive_clear, recursive=True)
+            mount_setattr(tree_fd, attr_set=options.recursive_set, attr_clr=options.recursive_clear, recursive=True)
         for propagation in options.propagation:
-            _set_propagation(mounted_fd, propagation)
+            _set_propagation(tree_fd, propagation)
         if options.copy_up:
-            copy_tree(target_fd, mounted_fd)
+            copy_tree(target_fd, tree_fd)
         if labelled:
-            os.setxattr(f"/proc/self/fd/{mounted_fd}", lsm.SELINUX_ATTRIBUTE, item.label.encode())
-        os.close(mounted_fd)
+            os.setxattr(f"/proc/self/fd/{tree_fd}", lsm.SELINUX_ATTRIBUTE, item.label.encode())
+        os.close(tree_fd)
+    else:
+        if item.context:
+            data = lsm.with_context(data, item.context)
+        mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
     os.close(target_fd)
+
+
+def _words(item: PlannedMount, data: str) -> dict[str, str | None]:
+    """Return what mount(2) takes as source, flags and data in the form that fsconfig(2) takes."""
+    words: dict[str, str | None] = {"source": item.source}
+    words |= {name: None for flag, name in _SUPERBLOCK_FLAGS if item.options.flags & flag}
+    for word in filter(None, data.split(",")):
+        name, separator, value = word.partition("=")
+        words[name] = value if separator else None
+    if item.context:
+        words["context"] = item.context
+    return words
 
 
 def _remount(root_fd: int, item: PlannedMount) -> None:
@@ -257,14 +283,30 @@ def _ordinary_directory(root_fd: int, item: PlannedMount) -> int:
         raise OciError(f'filesystem "{item.kind}" must be mounted on ordinary directory: {item.destination}') from None
 
 
-def _guard_proc(target_fd: int, item: PlannedMount) -> None:
-    """Refuse to cover /proc or what is in it: labels and sysctls are written there later."""
+def _guard(root_fd: int, target_fd: int, item: PlannedMount) -> None:
+    """Refuse to cover /proc or what is in it, where labels and sysctls are written later, and /dev by another name.
+
+    A link of the image's that leads to /dev would have nodes and links be made in whatever is mounted on it.
+    """
     if item.destination == "/proc":
         if item.tree_fd >= 0 and file_system_type(item.tree_fd) == PROC_SUPER_MAGIC:
             return
         raise OciError(f'"{item.source}" cannot be mounted at "/proc": it is not of type proc')
     if file_system_type(target_fd) == PROC_SUPER_MAGIC and item.destination not in _PROC_REPLACEABLE:
         raise OciError(f'"{item.destination}" cannot be mounted because it is inside /proc')
+    if item.destination != "/dev" and _is_dev(root_fd, target_fd):
+        raise OciError(f'"{item.destination}" cannot be mounted because it is a link to /dev')
+
+
+def _is_dev(root_fd: int, target_fd: int) -> bool:
+    try:
+        dev_fd = open_in_root(root_fd, "/dev")
+    except OSError:
+        return False  # not there yet, or not to be used: see devices.open_dev
+    try:
+        return os.path.samestat(os.fstat(dev_fd), os.fstat(target_fd))
+    finally:
+        os.close(dev_fd)
 
 
 def copy_tree(source_fd: int, target_fd: int) -> None:

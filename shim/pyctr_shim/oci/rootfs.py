@@ -7,6 +7,7 @@ from typing import Final
 
 from pyctr_shim.oci import mount_options
 from pyctr_shim.oci.errors import OciError, describe
+from pyctr_shim.oci.mount_options import MountOptions
 from pyctr_sys.mount import (
     AT_FDCWD,
     AT_RECURSIVE,
@@ -21,7 +22,7 @@ from pyctr_sys.mount import (
     pivot_root,
     umount2,
 )  # fmt: skip
-from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.openat2 import O_PATH, open_in_root
 
 _PAGE: Final = 4096
 _PROPAGATION: Final = {
@@ -52,31 +53,39 @@ def is_shared(name: str) -> bool:
 
 
 def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
-    """Mount a snapshot's mounts on `directory`, in order. Raises OciError."""
+    """Mount a snapshot's mounts on `directory`, in order. Raises OciError.
+
+    A target is looked up in what has been mounted before it, which is the image's: no symlink leads out of that.
+    """
     for item in mounts:
-        target = os.path.join(directory, item.target.lstrip("/")) if item.target else directory
         options = mount_options.parse(item.options)
-        flags = options.flags
         if options.idmap:
             raise OciError(f"rootfs: mount option {options.idmap!r} is not supported")
         try:
-            if options.is_bind or item.type == "bind":
-                if options.data:
-                    raise OciError(f"rootfs: bind mount option {options.data!r} is not supported")
-                _bind(item.source, target, flags)
-            elif item.type == "overlay" and len(options.data) >= _PAGE - 1:
-                _mount_long_overlay(target, flags, options.data)
-            else:
-                mount(item.source, target, item.type, flags, options.data or None)
+            root_fd = os.open(directory, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            target_fd = open_in_root(root_fd, item.target or "/")
+            os.close(root_fd)
+            _mount_on(target_fd, item, options)
+            os.close(target_fd)
         except OSError as error:
             raise OciError(f"failed to mount rootfs component: {describe(error)}", error.errno or 0) from None
 
 
-def _bind(source: str, target: str, flags: int) -> None:
-    kind = MountFlag.BIND | (flags & MountFlag.REC)
-    mount(source, target, None, kind)
-    if changes := flags & ~(MountFlag.BIND | MountFlag.REC):
-        mount(None, target, None, MountFlag.BIND | MountFlag.REMOUNT | changes)
+def _mount_on(target_fd: int, item: RootfsMount, options: MountOptions) -> None:
+    target = f"/proc/self/fd/{target_fd}"
+    if options.is_bind or item.type == "bind":
+        if options.data:
+            raise OciError(f"rootfs: bind mount option {options.data!r} is not supported")
+        recursive = AT_RECURSIVE if options.flags & MountFlag.REC else 0
+        tree_fd = open_tree(AT_FDCWD, item.source, OPEN_TREE_CLONE | recursive)
+        if options.attributes:
+            mount_setattr(tree_fd, attr_set=options.attributes)
+        move_mount(tree_fd, target_fd)
+        os.close(tree_fd)
+    elif item.type == "overlay" and len(options.data) >= _PAGE - 1:
+        _mount_long_overlay(target, options.flags, options.data)
+    else:
+        mount(item.source, target, item.type, options.flags, options.data or None)
 
 
 def _mount_long_overlay(target: str, flags: int, data: str) -> None:

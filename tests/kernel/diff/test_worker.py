@@ -278,10 +278,10 @@ async def test_a_full_disk(unpacking: Unpacking, target: Path) -> None:
         await unpacking.apply(archive([entry("f", bytes(1 << 20))]), tmpfs)
 
 
-async def test_cve_2021_32760_directories_that_move_while_a_layer_is_unpacked(
+async def test_cve_2026_17106_directories_that_move_while_a_layer_is_unpacked(
     unpacking: Unpacking, tmp_path: Path, target: Path
 ) -> None:
-    """Somebody swaps a directory for a symlink all the time: nothing ever lands where it leads (CVE-2026-17106)."""
+    """Somebody swaps a directory for a symlink all the time: nothing ever lands where it leads."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (target / "d").mkdir()

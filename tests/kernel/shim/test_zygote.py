@@ -107,7 +107,7 @@ def test_a_request_that_cannot_be_met_is_answered_with_the_reason(missing: str) 
         client.close()
 
 
-def test_an_interpreter_cannot_be_written_through_a_shim() -> None:
+def test_cve_2019_5736_an_interpreter_cannot_be_written_through_a_shim() -> None:
     with host() as here:
         container = here.run("sealed", "sleep", "1000")
         # Opening it for writing may fail because it runs (ETXTBSY); where it does not, the seal is what counts.

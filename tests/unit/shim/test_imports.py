@@ -9,7 +9,14 @@ _FORBIDDEN = ("grpc", "asyncio", "sqlite3", "pyctrd", "pyctr", "pyctr_wire.cri",
 
 
 @pytest.mark.parametrize(
-    "module", ["pyctr_shim.zygote", "pyctr_shim.spares", "pyctr_shim.__main__", "pyctr_shim.oci.__main__"]
+    "module",
+    [
+        "pyctr_shim.zygote",
+        "pyctr_shim.spares",
+        "pyctr_shim.__main__",
+        "pyctr_shim.oci.__main__",
+        "pyctr_shim.oci.arguments",
+    ],
 )
 def test_the_shim_stays_small(module: str) -> None:
     """Neither its zygote nor its cold start loads what belongs to the daemon or the command line."""

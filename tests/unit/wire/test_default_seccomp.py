@@ -51,7 +51,7 @@ def allowed_families() -> set[int]:
     return {family for family in range(64) if any(compare[rule["op"]](family, rule["value"]) for rule in rules)}
 
 
-def test_no_sockets_of_af_alg_and_af_vsock() -> None:
+def test_cve_2026_31431_no_sockets_of_af_alg_and_af_vsock() -> None:
     assert set(range(64)) - allowed_families() == {38, 40}
 
 

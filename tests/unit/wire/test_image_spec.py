@@ -64,7 +64,7 @@ def test_a_document_without_media_type_is_what_its_descriptor_or_form_says(claim
         (b" " * (image_spec.MAX_DOCUMENT + 1), MANIFEST),
     ],
 )
-def test_cve_2021_41190(data: bytes, claimed: str) -> None:
+def test_cve_2021_41190_a_document_is_of_one_kind(data: bytes, claimed: str) -> None:
     """No document may be a manifest for one reader and an index for another."""
     with pytest.raises(InvalidArgument):
         parse_document(data, claimed)
@@ -86,7 +86,7 @@ def test_cve_2021_41190(data: bytes, claimed: str) -> None:
         {"urls": "https://example.com"},
     ],
 )
-def test_cve_2024_3727(change: dict[str, Any]) -> None:
+def test_cve_2024_3727_a_digest_is_one(change: dict[str, Any]) -> None:
     """A descriptor is checked before anybody makes a path or a URL of its digest."""
     with pytest.raises(InvalidArgument):
         parse_document(manifest(layers=[{**LAYER_DESCRIPTOR, **change}]), MANIFEST)

@@ -214,7 +214,7 @@ async def test_nobody_listening_is_unavailable(open_repository: Open) -> None:
         await open_repository(served_by=(closed,)).resolve()
 
 
-async def test_a_redirect_takes_no_secret_to_another_host(
+async def test_cve_2020_15157_a_redirect_takes_no_secret_to_another_host(
     registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
 ) -> None:
     secret = {"Authorization": "", "X-Secret": ""}
@@ -238,7 +238,7 @@ async def test_a_redirect_takes_no_secret_to_another_host(
     assert not any(name in redirected.headers for name in secret)
 
 
-async def test_a_redirect_to_another_host_that_asks_who_we_are_gets_no_answer(
+async def test_cve_2020_15157_a_redirect_to_another_host_that_asks_who_we_are_gets_no_answer(
     registry: ScriptedRegistry, other: ScriptedRegistry, open_repository: Open
 ) -> None:
     registry.on("GET", BLOB_PATH, Answer(302, headers={"Location": f"{other.url}/trap"}))

@@ -8,6 +8,7 @@ import os
 import platform
 import stat
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,27 @@ def test_volumes_with_names_are_shared_and_kept(creator: Creator, stores: Contai
     assert [one.name for one in belongings.named_volumes.list(NS)] == ["bare", "mine"]
 
 
+@pytest.mark.parametrize("path", ["/../../../..{}", "/absolute", "/climbing", "/absolute/inner", "/nested/absolute"])
+def test_cve_2022_23648_a_volume_starts_with_nothing_of_the_hosts(
+    creator: Creator, stores: Containers, volumes: Volumes, tmp_path: Path, path: str
+) -> None:
+    """Whatever an image declares and links, what is copied into a volume is the image's."""
+    secret = tmp_path / "secret"
+    (secret / "inner").mkdir(parents=True)
+    for folder in (secret, secret / "inner"):
+        (folder / "shadow").write_text("of the host")
+    (stores.folder / "absolute").symlink_to(secret)
+    (stores.folder / "climbing").symlink_to("../" * 20 + str(secret))
+    (stores.folder / "nested").mkdir()
+    (stores.folder / "nested/absolute").symlink_to(secret)
+    stores.add_image({"Cmd": ["sh"], "Volumes": {path.format(secret): {}}})
+
+    creator.create(request())
+
+    (volume,) = volumes.list(NS)
+    assert os.listdir(volume.path) == []
+
+
 def test_volumes_that_cannot_be_marked_to_stay_are_no_reason_to_fail(
     creator: Creator, stores: Containers, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,8 +332,10 @@ def test_volumes_of_a_container_with_rm_are_not_kept(creator: Creator, stores: C
     assert volumes.list(NS) == []
 
 
-@pytest.mark.parametrize("path", ["/", "/proc", "proc/x", "/sys/fs/cgroup", "/dev/", "/etc/passwd", "/a/../.."])
-def test_volumes_that_cannot_be(creator: Creator, stores: Containers, tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/", "/proc", "proc/x", "/sys/fs/cgroup", "/dev/", "/etc/passwd", "/a/../..", "/../../proc"]
+)
+def test_cve_2022_23648_volumes_that_cannot_be(creator: Creator, stores: Containers, tmp_path: Path, path: str) -> None:
     stores.add_image({"Cmd": ["sh"], "Volumes": {"/data": {}, path: {}}})
     with pytest.raises((InvalidArgument, FailedPrecondition)):
         creator.create(request())
@@ -319,14 +343,45 @@ def test_volumes_that_cannot_be(creator: Creator, stores: Containers, tmp_path: 
     assert not list((tmp_path / "volumes").rglob("*"))
 
 
-def test_image_labels_do_not_steer(creator: Creator, stores: Containers) -> None:
-    """An image cannot have its container restarted, removed or logged by a program (CVE-2026-53488)."""
+def test_cve_2026_53488_image_labels_do_not_steer(creator: Creator, stores: Containers) -> None:
+    """An image cannot have its container restarted, removed or logged by a program."""
     evil = {"containerd.io/restart.loguri": "binary:///x", "pyctr.io/auto-remove": "true", "nerdctl/x": "y"}
     stores.add_image({"Cmd": ["sh"], "Labels": {**evil, "vendor": "me"}})
     creator.create(request(labels={"mine": "1"}))
     found = stores.containers["c1"].labels
     assert not evil.keys() & found.keys()
     assert (found["vendor"], found["mine"]) == ("me", "1")
+
+
+@pytest.mark.parametrize("rounds", [25, pytest.param(2500, marks=[pytest.mark.full, pytest.mark.timeout(900)])])
+def test_cve_2021_21334_containers_made_at_once_share_nothing(
+    creator: Creator, stores: Containers, rounds: int
+) -> None:
+    """Each has its own environment, mounts and labels, however many are made at the same time."""
+    stores.add_image({"Cmd": ["sh"], "Env": ["SHARED=image"], "Volumes": {"/data": {}}})
+
+    def make(number: int) -> None:
+        options = RunOptions(
+            env=(f"OWN={number}",), labels={f"label{number}": ""}, mounts=(Mount("tmpfs", "tmpfs", f"/t{number}", ()),),
+            privileged=number % 2 == 0, auto_remove=True,
+        )  # fmt: skip
+        creator.create(Request(NS, "demo", options, id=f"c{number}", name=f"n{number}"))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(make, range(4 * rounds)))
+
+    for number in range(4 * rounds):
+        container = stores.containers[f"c{number}"]
+        assert container.spec is not None
+        process = json.loads(container.spec.value)["process"]
+        own = [entry for entry in process["env"] if not entry.startswith(("PATH=", "HOSTNAME=", "HOME="))]
+        assert own == ["SHARED=image", f"OWN={number}"]
+        assert [name for name in container.labels if name.startswith("label")] == [f"label{number}"]
+        targets = mounts_of(container)
+        assert [target for target in targets if target.startswith("/t")] == [f"/t{number}"]
+        assert f"/c{number}/" in targets["/data"]["source"]
+        assert f"/c{number}/" in targets["/etc/hostname"]["source"]
+        assert ("CAP_SYS_ADMIN" in process["capabilities"]["effective"]) == (number % 2 == 0)
 
 
 @pytest.mark.parametrize(

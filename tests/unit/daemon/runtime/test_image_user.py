@@ -12,7 +12,9 @@ web:x:33:33:web:/var/www:/bin/sh
 500:x:0:0:number as a name:/root:/bin/sh
 broken:x:notanumber:0::/:/bin/sh
 far:x:4294967296:0::/:/bin/sh
-evil:x:34:34:home:/x\rroot2:/bin/sh
+return:x:34:34:home:/x\rroot2:/bin/sh
+nul:x:35:35:home:/x\0root2:/bin/sh
+relative:x:36:36:home:x:/bin/sh
 short:x:35
 """
 GROUP = b"root:x:0:\nweb:x:33:\nlog:x:4:web,root\nextra:x:50:web\nbad:x:-1:web\nfar:x:4294967296:web\n"
@@ -43,7 +45,6 @@ class Files:
         ("500", User(500, 0, (0,), "/")),
         ("2147483647:2147483647", User(2147483647, 2147483647, (2147483647,), "/")),
         (":web", User(0, 33, (33,), "/root")),
-        ("evil", User(34, 34, (34,), "/")),
     ],
 )
 def test_users(text: str, user: User) -> None:
@@ -57,9 +58,16 @@ def test_users(text: str, user: User) -> None:
         "far", "short", "web:", "a b", "web:a:b", "-1", "+0", "0x0", "\u0663", "web\n", "../x",
     ],
 )  # fmt: skip
-def test_what_is_refused(text: str) -> None:
+def test_cve_2024_40635_a_user_that_is_none_is_refused(text: str) -> None:
+    """A number is in range and never a name, whatever /etc/passwd says; also CVE-2026-46680 and CVE-2016-3697."""
     with pytest.raises(InvalidArgument):
         resolve_user(text, (), Files())
+
+
+@pytest.mark.parametrize("name", ["return", "nul", "relative"])
+def test_cve_2022_4318_a_home_that_is_no_path_is_not_taken(name: str) -> None:
+    """What could end a line of somebody's passwd never gets into HOME from here; also CVE-2026-15809."""
+    assert resolve_user(name, (), Files()).home == "/"
 
 
 def test_additional_groups() -> None:
@@ -75,7 +83,7 @@ def test_an_image_without_passwd() -> None:
     assert resolve_user("7:8", (), empty) == User(7, 8, (8,), "/")
 
 
-def test_files_and_lines_are_capped() -> None:
+def test_cve_2025_4437_files_and_lines_are_capped() -> None:
     long = b"web:x:1:" + b"0" * (70 << 10) + b":/:/bin/sh\n"
     with pytest.raises(InvalidArgument):
         resolve_user("web", (), Files(long))

@@ -85,7 +85,7 @@ def test_a_file_over_a_directory_hides_it(layers: list[Path]) -> None:
     assert read(layers, "/etc/passwd") is None
 
 
-def test_symlinks_lead_across_layers_and_never_out(layers: list[Path], tmp_path: Path) -> None:
+def test_cve_2024_9676_symlinks_lead_across_layers_and_never_out(layers: list[Path], tmp_path: Path) -> None:
     upper, middle, lower = layers
     secret = tmp_path / "secret"
     secret.write_text("of the host")
@@ -106,10 +106,13 @@ def test_symlinks_lead_across_layers_and_never_out(layers: list[Path], tmp_path:
         read(layers, "/etc/loop")
 
 
-def test_only_small_regular_files_are_read(layers: list[Path]) -> None:
+def test_cve_2026_47262_only_small_regular_files_are_read(layers: list[Path]) -> None:
+    """Nobody waits for a FIFO or reads a large /etc/group to its end; also CVE-2025-4437 and CVE-2024-9676."""
     (layers[0] / "etc/big").write_bytes(b"x" * (LIMIT + 1))
+    with (layers[0] / "etc/huge").open("wb") as file:
+        file.truncate(2 << 30)
     os.mkfifo(layers[0] / "etc/fifo")
-    for name in ("big", "fifo", "."):
+    for name in ("big", "huge", "fifo", "."):
         with pytest.raises(FailedPrecondition):
             read(layers, f"/etc/{name}")
     assert read(layers, "/etc/big/more") is None

@@ -86,7 +86,7 @@ def test_ulimits_that_are_refused(entry: str) -> None:
 @pytest.mark.parametrize(
     "name", ["kernel.panic", "vm.swappiness", "kernel.hostname", "fs.file-max", "kernel.semaphore"]
 )
-def test_sysctls_of_the_machine_are_refused(name: str) -> None:
+def test_cve_2022_0811_sysctls_of_the_machine_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgument):
         run_options.check_sysctls({name: "1"}, host_network=False)
 

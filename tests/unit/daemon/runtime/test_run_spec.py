@@ -73,7 +73,9 @@ def test_a_terminal() -> None:
     assert "TERM=xterm" in process["env"]
 
 
-def test_image_environment_that_is_no_environment_is_left_out() -> None:
+def test_cve_2026_57231_image_environment_that_is_no_environment_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry without a value is never filled from the daemon's environment, a pattern matches nothing there."""
+    monkeypatch.setenv("AWS_SECRET", "of the daemon")
     image = replace(IMAGE, env=("A=1", "*", "AWS_SECRET", "=x"))
     spec, warnings = build_spec(image, RunOptions(), ROOT)
     assert not [entry for entry in spec["process"]["env"] if entry[0] in "*=" or "SECRET" in entry]
@@ -88,7 +90,7 @@ def test_working_directories(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "../x", "/proc/self/fd/7", "/proc", "/x/../proc/1/cwd", "//proc/self", "/a\0"])
-def test_working_directories_that_are_refused(text: str) -> None:
+def test_cve_2024_21626_working_directories_that_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         working_directory(text)
 
@@ -189,8 +191,8 @@ def test_the_init_runs_the_command() -> None:
     assert "/dev/init" in destinations(spec)
 
 
-def test_specs_share_nothing() -> None:
-    """One container's options never reach another (CVE-2021-21334)."""
+def test_cve_2021_21334_specs_share_nothing() -> None:
+    """One container's options never reach another."""
     before = copy.deepcopy(default_spec.default_spec())
     first = build(RunOptions(privileged=True, env=("A=1",), devices=(), sysctls={"net.x": "1"}))
     for value in (first["mounts"], first["linux"]["namespaces"], first["process"]["env"]):

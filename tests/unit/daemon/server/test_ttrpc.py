@@ -127,7 +127,7 @@ async def test_stream_ids_are_odd_and_rise(address: Path, stream: int) -> None:
             await shim.answer()
 
 
-async def test_other_users_are_disconnected(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cve_2020_15257_other_users_are_disconnected(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(address, Sink()):
         monkeypatch.setattr(server.os, "geteuid", lambda: os.getuid() + 1)
         async with client(address) as shim:

@@ -43,7 +43,7 @@ def serve(registry: ScriptedRegistry, manifest: bytes) -> None:
         "application/vnd.oci.image.layer.v1.tar+gzip",
     ],
 )
-async def test_cve_2020_15157(opened: Session, media_type: str) -> None:
+async def test_cve_2020_15157_urls_of_a_layer_are_not_followed(opened: Session, media_type: str) -> None:
     """A layer's `urls` get no request, with credentials or without."""
     async with scripted_registry() as registry, scripted_registry() as evil:
         evil.on("GET", "/layer", Answer(401, headers={"WWW-Authenticate": 'Basic realm="give"'}))

@@ -148,7 +148,7 @@ async def test_an_archive_of_both_kinds_is_a_layout(opened: Session) -> None:
     assert await load(opened, {**docker(FOREIGN, "wrong:tag"), **layout(IMAGE)}) == ["import:v1"]
 
 
-async def test_cve_2026_50195(opened: Session, real: RealStores) -> None:
+async def test_cve_2026_50195_no_tag_is_set_that_nobody_asked_for(opened: Session, real: RealStores) -> None:
     """An existing tag that nobody asked for is unchanged, whatever the archive calls its image."""
     nginx = "docker.io/library/nginx:latest"
     await load(opened, {**layout(IMAGE), **index_json(named(IMAGE, **{"io.containerd.image.name": nginx}))})
@@ -245,7 +245,7 @@ async def test_damaged_archives(opened: Session, damage: Callable[[bytes], bytes
     assert real.images.list(NS) == []
 
 
-async def test_cve_2023_25153(opened: Session) -> None:
+async def test_cve_2023_25153_a_huge_document_is_not_read(opened: Session) -> None:
     """A document of 4 GiB is refused before it is read: the size in the header is enough."""
     member = tarfile.TarInfo("index.json")
     member.size = 4 << 30

@@ -24,6 +24,7 @@ HYBRID = """\
 34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
 35 24 0:31 / /elsewhere/cgroup rw - cgroup cgroup rw,pids
 """
+LABEL = "u:r:t:s0:c1,c2"
 UNIFIED = "30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 
 
@@ -381,19 +382,19 @@ def test_selinux_labels_are_written_and_mounted_with(tmp_path: Path, monkeypatch
     (tmp_path / "self").symlink_to("7")
     proc_fd = os.open(tmp_path, os.O_RDONLY)
 
-    lsm.set_exec_label(proc_fd, {"selinuxLabel": "u:r:t:s0:c1,c2"})
+    lsm.set_exec_label(proc_fd, {"selinuxLabel": LABEL})
 
     os.close(proc_fd)
-    assert (tmp_path / "7/attr/exec").read_text() == "u:r:t:s0:c1,c2"
+    assert (tmp_path / "7/attr/exec").read_text() == LABEL
     planned = mounts.plan(
         [{"destination": "/a", "type": "tmpfs", "options": ["size=1m"]}, {"destination": "/proc", "type": "proc"}],
         "/",
-        "u:r:t:s0:c1,c2",
+        LABEL,
         lambda: -1,
     )
-    found = {item.destination: item.options.data for item in planned}
-    assert found["/a"] == 'size=1m,context="u:r:t:s0:c1,c2"'
-    assert found["/proc"] == ""
+    assert {item.destination: item.context for item in planned} == {"/dev": LABEL, "/a": LABEL, "/proc": ""}
+    assert lsm.with_context("size=1m", LABEL) == f'size=1m,context="{LABEL}"'
+    assert lsm.with_context("", LABEL) == f'context="{LABEL}"'
 
 
 @pytest.mark.skipif(lsm.apparmor_enabled(), reason="AppArmor is enabled here")
