@@ -16,6 +16,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "kill": ("lifecycle", "kill", "Send a signal to containers"),
     "pause": ("lifecycle", "pause", "Freeze all processes of containers"),
     "unpause": ("lifecycle", "unpause", "Let frozen containers go on"),
+    "checkpoint": ("checkpoint", "checkpoint", "Save a running container in a directory"),
     "restart": ("start", "restart", "Stop containers and start them again"),
     "wait": ("lifecycle", "wait", "Wait until containers end and print their exit codes"),
     "rm": ("lifecycle", "rm", "Remove containers"),

@@ -5,14 +5,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from google.protobuf import empty_pb2
+from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from pyctr import tasks
 from pyctr.connection import CONTAINERS, SNAPSHOTS, Connection
+from pyctr.errors import CommandError
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2
+from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import NotFound
 
@@ -23,13 +25,16 @@ def spec_of(container: containers_pb2.Container) -> dict[str, Any]:
     return spec
 
 
-def ready_task(connection: Connection, container: containers_pb2.Container) -> bool:
+def ready_task(connection: Connection, container: containers_pb2.Container, checkpoint: str = "") -> bool:
     """Make a new task for a container whose last one, if any, has ended; tell whether there is one to start.
 
-    A task that whoever made it did not start is as good as a new one; one that runs is left alone.
+    A task that whoever made it did not start is as good as a new one; one that runs is left alone. With the absolute
+    path of a `checkpoint` neither will do: raises CommandError then.
     """
     process = tasks.get(connection, container.id)
     if process is not None and process.status != Status.STOPPED:
+        if checkpoint:
+            raise CommandError(f"container {container.id} must be stopped to be restored: pyctr stop {container.id}")
         return process.status == Status.CREATED
     if process is not None:
         tasks.delete(connection, container.id)
@@ -46,8 +51,16 @@ def ready_task(connection: Connection, container: containers_pb2.Container) -> b
         container.labels.get(labels.LOG_URI, ""),
         terminal=bool(spec_of(container).get("process", {}).get("terminal")),
         interactive=container.labels.get(labels.INTERACTIVE) == "true",
+        options=_restoring(container, checkpoint) if checkpoint else None,
     )
     return True
+
+
+def _restoring(container: containers_pb2.Container, checkpoint: str) -> any_pb2.Any:
+    """Return a container's runtime options, with a checkpoint to make the task of."""
+    options = oci_pb2.Options.FromString(container.runtime.options.value)
+    options.criu_image_path = checkpoint
+    return any_pb2.Any(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
 
 
 @contextlib.contextmanager

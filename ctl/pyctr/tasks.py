@@ -3,17 +3,19 @@
 from collections.abc import Iterable
 from typing import Final
 
-from google.protobuf import empty_pb2
+from google.protobuf import any_pb2, empty_pb2
 
 from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.mount_pb2 import Mount
+from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Process
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
 
 # A stream that is only there for whoever attaches.
 ATTACHED: Final = "attach:"
+SAVING: Final = 600.0  # seconds: all of a container's memory is written
 RECONNECT: Final = 30.0  # seconds that a running session waits for a daemon that is being replaced
 
 
@@ -25,8 +27,9 @@ def create(
     *,
     terminal: bool,
     interactive: bool,
+    options: any_pb2.Any | None = None,
 ) -> None:
-    """Make the task of a container: everything is ready, nothing runs."""
+    """Make the task of a container: everything is ready, nothing runs. `options` are instead of the container's."""
     request = tasks_pb2.CreateTaskRequest(
         container_id=container_id,
         rootfs=rootfs,
@@ -34,6 +37,7 @@ def create(
         stdout=log_uri,
         stderr="" if terminal else log_uri,
         terminal=terminal,
+        options=options,
     )
     connection.call(TASKS, "Create", request, tasks_pb2.CreateTaskResponse)
 
@@ -62,6 +66,14 @@ def kill(connection: Connection, container_id: str, signal: int, exec_id: str = 
 def resume(connection: Connection, container_id: str) -> None:
     """Thaw a container."""
     connection.call(TASKS, "Resume", tasks_pb2.ResumeTaskRequest(container_id=container_id), empty_pb2.Empty)
+
+
+def checkpoint(connection: Connection, container_id: str, options: oci_pb2.CheckpointOptions) -> None:
+    """Save a container's processes."""
+    request = tasks_pb2.CheckpointTaskRequest(container_id=container_id)
+    request.options.type_url = options.DESCRIPTOR.full_name
+    request.options.value = options.SerializeToString()
+    connection.call(TASKS, "Checkpoint", request, tasks_pb2.CheckpointTaskResponse, timeout=SAVING)
 
 
 def wait(connection: Connection, container_id: str, exec_id: str = "", timeout: float | None = None) -> int:

@@ -62,9 +62,9 @@ class Pyctr:
 
 
 @contextmanager
-def running_pyctr(programs: Sequence[str]) -> Iterator[Pyctr]:
+def running_pyctr(programs: Sequence[str], config: str = "") -> Iterator[Pyctr]:
     """Yield the command on a new daemon with an image `demo` of these programs; at the end, nothing may be left."""
-    with DaemonProcess() as daemon:
+    with DaemonProcess(config=config) as daemon:
         command = Pyctr(daemon)
         command("image", "from-host", "demo", *programs)
         yield command

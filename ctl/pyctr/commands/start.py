@@ -1,5 +1,6 @@
 """`start`, `restart` and `attach`."""
 
+import os
 import sys
 
 import click
@@ -17,11 +18,27 @@ from pyctr_wire.errors import ApiError
 @click.command()
 @click.option("--attach", "-a", "attached", is_flag=True, help="Show its output and pass signals on.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on; implies --attach.")
+@click.option("--checkpoint", default="", metavar="DIRECTORY", help="Go on from what `pyctr checkpoint` saved there.")
 @arguments.detach_keys
 @arguments.containers
 @pass_session
-def start(session: Session, *, containers: tuple[str, ...], attached: bool, interactive: bool, detach_keys: str) -> int:
+def start(
+    session: Session,
+    *,
+    containers: tuple[str, ...],
+    attached: bool,
+    interactive: bool,
+    checkpoint: str,
+    detach_keys: str,
+) -> int:
     """Start containers that were made or have ended."""
+    if checkpoint:
+        if len(containers) > 1 or attached or interactive:
+            raise CommandError("--checkpoint is for one container, without --attach")
+        container = lookup.find(session.connection, containers[0])
+        records.ready_task(session.connection, container, os.path.abspath(checkpoint))
+        _start(session, container.id)
+        return 0
     if attached or interactive:
         if len(containers) > 1:
             raise CommandError("only one container can be attached to")

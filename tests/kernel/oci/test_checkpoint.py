@@ -14,6 +14,7 @@ import pytest
 
 from pyctr_shim.oci import state
 from pyctr_shim.oci.cgroups import mounted
+from pyctr_shim.oci.checkpoint import mount_table
 from pyctr_shim.oci.checkpoint.choices import Common, Dump, Restore
 from pyctr_shim.oci.checkpoint.dump import dump
 from pyctr_shim.oci.errors import OciError
@@ -21,7 +22,7 @@ from pyctr_shim.oci.runtime import Container
 from support.criu import require_criu
 from support.oci_bundle import Lab, Spec, eventually, read_all, wait
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 COUNT = "i=0; while true; do i=$((i+1)); echo $i > /tmp/next; busybox mv /tmp/next /tmp/count; sleep 0.05; done"
 FILTER = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["kcmp"], "action": "SCMP_ACT_ERRNO"}]}
@@ -253,3 +254,113 @@ def test_cve_2026_95837_other_filter(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(OciError, match=r"filter is not the one of linux\.seccomp"):
         restored(lab, other, container.bundle, tmp_path / "images")
     assert no_process_of(container)
+
+
+def bound(lab: Lab, source: Path, target: str, *options: str) -> Spec:
+    """Return the spec of a container that counts and has a directory of the host's, which is made."""
+    source.mkdir(exist_ok=True)
+    (source / "sub").mkdir(exist_ok=True)
+    (source / "file").write_text("of the host")
+    spec = counting(lab)
+    mount = {"destination": target, "type": "bind", "source": str(source), "options": ["rbind", *options]}
+    spec["mounts"].append(mount)
+    return spec
+
+
+def test_bind_mounts_come_from_where_the_spec_says(lab: Lab, tmp_path: Path) -> None:
+    """Also what is mounted below them, read-only where it was, and another directory if the spec has another one."""
+    spec = bound(lab, tmp_path / "volume", "/volume", "ro")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "volume/sub")], check=True)
+    try:
+        (tmp_path / "volume/sub/deeper").write_text("deeper")
+        container = started_counting(lab, spec)
+        save(container, tmp_path / "images")
+        lab.remove(container)
+        (tmp_path / "volume/file").write_text("changed meanwhile")
+        again = restored(lab, spec, container.bundle, tmp_path / "images")
+        again.start()
+        script = "cat /volume/file /volume/sub/deeper; echo x > /volume/file"
+        output = lab.exec(again, {"args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/"}).output
+        assert output.startswith("changed meanwhiledeeper")
+        assert "Read-only file system" in output
+        lab.remove(again)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "volume/sub")], check=True)
+
+
+@pytest.mark.parametrize("crafted", ["absolute", "climbing", "parent"])
+def test_cve_2026_119614(lab: Lab, tmp_path: Path, crafted: str) -> None:
+    """A mount point that has become a symlink leads nowhere outside: nothing of the host's is made or mounted on."""
+    spec = bound(lab, tmp_path / "volume", "/place/deep", "ro")
+    container = started_counting(lab, spec)
+    save(container, tmp_path / "images")
+    lab.remove(container)
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep/secret").write_text("secret")
+    place = Path(container.bundle, "rootfs/place")
+    if crafted == "parent":
+        (place / "deep").rmdir()
+        place.rmdir()
+        place.symlink_to(outside)
+    else:
+        (place / "deep").rmdir()
+        climb = "../" * 40 if crafted == "climbing" else ""
+        (place / "deep").symlink_to(f"{climb}{outside}/deep")
+    before = mount_table.of("self")
+
+    try:
+        again = restored(lab, spec, container.bundle, tmp_path / "images")
+    except OciError:
+        assert no_process_of(container)
+    else:
+        seen = {item.where: item for item in mount_table.of(again.pid)}
+        output = lab.exec(again, {"args": ["cat", "/place/deep/file"], "env": ["PATH=/bin"], "cwd": "/"}).output
+        assert output == "of the host"
+        assert not [item for item in seen.values() if item.root.startswith(str(outside))]
+        lab.remove(again)
+
+    assert mount_table.of("self") == before
+    assert sorted(path.name for path in outside.rglob("*")) == ["deep", "secret"]
+    assert (outside / "deep/secret").read_text() == "secret"
+
+
+def test_a_network_namespace_that_is_shared_stays_the_others(lab: Lab, tmp_path: Path) -> None:
+    name = f"pyctr-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        spec = counting(lab)
+        path = f"/var/run/netns/{name}"
+        next(item for item in spec["linux"]["namespaces"] if item["type"] == "network")["path"] = path
+        container = started_counting(lab, spec)
+        save(container, tmp_path / "images")
+        lab.remove(container)
+
+        again = restored(lab, spec, container.bundle, tmp_path / "images")
+        again.start()
+
+        assert os.stat(f"/proc/{again.pid}/ns/net").st_ino == os.stat(path).st_ino
+        lab.remove(again)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def test_memory_may_be_saved_beforehand(lab: Lab, tmp_path: Path) -> None:
+    spec = counting(lab)
+    container = started_counting(lab, spec)
+    try:
+        save(container, tmp_path / "first", pre_dump=True)
+    except OciError as error:
+        if "Tracking memory is not available" not in str(error):
+            raise
+        pytest.skip("this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)")
+    before = count(container.bundle)
+    eventually(lambda: count(container.bundle) > before)
+
+    save(container, tmp_path / "second", parent="../first")
+
+    before = count(container.bundle)
+    lab.remove(container)
+    again = restored(lab, spec, container.bundle, tmp_path / "second")
+    again.start()
+    eventually(lambda: count(container.bundle) > before)

@@ -8,6 +8,17 @@ import pytest
 _FORBIDDEN = ("grpc", "asyncio", "sqlite3", "pyctrd", "pyctr", "pyctr_wire.cri", "aiohttp", "structlog", "pyroute2")
 
 
+# What saves and restores: for the child that does it, and nobody else.
+_FOR_CHECKPOINTS = ("pyctr_shim.oci.checkpoint", "pyctr_wire.criu")
+
+
+@pytest.mark.parametrize("module", ["pyctr_shim.zygote", "pyctr_shim.spares", "pyctr_shim.__main__"])
+def test_a_shim_loads_nothing_for_checkpoints(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not [name for name in loaded if name.startswith(_FOR_CHECKPOINTS)]
+
+
 @pytest.mark.parametrize(
     "module",
     [
