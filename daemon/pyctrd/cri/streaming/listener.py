@@ -6,7 +6,7 @@ Loaded with the first stream: aiohttp costs a daemon that serves none 20 MiB.
 import asyncio
 import ssl
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -132,21 +132,20 @@ class Listener:
     # -- WebSocket
 
     async def _websocket(self, request: web.BaseRequest, wanted: Request) -> web.StreamResponse:
+        known = port_forward.WEBSOCKET_PROTOCOLS if isinstance(wanted, PortForward) else WEBSOCKET_PROTOCOLS
+        socket, protocol = await accept(request, known)
         activity = Activity()
-        if isinstance(wanted, PortForward):
-            socket, protocol = await accept(request, port_forward.WEBSOCKET_PROTOCOLS)
-            if protocol.startswith(TUNNEL_PREFIX):
-                tunnel = Tunnel(socket, activity)
-                await self._speak_spdy(tunnel, activity, wanted, protocol.removeprefix(TUNNEL_PREFIX))
-            else:
-                channels = Channels(socket, protocol, activity)
-                serving = forward_channels(channels, self._ports, wanted.sandbox_id, wanted.ports)
-                await self._until_idle(activity, serving)
+        channels = Channels(socket, protocol, activity)
+        if protocol.startswith(TUNNEL_PREFIX):
+            tunnel = Tunnel(socket, activity)
+            await self._speak_spdy(tunnel, activity, wanted, protocol.removeprefix(TUNNEL_PREFIX))
+        elif isinstance(wanted, PortForward):
+            forwarding = forward_channels(channels, self._ports, wanted.sandbox_id, wanted.ports)
+            await self._until_idle(activity, forwarding)
         else:
-            socket, protocol = await accept(request, WEBSOCKET_PROTOCOLS)
-            client = WebSocketClient(Channels(socket, protocol, activity), wanted.streams, protocol)
+            client = WebSocketClient(channels, wanted.streams, protocol)
             await self._until_idle(activity, client.receive(), self._over_channels(client, wanted))
-        await socket.close()
+        await channels.close()
         return socket
 
     async def _over_channels(self, client: WebSocketClient, wanted: Exec | Attach) -> None:
@@ -244,5 +243,4 @@ class _TurnedAway(asyncio.Protocol):
     """A connection beyond those that are allowed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        cast(asyncio.Transport, transport).abort()  # uvloop's is one in all but name

@@ -51,6 +51,7 @@ class Channels:
         self._text = "base64." in protocol
         self._ends_channels = protocol.startswith("v5.")
         self._activity = activity
+        self._close_code = WSCloseCode.OK
 
     async def send(self, channel: int, data: bytes) -> None:
         """Send a channel's bytes, waiting while the client takes nothing. Raises ConnectionError if it is gone."""
@@ -71,7 +72,7 @@ class Channels:
                 if self._text:
                     return data[0] - ord("0"), base64.b64decode(data[1:], validate=True)
             except (UnicodeEncodeError, binascii.Error) as error:
-                await self._socket.close(code=WSCloseCode.INVALID_TEXT, message=b"this sub-protocol is base64")
+                self._close_code = WSCloseCode.INVALID_TEXT
                 raise ConnectionAbortedError("the client sent text that is not base64") from error
             if data[0] != _END_OF_CHANNEL:
                 return data[0], data[1:]
@@ -79,8 +80,8 @@ class Channels:
                 return data[1], None
 
     async def close(self) -> None:
-        """Send what is left and close."""
-        await self._socket.close()
+        """Send what is left, and close once the client has said that it has it, or does not say so for long."""
+        await self._socket.close(code=self._close_code)
 
 
 class Tunnel:
