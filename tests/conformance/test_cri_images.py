@@ -1,8 +1,11 @@
 """The CRI's image service on a real daemon and a real registry, through stubs, as a kubelet calls it."""
 
+import base64
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import pytest
 
 from pyctr_wire.cri import image_pb2 as pb
 from pyctr_wire.cri import image_pb2_grpc
-from support.daemon_process import DaemonProcess
+from support.daemon_process import DaemonProcess, wait_until
 from support.images import BuiltImage, busybox, digest, image, write_layout
-from support.registry_process import running_registry
+from support.registry_process import free_port, running_registry
 
 pytestmark = [
     pytest.mark.root,
@@ -70,6 +73,16 @@ def registry(directory: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def private_registry(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry with test/busybox:v1 for the user "me" with the password "secret"."""
+    private = tmp_path_factory.mktemp("private")
+    (private / "htpasswd").write_text(HTPASSWD)
+    with running_registry(private, private / "htpasswd") as address:
+        _copy(directory, "busybox", f"{address}/test/busybox:v1", "--dest-creds=me:secret")
+        yield address
+
+
+@pytest.fixture(scope="module")
 def running() -> Iterator[DaemonProcess]:
     with DaemonProcess() as daemon:
         yield daemon
@@ -84,7 +97,8 @@ def daemon(running: DaemonProcess) -> Iterator[DaemonProcess]:
         for one in service.ListImages(pb.ListImagesRequest(), timeout=30).images:
             service.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=one.id)), timeout=30)
     assert running.ctr("images", "ls", "-q", namespace="k8s.io") == ""
-    assert running.ctr("content", "ls", "-q", namespace="k8s.io") == ""
+    # What a failed pull has fetched is collected a little later.
+    wait_until(lambda: running.ctr("content", "ls", "-q", namespace="k8s.io") == "", "no content is left")
     assert running.ctr("leases", "ls", "-q", namespace="k8s.io") == ""
     assert len(running.ctr("snapshots", "ls", namespace="k8s.io").splitlines()) == 1
 
@@ -95,12 +109,13 @@ class Client:
     def __init__(self, channel: grpc.Channel) -> None:
         self.stub: Any = image_pb2_grpc.ImageServiceStub(channel)
 
-    def pull(self, name: str, timeout: float = 60, **auth: str) -> str:
+    def pull(self, name: str, **auth: str) -> str:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=name), auth=pb.AuthConfig(**auth) if auth else None)
-        return self.stub.PullImage(request, timeout=timeout).image_ref
+        return self.stub.PullImage(request, timeout=60).image_ref
 
     def status(self, name: str, verbose: bool = False) -> pb.ImageStatusResponse:
-        return self.stub.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=verbose), timeout=30)
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=verbose)
+        return self.stub.ImageStatus(request, timeout=30)
 
     def list(self, name: str = "") -> list[pb.Image]:
         wanted = pb.ImageFilter(image=pb.ImageSpec(image=name)) if name else None
@@ -120,8 +135,8 @@ def client(daemon: DaemonProcess) -> Iterator[Client]:
         yield Client(channel)
 
 
-def _copy(directory: Path, tag: str, target: str) -> None:
-    command = ["skopeo", "copy", "--all", "--quiet", "--dest-tls-verify=false"]
+def _copy(directory: Path, tag: str, target: str, *options: str) -> None:
+    command = ["skopeo", "copy", "--all", "--quiet", "--dest-tls-verify=false", *options]
     subprocess.run([*command, f"oci:{directory}/layout:{tag}", f"docker://{target}"], check=True, timeout=60)
 
 
@@ -172,3 +187,218 @@ def test_an_image_of_which_nobody_knows_is_no_error(client: Client) -> None:
     assert not client.status("nobody/knows:this").HasField("image")
     assert client.list("nobody/knows:this") == []
     client.remove("nobody/knows:this")
+
+
+def test_tags_of_one_image_are_merged_and_go_together(client: Client, registry: str) -> None:
+    names = [f"{registry}/test/busybox:{tag}" for tag in ("v1", "v2", "v3")]
+    assert {client.pull(name) for name in names} == {_id(BUSYBOX)}
+    client.pull(f"{registry}/test/multi:v1")  # the same image, by way of an index
+    client.pull(f"{registry}/test/user:v1")
+
+    found = client.status(names[0]).image
+    assert found.repo_tags == [*names, f"{registry}/test/multi:v1"]
+    assert len(found.repo_digests) == 2
+    assert len(client.list()) == 2
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(client.remove, [names[1]] * 8))
+
+    assert [one.repo_tags for one in client.list()] == [[f"{registry}/test/user:v1"]]
+
+
+def test_by_digest_the_image_has_no_tag(client: Client, registry: str) -> None:
+    name = f"{registry}/test/busybox@{BUSYBOX.digest}"
+
+    client.pull(name)
+
+    [found] = client.list()
+    assert (found.repo_tags, found.repo_digests) == ([], [name])
+
+
+def test_fifty_pulls_at_once_are_one(daemon: DaemonProcess, client: Client, registry: str) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        pulled = list(pool.map(client.pull, [f"{registry}/test/busybox:v1"] * 50))
+
+    assert pulled == [_id(BUSYBOX)] * 50
+    assert len(client.list()) == 1
+
+
+def test_who_an_image_runs_as(client: Client, registry: str) -> None:
+    client.pull(f"{registry}/test/attack:v1")
+    client.pull(f"{registry}/test/user:v1")
+
+    by_number = client.status(f"{registry}/test/attack:v1").image
+    assert (by_number.uid.value, by_number.username) == (1000, "")
+    by_name = client.status(f"{registry}/test/user:v1").image
+    assert (by_name.HasField("uid"), by_name.username) == (False, "web")
+
+
+def test_what_an_image_says_of_itself_steers_nothing(daemon: DaemonProcess, client: Client, registry: str) -> None:
+    """CVE-2026-53488: its labels, one of which says that it has long expired, stay its own."""
+    client.pull(f"{registry}/test/attack:v1")
+    client.pull(f"{registry}/test/user:v1")
+    client.remove(f"{registry}/test/user:v1")  # which collects
+
+    [found] = client.list()
+    assert not found.pinned
+    assert not found.HasField("spec")
+    for line in daemon.ctr("images", "ls", namespace="k8s.io").splitlines()[1:]:
+        assert line.split()[-1] == "io.cri-containerd.image=managed"
+
+
+def test_verbose_tells_the_configuration(client: Client, registry: str) -> None:
+    client.pull(f"{registry}/test/busybox:v1")
+
+    info = json.loads(client.status(f"{registry}/test/busybox:v1", verbose=True).info["info"])
+
+    assert info["imageSpec"] == json.loads(BUSYBOX.config)
+    assert info["chainID"].startswith("sha256:")
+    assert not client.status(f"{registry}/test/busybox:v1").info
+
+
+def test_an_image_for_another_machine_is_refused(client: Client, registry: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(f"{registry}/test/arm:v1")
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "no match for platform" in str(caught.value.details())
+    assert client.list() == []
+
+
+@pytest.mark.parametrize("text", ["", "sha256:" + "0" * 64, "0" * 64, "Bad/Name", "a b", "../etc"])
+def test_what_cannot_be_pulled(client: Client, text: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(text)
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_unknown_tag_is_not_found(client: Client, registry: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(f"{registry}/test/busybox:nosuch")
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert f"{registry}/test/busybox:nosuch" in str(caught.value.details())
+
+
+def test_a_registry_that_nobody_answers_at(client: Client) -> None:
+    """Kubelets know this error by code and beginning."""
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(f"127.0.0.1:{free_port()}/test/busybox:v1")
+
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+    assert str(caught.value.details()).startswith("RegistryUnavailable: failed to pull image")
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"username": "me", "password": "secret"},
+        {"auth": base64.b64encode(b"me:secret").decode()},
+        {"username": "me", "password": "secret", "server_address": "https://REGISTRY/v2/"},
+    ],
+)
+def test_credentials_of_the_request_open_a_registry(
+    client: Client, private_registry: str, auth: dict[str, str]
+) -> None:
+    auth = {key: value.replace("REGISTRY", private_registry) for key, value in auth.items()}
+
+    assert client.pull(f"{private_registry}/test/busybox:v1", **auth) == _id(BUSYBOX)
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {},
+        {"username": "me", "password": "wrong"},
+        {"username": "me", "password": "secret", "server_address": "other.example.com"},
+    ],
+)
+def test_without_the_right_ones_it_stays_closed(client: Client, private_registry: str, auth: dict[str, str]) -> None:
+    """Also for an image that is here already, pulled by somebody who might."""
+    name = f"{private_registry}/test/busybox:v1"
+    client.pull(name, username="me", password="secret")
+
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(name, **auth)
+
+    assert caught.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    assert "secret" not in str(caught.value.details())
+
+
+def test_damaged_credentials_are_refused(client: Client, registry: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        client.pull(f"{registry}/test/busybox:v1", auth="%%%")
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_ctr_imports_is_the_kubelets_too(daemon: DaemonProcess, client: Client, directory: Path) -> None:
+    archive = directory / "layout.tar"
+    command = ["tar", "-C", str(directory / "layout"), "-cf", str(archive), "oci-layout", "index.json", "blobs"]
+    subprocess.run(command, check=True)
+
+    daemon.ctr("images", "import", "--base-name", "example.com/test", str(archive), namespace="k8s.io")
+
+    assert client.status("example.com/test:busybox").image.id == _id(BUSYBOX)
+    assert client.status("example.com/test:multi").image.id == _id(BUSYBOX)
+    assert not client.status("example.com/test:arm").HasField("image")
+
+    def labelled() -> bool:
+        lines = daemon.ctr("images", "ls", namespace="k8s.io").splitlines()
+        ours = {line.split()[0] for line in lines if "io.cri-containerd.image=managed" in line}
+        return {"example.com/test:busybox", "example.com/test:attack", _id(BUSYBOX), _id(ATTACK)} <= ours
+
+    wait_until(labelled, "what was imported is labelled")
+    daemon.ctr("images", "rm", "example.com/test:arm", namespace="k8s.io")
+    daemon.ctr("images", "rm", "example.com/test:attack", namespace="k8s.io")
+    assert client.status(_id(ATTACK)).image.repo_tags == []
+
+
+def test_images_outlive_the_daemon(daemon: DaemonProcess, client: Client, registry: str) -> None:
+    client.pull(f"{registry}/test/busybox:v1")
+    before = client.list()
+
+    daemon.restart()
+
+    with daemon.channel() as channel:
+        assert Client(channel).list() == before
+
+
+def test_a_container_keeps_the_snapshots_of_a_removed_image(
+    daemon: DaemonProcess, client: Client, registry: str
+) -> None:
+    name = f"{registry}/test/busybox:v1"
+    client.pull(name)
+    daemon.ctr("run", "-d", name, "keeper", "/bin/busybox", "sleep", "300", namespace="k8s.io")
+
+    client.remove(name)
+
+    assert client.list() == []
+    said = daemon.ctr(
+        *("tasks", "exec", "--exec-id", "e1", "keeper", "/bin/busybox", "cat", "/etc/hello"), namespace="k8s.io"
+    )
+    assert said == "hello\n"
+    daemon.ctr("tasks", "rm", "-f", "keeper", namespace="k8s.io")
+    daemon.ctr("containers", "rm", "keeper", namespace="k8s.io")
+    client.pull(f"{registry}/test/user:v1")
+    client.remove(f"{registry}/test/user:v1")  # which collects
+
+
+def test_how_much_room_images_take(daemon: DaemonProcess, client: Client, registry: str) -> None:
+    client.pull(f"{registry}/test/busybox:v1")
+
+    info = client.stub.ImageFsInfo(pb.ImageFsInfoRequest(), timeout=30)
+
+    assert list(info.image_filesystems) == list(info.container_filesystems)
+    [usage] = info.image_filesystems
+    assert usage.fs_id.mountpoint == str(daemon.root / "snapshots/overlayfs")
+    assert Path(usage.fs_id.mountpoint).is_dir()
+    assert usage.timestamp > 10**18
+    wait_until(lambda: _used(client) >= len(BUSYBOX.blobs[BUSYBOX.digest]), "the image's layers count")
+
+
+def _used(client: Client) -> int:
+    [usage] = client.stub.ImageFsInfo(pb.ImageFsInfoRequest(), timeout=30).image_filesystems
+    assert (usage.used_bytes.value > 0) == (usage.inodes_used.value > 0)
+    return usage.used_bytes.value
