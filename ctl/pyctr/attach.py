@@ -6,6 +6,7 @@ a client that takes nothing for a second.
 """
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -59,6 +60,22 @@ class Decoder:
             yield kind, payload
 
 
+def _connect(peer: socket.socket, path: str) -> None:
+    """Connect as whoever the socket belongs to, if we are root: a shim takes nobody but its own user for that one."""
+    owner = os.stat(path) if os.geteuid() == 0 else None
+    if owner is None or owner.st_uid == 0:
+        peer.connect(path)
+        return
+    group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        peer.connect(path)
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
 class AttachSocket:
     """A connection to a shim's attach socket; non-blocking after the hello."""
 
@@ -71,7 +88,7 @@ class AttachSocket:
         hello = {"exec_id": exec_id, "stdin": stdin, "stdout": True, "stderr": True}
         try:
             self._socket.settimeout(_TIMEOUT)
-            self._socket.connect(path)
+            _connect(self._socket, path)
             self._socket.sendall(encode(Frame.HELLO, json.dumps(hello).encode()))
             self.terminal = bool(self._greeting().get("terminal"))
             self._socket.setblocking(False)

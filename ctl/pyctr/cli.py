@@ -41,6 +41,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "why": ("system", "why", "Show what happened to a container or an operation"),
     "plugin": ("system", "plugin", "The daemon's plugins: ls"),
     "info": ("system", "info", "Show what the daemon is and has"),
+    "check": ("check", "check", "Find out what this machine lacks: rootless"),
     "version": ("system", "version", "Show the versions of pyctr and its daemon"),
     "login": ("login", "login", "Store credentials for a registry"),
     "logout": ("login", "logout", "Forget credentials for a registry"),

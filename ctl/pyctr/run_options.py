@@ -249,12 +249,13 @@ def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mappin
         memory=_memory(given["memory"]) if given["memory"] else 0,
         nano_cpus=_nano_cpus(given["cpus"] or 0.0),
         pids_limit=_pids_limit(given["pids_limit"] or 0),
-        network=given["network"] or "none",
+        network=given["network"] or "",
         stop_signal=given["stop_signal"] or "",
         labels=parse_pairs("--label", given["label"]),
         log_driver=given["log_driver"] or "",
         log_options=_settings("--log-opt", given["log_opt"]),
         auto_remove=given["rm"],
+        userns=given["userns"],
     )
     if given["entrypoint"] is not None:
         options.entrypoint.append(given["entrypoint"])

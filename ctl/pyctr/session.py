@@ -14,8 +14,13 @@ FORMAT_HELP: Final = "table, json, or a template of fields: '{{.Field}}'."
 
 
 def default_address() -> str:
-    """Return the address from the environment, or the usual one."""
-    return os.environ.get("PYCTR_ADDRESS") or os.environ.get("CONTAINERD_ADDRESS") or DEFAULT_ADDRESS
+    """Return the address from the environment, or the usual one: an ordinary user's own daemon comes before root's."""
+    chosen = os.environ.get("PYCTR_ADDRESS") or os.environ.get("CONTAINERD_ADDRESS")
+    if chosen or not os.geteuid():
+        return chosen or DEFAULT_ADDRESS
+    runtime_directory = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    own = f"{runtime_directory}/pyctr/pyctrd.sock"
+    return own if os.path.exists(own) else DEFAULT_ADDRESS
 
 
 def default_namespace() -> str:

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyctrd", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
+    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {configuration.default_path()}")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
     parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
     parser.add_argument("--address", "-a", metavar="SOCKET", help="default: pyctrd.sock in the state directory")
@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         help="default: print all settings with their defaults; check: read FILE, and say what is wrong with it",
     )
     config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="if left out, what --config says")
+    check = commands.add_parser("check", help="say what this machine lacks for something, and how to get it")
+    check.add_argument("what", choices=("rootless",), help="rootless: to be started by an ordinary user")
     commands.add_parser("upgrade", help="let the program that is installed now take over from the running daemon")
     # For a daemon that is being replaced, which starts us so: see pyctrd.upgrade.
     parser.add_argument(_TAKE_OVER, action="store_true", help=argparse.SUPPRESS)
@@ -65,12 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"pyctrd {version('pyctr')}\n")
         return 0
+    if options.command == "check":
+        from pyctrd.rootless import checks
+
+        return checks.check()
     if options.command == "config" and options.file:
         options.config = options.file
     if options.command == "config" and options.action == "default":
         from pyctrd.config_example import render
 
-        sys.stdout.write(render(Config()))
+        sys.stdout.write(render(configuration.defaults()))
         return 0
     try:
         config = _configured(options)
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"pyctrd: {error}\n")
         return 1
     if options.command == "config":
-        sys.stdout.write(f"{options.config or configuration.DEFAULT_PATH}: good\n")
+        sys.stdout.write(f"{options.config or configuration.default_path()}: good\n")
         return 0
     if options.command == "upgrade":
         return _upgrade(config)
@@ -117,9 +123,23 @@ def _configured(options: argparse.Namespace) -> Config:
     return config
 
 
+def _become_root(config: Config) -> bool:
+    """Enter a user namespace in which this user is root; False, with the reason told, if there is none to be had."""
+    from pyctr_sys.user_namespace import CannotEnter
+    from pyctrd.rootless import entry
+
+    try:
+        entry.enter(config.state)
+    except CannotEnter as error:
+        sys.stderr.write(
+            f"pyctrd: {error}; it needs root, or a user namespace, and `pyctr check rootless` says what that takes\n"
+        )
+        return False
+    return True
+
+
 def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    if os.geteuid() != 0:
-        sys.stderr.write("pyctrd: it must be started by root, who alone may make containers\n")
+    if os.geteuid() != 0 and not _become_root(config):
         return 1
     # All that is loaded from here on stays. The collector, which would go through it again and again, comes back
     # when the daemon is complete.

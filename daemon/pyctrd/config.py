@@ -12,11 +12,13 @@ from collections import abc
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple
 
+from pyctr_wire.errors import ApiError
 from pyctrd.core.content import Sharing
 from pyctrd.core.pod_addresses import Preference
 from pyctrd.diff.limits import Limits
+from pyctrd.rootless import paths
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
@@ -24,8 +26,6 @@ DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 MAX_ADDRESS_BYTES: Final = 90
 
 _LIMITS: Final = Limits()
-
-_S = TypeVar("_S")
 
 
 class ConfigError(Exception):
@@ -84,6 +84,17 @@ class Grpc(NamedTuple):
         " not disturbed.",
         Least(1),
     ] = 600.0
+
+
+class Userns(NamedTuple):
+    """The [userns] table."""
+
+    remap: Annotated[
+        str,
+        "User namespaces for containers, whose root is then none of this machine's users: UID:SIZE gives them the ids"
+        " from UID on, a NAME those that /etc/subuid and /etc/subgid grant to that user. A container can be kept out of"
+        ' it by `pyctr run --userns host`. "" is none.',
+    ] = ""
 
 
 class Threads(NamedTuple):
@@ -251,6 +262,7 @@ class Config(NamedTuple):
         "OCI runtimes beside our own, which containers ask for by name: `pyctr run --runtime NAME`. What is in $PATH"
         " needs no table here.",
     ] = MappingProxyType({})
+    userns: Annotated[Userns, "Who a container's root is on this machine."] = Userns()
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 
     @property
@@ -269,16 +281,33 @@ def load(path: Path | None) -> Config:
 
     Raises ConfigError if the file cannot be read or used.
     """
-    source = path or DEFAULT_PATH
+    source = path or default_path()
     try:
         text = source.read_text()
     except FileNotFoundError as error:
         if path is None:
-            return Config()
+            return defaults()
         raise ConfigError(f"{source}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: {error}") from error
-    return parse(text, str(source)) if text else Config()
+    return parse(text, str(source)) if text else defaults()
+
+
+def default_path() -> Path:
+    """Return where the configuration is if nobody says otherwise."""
+    return paths.configuration() / "config.toml" if paths.is_rootless() else DEFAULT_PATH
+
+
+def defaults() -> Config:
+    """Return what holds where the configuration says nothing: root's defaults, or an ordinary user's own."""
+    config = Config()
+    if not paths.is_rootless():
+        return config
+    registry = config.registry._replace(
+        config_path=(str(paths.configuration() / "certs.d"), *config.registry.config_path),
+        docker_config=str(Path.home() / ".docker/config.json"),
+    )
+    return config._replace(root=paths.data(), state=paths.state(), registry=registry)
 
 
 def parse(text: str, source: str) -> Config:
@@ -289,7 +318,7 @@ def parse(text: str, source: str) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
-    config = _build(Config, table, source, "")
+    config: Config = _build(defaults(), table, source, "")
     check(config, source)
     return config
 
@@ -299,6 +328,13 @@ def check(config: Config, source: str) -> None:
     for key, path in (("root", config.root), ("state", config.state), ("grpc.address", Path(config.address))):
         if not path.is_absolute():
             raise ConfigError(f'{source}: {key} must be an absolute path, not "{path}"')
+    if config.userns.remap:
+        from pyctrd.remapping import maps_for  # not loaded where nobody wants it
+
+        try:
+            maps_for(config.userns.remap)
+        except ApiError as error:
+            raise ConfigError(f"{source}: userns.remap: {error}") from error
     if len(config.address.encode()) > MAX_ADDRESS_BYTES:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
     streaming = config.cri.streaming
@@ -319,8 +355,8 @@ def is_section(kind: type[Any]) -> bool:
     return issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
-def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str) -> _S:
-    """Return an instance of `section` with the values of `table`."""
+def _build(section: Any, table: Mapping[str, Any], source: str, prefix: str) -> Any:
+    """Return `section` with the values of `table` in place of its own."""
     settings = settings_of(section)
     values = {}
     for key, value in table.items():
@@ -330,18 +366,18 @@ def _build(section: type[_S], table: Mapping[str, Any], source: str, prefix: str
             near = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
             raise ConfigError(f'{source}: unknown key "{prefix}{key}"; the nearest that there is: "{prefix}{near}"')
         kind, (_, *limits) = settings[key]
-        values[key] = _convert(kind, value, source, prefix + key)
+        values[key] = _convert(kind, value, source, prefix + key, getattr(section, key))
         for limit in limits:
             if value < limit.value:
                 raise ConfigError(f"{source}: {prefix}{key} must be at least {limit.value:g}, not {value}")
-    return section(**values)
+    return section._replace(**values)
 
 
-def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
-    """Return `value` as an instance of `kind`, or raise ConfigError."""
+def _convert(kind: Any, value: Any, source: str, key: str, default: Any) -> Any:
+    """Return `value` as an instance of `kind`, a table's missing keys from `default`, or raise ConfigError."""
     match kind:
         case type() if is_section(kind) and isinstance(value, dict):
-            return _build(kind, value, source, key + ".")
+            return _build(default, value, source, key + ".")
         case type() if issubclass(kind, enum.StrEnum) and isinstance(value, str):
             if value in list(kind):
                 return kind(value)
@@ -353,7 +389,10 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
         case type() if kind in (int, float) and type(value) in (int, kind):
             return kind(value)
         case types.GenericAlias(__origin__=abc.Mapping) if isinstance(value, dict):
-            return {name: _convert(kind.__args__[1], table, source, f'{key}."{name}"') for name, table in value.items()}
+            section = kind.__args__[1]
+            return {
+                name: _convert(section, table, source, f'{key}."{name}"', section()) for name, table in value.items()
+            }
         case types.GenericAlias(__origin__=builtins.tuple) if isinstance(value, list) and all(
             isinstance(one, str) for one in value
         ):

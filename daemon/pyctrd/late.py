@@ -9,8 +9,9 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctrd import late_cri
 from pyctrd.composition import CHECKPOINTS
 from pyctrd.content.store import ContentStore
@@ -19,6 +20,7 @@ from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
 from pyctrd.gc.collector import Collector
 from pyctrd.gc.scheduler import Scheduler
+from pyctrd.log import Logger
 from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
@@ -26,6 +28,7 @@ from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.registry.access import Registries
 from pyctrd.registry.credentials import Credentials, StoredCredentials
 from pyctrd.registry.hosts import HostsConfig
+from pyctrd.remapping import maps_for
 from pyctrd.rpc import (
     content,
     diff,
@@ -51,12 +54,17 @@ from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.server.dispatch import Servicer
 from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.snapshots.native import Native
+from pyctrd.snapshots.overlay import Overlay
+from pyctrd.snapshots.probe import why_not
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
 
 if TYPE_CHECKING:
     from pyctrd.composition import Parts
+
+_log = Logger("pyctrd")
 
 
 def add(parts: "Parts") -> None:
@@ -89,7 +97,7 @@ class LateParts:
         self._sandboxes = Sandboxes(database)
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing)
         parts.content = self._content
-        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database)
+        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database, **_drivers(parts.config.root))
         if database.has_gaps:
             self._rebuild_records()
         self._collector = Collector(database, self._content, self._snapshots)
@@ -135,7 +143,9 @@ class LateParts:
         )
         for servicer in servicers:
             parts.dispatch.add(servicer)
-        known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services())
+        # Else a client changes the owners of a copy by itself.
+        capabilities = () if in_user_namespace() else ("remap-ids",)
+        known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services(), capabilities)
         identity = _persistent_uuid(parts.config.root / "uuid")
         parts.dispatch.add(
             introspection.Introspection(known, identity, runtime_info, lambda: parts.runtime_versions.warnings, bulk)
@@ -183,6 +193,7 @@ class LateParts:
             self._leases,
             self._logs,
             self._belongings,
+            maps_for(parts.config.userns.remap),
         )
         return Engine(
             creator,
@@ -199,6 +210,17 @@ class LateParts:
             parts.upgrade,
             self._transfers.unpack,
         )
+
+
+def _drivers(root: Path) -> dict[str, Any]:
+    """Return the snapshotters for whoever is root here: in a user namespace not every kernel stacks directories."""
+    if not in_user_namespace():
+        return {}
+    drivers = (Overlay(userxattr=True), Native())
+    if (reason := why_not(root)) is None:
+        return {"drivers": drivers}
+    _log.warning("overlayfs cannot be used here, snapshots are copies", error=reason)
+    return {"drivers": drivers, "default": Native.name}
 
 
 def _persistent_uuid(path: Path) -> str:

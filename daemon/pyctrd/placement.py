@@ -1,6 +1,6 @@
 """Where the daemon lives: a cgroup of its own, so that no limit on it ever hits a shim, which lives beside it.
 
-    <the unit's cgroup>/daemon, <the unit's cgroup>/shims     under systemd
+    <the unit's cgroup>/daemon, <the unit's cgroup>/shims     under systemd, or where a cgroup was delegated to a user
     /pyctr/daemon, /pyctr/shims                               without it, in every hierarchy
 
 Version 2 wants processes only in leaves; so the unit's own cgroup must have none.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pyctr_sys import cgroups
+from pyctr_sys.namespaces import in_user_namespace
 from pyctrd.log import Logger
 
 _NAME: Final = "daemon"
@@ -26,12 +27,12 @@ _log = Logger("pyctrd")
 
 def enter_own_cgroup() -> None:
     """Move this process, which must have one thread; whatever cannot be done is logged and left."""
-    with_systemd = Path("/run/systemd/system").is_dir()
+    stays_below = Path("/run/systemd/system").is_dir() or in_user_namespace()
     for hierarchy in cgroups.own_hierarchies():
-        path = daemon_below(hierarchy.own) if with_systemd else _WITHOUT_SYSTEMD
+        path = daemon_below(hierarchy.own) if stays_below else _WITHOUT_SYSTEMD
         try:
             cgroups.enter(hierarchy, path)
-            if not with_systemd:
+            if not stays_below:
                 cgroups.weigh(hierarchy, _OURS, _WEIGHT)
         except OSError as error:
             _log.warning("cgroup.not_entered", cgroup=f"{hierarchy.mount_point}{path}", error=str(error))

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
 from pyctrd.composition import Parts
@@ -130,13 +131,13 @@ class Supervisor:
         config = self._config
         handed_over = await self._predecessor.take(_version()) if self._predecessor is not None else []
         try:
-            for directory, mode in ((config.root, 0o700), (config.state, 0o711)):
+            for directory, mode in ((config.root, 0o700), (config.state, 0o700 if in_user_namespace() else 0o711)):
                 directory.mkdir(parents=True, exist_ok=True)
                 directory.chmod(mode)  # whatever the umask is, and whatever an older version left
                 lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
                 self._locks.callback(lock.close)
                 self._lock_fds.append(lock.fd)
-            Path(config.address).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            Path(config.address).parent.mkdir(mode=0o700 if in_user_namespace() else 0o711, parents=True, exist_ok=True)
             if self._predecessor is None:
                 public_socket.refuse_if_served(Path(config.address))
         except ApiError as error:

@@ -1,16 +1,17 @@
 """Where a shim lives: a cgroup of its own kind, and a place in the kernel's order of victims.
 
 A limit on the daemon must never hit a shim, so shims have `<the daemon's cgroup>/shims` beside the daemon's own
-under systemd, and `/pyctr/shims` in every hierarchy without it. A process moves only itself: moving another one
-costs 10 to 20 ms in the kernel, moving a single-threaded self a few hundredths of one.
+under systemd or where a cgroup was delegated to a user, and `/pyctr/shims` in every hierarchy else. A process moves
+only itself: moving another one costs 10 to 20 ms in the kernel, moving a single-threaded self a few hundredths of one.
 """
 
 from pathlib import Path
 from typing import Final
 
 from pyctr_shim import journal
-from pyctr_sys.cgroups import Hierarchy, own_hierarchies
+from pyctr_sys.cgroups import Hierarchy, base_of, own_hierarchies
 from pyctr_sys.cgroups import enter as enter_cgroup
+from pyctr_sys.namespaces import in_user_namespace
 
 _WITHOUT_SYSTEMD: Final = "/pyctr/shims"
 _WORST_SCORE: Final = 1000
@@ -18,9 +19,9 @@ _WORST_SCORE: Final = 1000
 
 def leave_the_daemon() -> None:
     """Move this process to where shims live; whatever cannot be done is logged and left."""
-    with_systemd = Path("/run/systemd/system").is_dir()
+    stays_below = Path("/run/systemd/system").is_dir() or in_user_namespace()
     for hierarchy in own_hierarchies():
-        _enter(hierarchy, shims_below(hierarchy.own) if with_systemd else _WITHOUT_SYSTEMD)
+        _enter(hierarchy, shims_below(hierarchy.own) if stays_below else _WITHOUT_SYSTEMD)
 
 
 def enter(path: str) -> None:
@@ -31,9 +32,7 @@ def enter(path: str) -> None:
 
 def shims_below(own: str) -> str:
     """Return where shims live, given the cgroup of the daemon or of a shim that the daemon started."""
-    for leaf in ("/daemon", "/shims"):
-        own = own.removesuffix(leaf)
-    return f"{own.rstrip('/')}/shims"
+    return f"{base_of(own)}/shims"
 
 
 def become_the_next_victim() -> None:

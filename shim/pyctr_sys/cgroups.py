@@ -1,7 +1,10 @@
 """Moving oneself between cgroups, of both versions. Source: cgroups(7), cpuset(7)."""
 
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from pyctr_sys.namespaces import in_user_namespace
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _CPUSET: Final = ("cpuset.cpus", "cpuset.mems")
@@ -17,10 +20,27 @@ class Hierarchy(NamedTuple):
 
 
 def own_hierarchies() -> list[Hierarchy]:
-    """Return the hierarchies below /sys/fs/cgroup, with where this process is in each. Raises OSError."""
-    return read_hierarchies(
+    """Return the hierarchies below /sys/fs/cgroup, with where this process is in each. Raises OSError.
+
+    Root of a user namespace gets those in which its own cgroup has been delegated to it: mostly version 2, or none.
+    """
+    found = read_hierarchies(
         Path("/proc/self/mountinfo").read_text().splitlines(), Path("/proc/self/cgroup").read_text().splitlines()
     )
+    return [one for one in found if is_delegated(one)] if in_user_namespace() else found
+
+
+def is_delegated(hierarchy: Hierarchy) -> bool:
+    """Whether this process may make cgroups where it is, or was before it went into a leaf of ours."""
+    directory = f"{hierarchy.mount_point}{base_of(hierarchy.own)}"
+    return all(os.access(path, os.W_OK) for path in (directory, f"{directory}/cgroup.procs"))
+
+
+def base_of(own: str) -> str:
+    """Return the cgroup that the daemon was started in, given its own or a shim's; "" is the root."""
+    for leaf in ("/daemon", "/shims"):
+        own = own.removesuffix(leaf)
+    return own.rstrip("/")
 
 
 def read_hierarchies(mountinfo: list[str], own_cgroups: list[str]) -> list[Hierarchy]:

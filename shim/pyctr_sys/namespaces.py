@@ -1,9 +1,12 @@
 """Namespaces and clones: unshare(2), setns(2), clone3(2)."""
 
 from enum import IntFlag
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from pyctr_sys.calls import address, check, ffi, libc, syscall
+
+_ALL_IDS: Final = ["0", "0", "4294967295"]
 
 
 class Clone(IntFlag):
@@ -44,6 +47,24 @@ def setns(fd: int, flags: int) -> None:
     """
     if libc.setns(fd, flags) < 0:
         check(-1, f"setns({Clone(flags)!r})")
+
+
+@cache
+def in_user_namespace() -> bool:
+    """Whether this process is in a user namespace other than the first: then its root is not the machine's.
+
+    Read once, so that processes forked later need not; whoever enters one is to clear the cache. Source:
+    user_namespaces(7).
+    """
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != _ALL_IDS
+
+
+@cache
+def groups_are_denied() -> bool:
+    """Whether setgroups is, as in a user namespace that nobody with privileges made. Read once, as above."""
+    with open("/proc/self/setgroups") as file:
+        return file.read().strip() == "deny"
 
 
 def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:

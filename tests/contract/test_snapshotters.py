@@ -1,5 +1,6 @@
 """What every snapshotter does, whatever is below it."""
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -200,14 +201,60 @@ def test_lists_are_filtered(snapshotter: Snapshotter) -> None:
     assert found('parent==""') == ["base"]
 
 
-def test_mappings_of_users_are_refused_where_they_need_an_idmapped_mount(snapshotter: Snapshotter) -> None:
+LABELS = {"containerd.io/snapshot/uidmapping": "0:1000:10", "containerd.io/snapshot/gidmapping": "0:2000:10"}
+
+
+def test_a_mapping_that_is_none_is_refused(snapshotter: Snapshotter) -> None:
+    with pytest.raises(InvalidArgument, match="uidmapping"):
+        snapshotter.prepare(NS, "key", labels={"containerd.io/snapshot/uidmapping": "nonsense"})
+    assert names(snapshotter) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("parent", ["", "base"])
+def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(snapshotter: Snapshotter, parent: str) -> None:
+    """Those below are for whoever mounts them to show so, or have been copied and given away."""
     commit(snapshotter, "base")
-    label = "containerd.io/snapshot/uidmapping"
-    with pytest.raises(InvalidArgument, match=label):
-        snapshotter.prepare(NS, "key", "base", {label: "0:1000:10"})
-    with pytest.raises(InvalidArgument, match=label):
-        snapshotter.prepare(NS, "key", labels={label: "nonsense"})
-    assert names(snapshotter) == ["base"]
+    mounts = snapshotter.prepare(NS, "key", parent, LABELS)
+    own = upper(mounts)
+    assert (own.stat().st_uid, own.stat().st_gid) == (1000, 2000)
+    asked = ("uidmap=0:1000:10", "gidmap=0:2000:10")
+    assert (
+        mounts[0].options[:2] == asked
+        if parent and snapshotter.name == "overlayfs"
+        else asked[0] not in mounts[0].options
+    )
+    assert snapshotter.mounts(NS, "key") == mounts
+
+
+@pytest.mark.root
+def test_a_copy_is_given_to_the_mapped_users_with_all_that_it_is(stores: Stores) -> None:
+    """Hard links once, modes and file capabilities as before; who is not mapped owns nothing of it."""
+    native = stores.snapshots.named("native")
+    base = upper(native.prepare(NS, "making", ""))
+    (base / "d").mkdir()
+    for name, uid in (("d/file", 3), ("other", 500), ("program", 0)):
+        (base / name).write_text("")
+        os.chown(base / name, uid, uid)
+    (base / "d/link").hardlink_to(base / "d/file")
+    (base / "symlink").symlink_to("/etc/passwd")
+    os.lchown(base / "symlink", 5, 5)
+    (base / "program").chmod(0o6755)
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(base / "other", "security.capability", capability)
+    native.commit(NS, "base", "making")
+
+    copy = upper(native.prepare(NS, "key", "base", LABELS))
+
+    owners = {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in copy.rglob("*")}
+    assert owners == {
+        "d": (1000, 2000), "file": (1003, 2003), "link": (1003, 2003), "other": (65534, 65534),
+        "program": (1000, 2000), "symlink": (1005, 2005),
+    }  # fmt: skip
+    assert (copy / "program").stat().st_mode & 0o7777 == 0o6755
+    assert os.getxattr(copy / "other", "security.capability") == capability
+    assert (base / "d/file").stat().st_uid == 3
+    assert os.stat("/etc/passwd").st_uid == 0
 
 
 def test_a_directory_that_is_gone_is_named(stores: Stores, snapshotter: Snapshotter) -> None:

@@ -44,6 +44,7 @@ _OPTIONS = (
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
     click.option("--network", "--net", type=click.Choice(["none", "host"]), help="None (the default), or our own."),
+    click.option("--userns", metavar="WHOSE", default="", help="Its users: host, UID:SIZE or NAME's."),
     click.option("--init", is_flag=True, help="Run a small init as its process 1."),
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
     click.option("--log-driver", metavar="DRIVER", help="json-file (the default), cri, journald or none."),
@@ -73,10 +74,6 @@ def make(session: Session, image: str, command: tuple[str, ...], given: dict[str
         write_id(made.id)
     for warning in made.warnings:
         print(f"pyctr: {warning}", file=sys.stderr)
-    if given["network"] is None:
-        print(
-            "pyctr: the container has no network; say --network host, or --network none to not be told", file=sys.stderr
-        )
     return made
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Container
 
 from pyctrd.diff import attributes
 from pyctrd.diff import tar_stream as tar
@@ -16,6 +17,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Larger files, in bytes, are worth no second process.
 _SMALL = 64 << 10
 _NODE_TYPES = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
+DEVICES = frozenset((tar.CHARACTER, tar.BLOCK_DEVICE))
 # Errors that another archive would not have met.
 _ASKED_FOR = frozenset(
     (
@@ -25,11 +27,13 @@ _ASKED_FOR = frozenset(
 )  # fmt: skip
 
 
-def apply(reader: TarReader, tree: Tree, max_file_size: int, filler: Filler | None = None) -> None:
+def apply(
+    reader: TarReader, tree: Tree, max_file_size: int, filler: Filler | None = None, left_out: Container[int] = ()
+) -> None:
     """Unpack all entries of `reader` into `tree`. Files may be `max_file_size` bytes long, holes included.
 
-    Small ones are filled by `filler`, if there is one. Raises ArchiveError and OSError, whose texts name the entry,
-    and TooLarge.
+    Entries of the kinds `left_out` are passed over. Small ones are filled by `filler`, if there is one. Raises
+    ArchiveError and OSError, whose texts name the entry, and TooLarge.
     """
     entries = iter(reader)
     name = b""
@@ -41,6 +45,8 @@ def apply(reader: TarReader, tree: Tree, max_file_size: int, filler: Filler | No
         if entry is None:
             break
         name = entry.name
+        if entry.kind in left_out:
+            continue
         try:
             _place(entry, reader, tree, filler, max_file_size)
         except ArchiveError as error:

@@ -18,9 +18,10 @@ from array import array
 from select import POLLHUP, poll
 from threading import Thread
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctr_sys.sync import syncfs
 from pyctrd.diff import cage, messages
-from pyctrd.diff.apply import apply
+from pyctrd.diff.apply import DEVICES, apply
 from pyctrd.diff.compare import Comparison
 from pyctrd.diff.compression import Compression, compressor, decompressor
 from pyctrd.diff.errors import ArchiveError, TooLarge
@@ -94,6 +95,8 @@ def main() -> None:
 def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> bytes:
     """Unpack; return the reply with digest and size of the uncompressed archive."""
     chunks = decompressor(Compression(request.compression), blob_fd, request.budget)
+    # Root of a user namespace can make none, and the runtime makes those that a container has.
+    left_out = DEVICES if in_user_namespace() else frozenset()
     with Stage() as stage:
         target_fd, style = stage.target(request.mounts)
         lower_fd = stage.lower(request.mounts)
@@ -104,7 +107,7 @@ def _apply(request: messages.ApplyRequest, blob_fd: int, daemon: socket) -> byte
     pipeline = Pipeline(chunks)
     stream = ByteStream(iter(pipeline))
     opaque = OpaqueDirectories(daemon)
-    apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size, filler)
+    apply(TarReader(stream), Tree(target_fd, lower_fd, style, opaque.add), request.max_file_size, filler, left_out)
     opaque.flush()
     stream.drain()
     if request.sync_fs:

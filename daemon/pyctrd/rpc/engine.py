@@ -351,11 +351,12 @@ def _options(message: pb.RunOptions) -> RunOptions:
         memory=message.memory,
         nano_cpus=message.nano_cpus,
         pids_limit=message.pids_limit,
-        network=message.network or "none",
+        network=message.network,
         stop_signal=message.stop_signal,
         labels=dict(message.labels),
         log_driver=message.log_driver,
         log_options=dict(message.log_options),
         auto_remove=message.auto_remove,
         interactive=message.interactive,
+        userns=message.userns,
     )

@@ -50,11 +50,23 @@ _PER_PLATFORM: Final = frozenset(
 )
 
 
-def plugins(host: Platform, snapshotters: Mapping[str, Path], services: Iterable[str]) -> list[Plugin]:
-    """Return the plugins of a daemon with these snapshotters (by name, with their directories) and gRPC services."""
+def plugins(
+    host: Platform, snapshotters: Mapping[str, Path], services: Iterable[str], capabilities: Iterable[str] = ()
+) -> list[Plugin]:
+    """Return the plugins of a daemon with these snapshotters (by name, with their directories) and gRPC services.
+
+    All snapshotters have the same `capabilities`.
+    """
+    capabilities = tuple(capabilities)
     return [
         *(
-            Plugin("io.containerd.snapshotter.v1", name, platforms=(host,), exports={"root": str(root)})
+            Plugin(
+                "io.containerd.snapshotter.v1",
+                name,
+                platforms=(host,),
+                exports={"root": str(root)},
+                capabilities=capabilities,
+            )
             for name, root in snapshotters.items()
         ),
         *(replace(part, platforms=(host,)) if part.type in _PER_PLATFORM else part for part in _PARTS),

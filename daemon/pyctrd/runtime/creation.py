@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire import labels as wire_labels
 from pyctr_wire import signals
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -31,11 +32,13 @@ from pyctr_wire.oci.image_spec import ImageConfig
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.identifiers import validate_identifier
+from pyctrd.core.idmaps import Maps
 from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.core.values import dataclass
+from pyctrd.remapping import maps_for
 from pyctrd.runtime import image_lookup, network_files, run_options, run_spec
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
@@ -46,11 +49,11 @@ from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
-DEFAULT_SNAPSHOTTER: Final = "overlayfs"
 DEFAULT_RUNTIME: Final = "io.containerd.pyctr.v1"
 _LEASE_LIFETIME: Final = timedelta(hours=24)
 # Programs that are linked statically and made to be process 1, by what installs them.
 _INITS: Final = ("catatonit", "tini-static", "docker-init")
+_NO_NETWORK: Final = "the container has no network; say --network host, or --network none to not be told"
 _CGROUP2_CONTROLLERS: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
@@ -79,6 +82,10 @@ class Snapshotter(Protocol):
 
 class Snapshotters(Protocol):
     """The snapshotters by name."""
+
+    @property
+    def default(self) -> str:
+        """The name of the one that is meant by who names none."""
 
     def named(self, snapshotter: str) -> Snapshotter: ...
 
@@ -130,8 +137,10 @@ class Creator:
         leases: LeaseRows,
         logs: LogFolders,
         belongings: Belongings,
+        remap: Maps | None = None,
     ) -> None:
-        """Use these stores."""
+        """Use these stores; containers that do not say otherwise have the users of `remap`."""
+        self._remap = remap
         self._containers = containers
         self._images = images
         self._blobs = blobs
@@ -150,10 +159,17 @@ class Creator:
         container_id = request.id or secrets.token_hex(32)
         validate_identifier("container.ID", container_id)  # it becomes the name of a folder
         with self._belongings.making(request.namespace, container_id):
-            return self._create(request, container_id)
+            if request.options.network:
+                return self._create(request, container_id)
+            # An ordinary user cannot connect a network of the container's own to anything.
+            network, warnings = ("host", []) if in_user_namespace() else ("none", [_NO_NETWORK])
+            request = replace(request, options=replace(request.options, network=network))
+            created = self._create(request, container_id)
+            return replace(created, warnings=[*created.warnings, *warnings])
 
     def _create(self, request: Request, container_id: str) -> Created:
         ns, options = request.namespace, request.options
+        maps, name = self._maps(options), request.snapshotter or self._snapshots.default
         image = image_lookup.find_image(self._images, ns, request.image)
         found = image_lookup.read_image(self._blobs, ns, image, request.platform or self._host)
         labels = _labels(request, found.config)
@@ -161,9 +177,8 @@ class Creator:
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = self._leases.create(ns, Lease(f"pyctr-run-{container_id}", {EXPIRE_LABEL: expires}))
         try:
-            name = request.snapshotter or DEFAULT_SNAPSHOTTER
-            mounts = self._prepare(request, name, container_id, found, lease.id)
-            spec, warnings, volumes = self._spec(request, container_id, found, mounts)
+            mounts = self._prepare(request, name, container_id, found, lease.id, maps)
+            spec, warnings, volumes = self._spec(request, container_id, found, mounts, maps)
             keep = volumes and not options.auto_remove
             if keep:
                 self._belongings.volumes.sync(ns, container_id)
@@ -188,7 +203,7 @@ class Creator:
             )
         except BaseException:
             with suppress(NotFound):
-                self._snapshots.named(request.snapshotter or DEFAULT_SNAPSHOTTER).remove(ns, container_id)
+                self._snapshots.named(name).remove(ns, container_id)
             raise
         finally:
             self._leases.delete(ns, lease.id)
@@ -200,24 +215,31 @@ class Creator:
         return Created(container_id, mounts, log_uri, name, warnings)
 
     def _prepare(
-        self, request: Request, snapshotter: str, container_id: str, found: FoundImage, lease: str
+        self,
+        request: Request,
+        snapshotter: str,
+        container_id: str,
+        found: FoundImage,
+        lease: str,
+        maps: Maps | None,
     ) -> Sequence[Mount]:
         try:
             return self._snapshots.named(snapshotter).prepare(
-                request.namespace, container_id, found.chain_id, {}, lease=lease
+                request.namespace, container_id, found.chain_id, maps.labels() if maps else {}, lease=lease
             )
         except NotFound:
             raise NotUnpacked(found.image.name, snapshotter) from None
 
     def _spec(
-        self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount]
+        self, request: Request, container_id: str, found: FoundImage, mounts: Sequence[Mount], maps: Maps | None
     ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
         """Return the spec, what the user should be told, and the targets of volumes that are its own, by name."""
         options, process = request.options, found.config.process
         with LayerView(directories(mounts)) as files:
             user = resolve_user(options.user or process.user, options.additional_groups, files)
             own, named = self._make_volumes(request, container_id, process.volumes, files)
-        options = replace(options, mounts=run_options.with_volumes(options.mounts, own | named))
+        extra = (run_spec.MAPPED,) if maps else ()
+        options = replace(options, mounts=run_options.with_volumes(options.mounts, own | named, extra))
         devices = tuple(run_options.devices(options.devices))
         if options.privileged:
             devices = (*run_options.host_devices(), *devices)
@@ -232,12 +254,20 @@ class Creator:
             init_program=_find_init() if options.init else "",
             devices=devices,
             network_files=network_files.of_this_machine(options.network),
+            maps=maps,
         )
         texts = network_files.contents(run_spec.hostname(options, looked_up), options.network)
         made = self._belongings.network_files.make(request.namespace, container_id, texts)
         looked_up = replace(looked_up, network_files={**made, **looked_up.network_files})
         spec, warnings = run_spec.build_spec(process, options, looked_up)
         return spec, warnings, {path.name: target for target, path in own.items()}
+
+    def _maps(self, options: RunOptions) -> Maps | None:
+        """Return who the container's users are. Raises InvalidArgument naming the option, FailedPrecondition."""
+        maps = maps_for(options.userns) if options.userns else self._remap
+        if maps is not None and in_user_namespace():
+            raise FailedPrecondition("--userns: this daemon is an ordinary user's, all of its containers share his ids")
+        return maps
 
     def _make_volumes(
         self, request: Request, container_id: str, declared: Sequence[str], files: LayerView

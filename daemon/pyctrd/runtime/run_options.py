@@ -57,13 +57,14 @@ class RunOptions:
     memory: int = 0  # bytes
     nano_cpus: int = 0
     pids_limit: int = 0
-    network: str = "none"
+    network: str = "none"  # "" as the daemon chooses
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     log_driver: str = ""
     log_options: Mapping[str, str] = field(default_factory=dict)
     auto_remove: bool = False
     interactive: bool = False
+    userns: str = ""  # as pyctrd.remapping has it
 
 
 def is_environment_entry(text: str) -> bool:
@@ -196,16 +197,19 @@ def wanted_volumes(declared: Iterable[str], mounts: Iterable[Mount]) -> list[Wan
     return list(wanted.values())
 
 
-def with_volumes(mounts: Iterable[Mount], volumes: Mapping[str, Path]) -> tuple[Mount, ...]:
-    """Return `mounts` with the volumes in their places, those of the image at the end; `volumes` is by target."""
+def with_volumes(mounts: Iterable[Mount], volumes: Mapping[str, Path], extra: Sequence[str] = ()) -> tuple[Mount, ...]:
+    """Return `mounts` with the volumes in their places, those of the image at the end; `volumes` is by target.
+
+    Volumes have the options `extra`, too.
+    """
     result, left = [], dict(volumes)
     for mount in mounts:
         if mount.type == "volume":
             path = left.pop(_mount_target(mount.target))
             options = (option for option in mount.options if option != _NO_COPY)
-            mount = replace(mount, type="bind", source=str(path), options=("rbind", *options))
+            mount = replace(mount, type="bind", source=str(path), options=("rbind", *options, *extra))
         result.append(mount)
-    result += [Mount("bind", str(path), target, ("rbind", "rprivate", "rw")) for target, path in left.items()]
+    result += [Mount("bind", str(path), target, ("rbind", "rprivate", "rw", *extra)) for target, path in left.items()]
     return tuple(result)
 
 

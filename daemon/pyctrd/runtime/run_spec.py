@@ -12,6 +12,7 @@ from typing import Any, Final
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci import default_seccomp, default_spec
 from pyctr_wire.oci.image_spec import ProcessConfig, load_json
+from pyctrd.core.idmaps import Maps
 from pyctrd.core.values import dataclass
 from pyctrd.runtime import run_options
 from pyctrd.runtime.image_user import User
@@ -20,6 +21,8 @@ from pyctrd.runtime.run_options import Device, RunOptions
 _CPU_PERIOD: Final = 100_000  # microseconds
 _INIT_TARGET: Final = "/dev/init"  # on the tmpfs, so that no image's file is touched
 _MAX_HOSTNAME: Final = 64
+# An option of mounts: files that are root's here are the root's of the container's user namespace in it.
+MAPPED: Final = "idmap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Found:
     cgroup_namespaces: bool  # this machine has cgroup v2 and nothing else
     init_program: str = ""  # a static init on this machine, for --init
     devices: tuple[Device, ...] = ()
+    maps: Maps | None = None  # of the user namespace that it gets
     network_files: Mapping[str, str] = field(default_factory=dict)  # path in the container → here; the same: ours
 
 
@@ -77,6 +81,8 @@ def build_spec(image: ProcessConfig, options: RunOptions, found: Found) -> tuple
     linux = spec["linux"]
     linux["cgroupsPath"] = f"/{found.namespace}/{found.container_id}"
     linux["namespaces"] = _namespaces(options, found)
+    if found.maps is not None:
+        _remap(linux, options, found.maps)
     _limit(linux["resources"], options)
     _give_devices(linux, options, found)
     run_options.check_sysctls(options.sysctls, host_network=options.network == "host")
@@ -154,13 +160,25 @@ def _namespaces(options: RunOptions, found: Found) -> list[dict[str, Any]]:
     return [{"type": kind} for kind in kinds]
 
 
+def _remap(linux: dict[str, Any], options: RunOptions, maps: Maps) -> None:
+    """Give the container a user namespace. Raises InvalidArgument for what would not be what it is called."""
+    if options.privileged:
+        raise InvalidArgument("--privileged: root of a user namespace is not privileged; add --userns host")
+    linux["namespaces"].append({"type": "user"})
+    for name, items in zip(("uidMappings", "gidMappings"), maps, strict=True):
+        linux[name] = [{"containerID": item.container, "hostID": item.host, "size": item.size} for item in items]
+
+
 def _mounts(options: RunOptions, found: Found) -> list[dict[str, Any]]:
     """Return all mounts in order; a user's mount replaces a default one at the same place and what is below it."""
     chosen = run_options.user_mounts(options.mounts)
     taken = {str(mount["destination"]) for mount in chosen}
     defaults = [*default_spec.default_mounts(), default_spec.cgroup_mount()]
     for target, path in found.network_files.items():
-        defaults.append(_bind(path, target, "ro" if path == target or options.read_only else "rw"))
+        mount = _bind(path, target, "ro" if path == target or options.read_only else "rw")
+        if found.maps is not None and path != target:
+            mount["options"].append(MAPPED)
+        defaults.append(mount)
     if options.init:
         defaults.append(_bind(found.init_program, _INIT_TARGET, "ro"))
     if options.privileged:

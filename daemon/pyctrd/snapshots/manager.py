@@ -20,8 +20,14 @@ from pyctrd.snapshots.snapshotter import Driver, Snapshotter
 class SnapshotManager:
     """All snapshotters. Owns everything below its root."""
 
-    def __init__(self, root: Path, database: Database, drivers: tuple[Driver, ...] = (Overlay(), Native())) -> None:
-        """Use `root`, made if it is not there, and repair what the last stop left behind."""
+    def __init__(
+        self, root: Path, database: Database, drivers: tuple[Driver, ...] = (Overlay(), Native()), default: str = ""
+    ) -> None:
+        """Use `root`, made if it is not there, and repair what the last stop left behind.
+
+        `default` is the snapshotter of who names none; "" is the first one.
+        """
+        self.default = default or drivers[0].name
         ids = _ids(root, database, drivers)
         self._snapshotters: dict[str, Snapshotter] = {}
         for driver in drivers:

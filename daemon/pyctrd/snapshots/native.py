@@ -19,6 +19,7 @@ class Native:
 
     name: ClassVar[str] = "native"
     can_rebase: ClassVar[bool] = False
+    maps_ids: ClassVar[bool] = False
 
     def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
         """Copy the nearest of `parents`; where the file system can, the copy shares its blocks."""

@@ -24,6 +24,11 @@ class Overlay:
 
     name: ClassVar[str] = "overlayfs"
     can_rebase: ClassVar[bool] = True
+    maps_ids: ClassVar[bool] = True
+
+    def __init__(self, *, userxattr: bool = False) -> None:
+        """With `userxattr`, marks are attributes of the kind that root of a user namespace may set."""
+        self._extra = ("userxattr",) if userxattr else ()
 
     def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
         """Make the directories of a snapshot on top of `parents`, the nearest first."""
@@ -40,19 +45,23 @@ class Overlay:
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mounts that show a snapshot."""
-        return stack(directory, parents, kind, index_off=Path(_INDEX_PARAMETER).exists())
+        index = ("index=off",) if Path(_INDEX_PARAMETER).exists() else ()
+        return stack(directory, parents, kind, (*self._extra, *index))
 
     def usage(self, directory: Path) -> Usage:
         """Return what a snapshot adds."""
         return measure(directory / "fs")
 
 
-def stack(directory: Path, parents: Sequence[Path], kind: Kind, *, index_off: bool) -> Sequence[Mount]:
-    """Return the mount of a snapshot on top of `parents`, the nearest first: a bind where one layer is all there is."""
+def stack(directory: Path, parents: Sequence[Path], kind: Kind, extra: Sequence[str] = ()) -> Sequence[Mount]:
+    """Return the mount of a snapshot on top of `parents`, the nearest first: a bind where one layer is all there is.
+
+    An overlay has the options `extra`, too.
+    """
     if kind is Kind.VIEW and len(parents) < 2:
         return [Mount("bind", f"{parents[0] if parents else directory}/fs", options=("ro", "rbind"))]
     if not parents:
         return [Mount("bind", f"{directory}/fs", options=("rw", "rbind"))]
     lower = "lowerdir=" + ":".join(f"{parent}/fs" for parent in parents)
     options = (lower,) if kind is Kind.VIEW else (f"workdir={directory}/work", f"upperdir={directory}/fs", lower)
-    return [Mount("overlay", "overlay", options=(*options, "index=off") if index_off else options)]
+    return [Mount("overlay", "overlay", options=(*options, *extra))]

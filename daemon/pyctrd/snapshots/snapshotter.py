@@ -14,7 +14,7 @@ from typing import Protocol
 from pyctr_wire.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pyctrd.core.filters import compile_filters
-from pyctrd.core.idmaps import GID_LABEL, UID_LABEL, mapped_root
+from pyctrd.core.idmaps import Maps, mapped_root, maps_of, mount_options
 from pyctrd.core.labels import Labels, changed, stored, validate_labels
 from pyctrd.core.leases import Resource
 from pyctrd.core.mounts import Mount
@@ -25,6 +25,7 @@ from pyctrd.metadata.database import Database
 from pyctrd.metadata.durable import naming_full_disk
 from pyctrd.metadata.leases import attach, detach
 from pyctrd.snapshots.directories import Directories, Note
+from pyctrd.snapshots.owners import shift
 
 
 class Driver(Protocol):
@@ -37,6 +38,10 @@ class Driver(Protocol):
     @property
     def can_rebase(self) -> bool:
         """Whether a snapshot made without a parent may be committed on top of one."""
+
+    @property
+    def maps_ids(self) -> bool:
+        """Whether whoever mounts a snapshot can show what is below it with other owners; a copy is given to them."""
 
     def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
         """Fill a new directory, on top of `parents`, the nearest first."""
@@ -94,7 +99,7 @@ class Snapshotter:
         for path in (directory, *parents):
             if not (path / "fs").is_dir():
                 raise DataLoss(f"snapshot {key}: the directory {path}/fs is gone")
-        return self._driver.mounts(directory, parents, row.info.kind)
+        return self._mounts(directory, parents, row.info.kind, maps_of(row.info.labels))
 
     def commit(
         self, ns: str, name: str, key: str, labels: Labels | None = None, parent: str = "", lease: str = ""
@@ -201,18 +206,27 @@ class Snapshotter:
             with self._database.transaction() as transaction:
                 attach(transaction, ns, lease, self._resource(taken))
             raise _already_exists(taken, labels)
-        root = _mapped_root(labels, has_parent=bool(parents))
+        maps = maps_of(labels)
         now = self._database.now()
         info = SnapshotInfo(key, parent, kind, now, now, labels)
         with naming_full_disk(f'snapshot "{key}"'), self._directories.new() as snapshot_id:
             directory = self._directories.path(snapshot_id)
             self._driver.create(directory, parents, kind)
-            if root is not None:
-                os.chown(directory / "fs", *root)
+            if maps is not None and parents and not self._driver.maps_ids:
+                shift(directory / "fs", maps)
+            elif maps is not None:
+                os.chown(directory / "fs", *mapped_root(maps))
             row = rows.SnapshotRow(snapshot_id, parent_id, Usage(), info)
             self._directories.write_note(snapshot_id, self._note(ns, row))
             self._store(ns, row, lease)
-        return self._driver.mounts(directory, parents, kind)
+        return self._mounts(directory, parents, kind, maps)
+
+    def _mounts(self, directory: Path, parents: Sequence[Path], kind: Kind, maps: Maps | None) -> Sequence[Mount]:
+        """Return a snapshot's mounts. What is its own belongs to the mapped users anyhow, layers below are shown so."""
+        mounts = self._driver.mounts(directory, parents, kind)
+        if maps is None or not parents or not self._driver.maps_ids:
+            return mounts
+        return [replace(mount, options=(*mount_options(maps), *mount.options)) for mount in mounts]
 
     def _freeze(
         self, ns: str, old: rows.SnapshotRow, name: str, parent: str, labels: Labels, usage: Usage, lease: str
@@ -304,15 +318,3 @@ def _require_active(row: rows.SnapshotRow) -> None:
 
 def _already_exists(taken: str, labels: Labels) -> AlreadyExists:
     return AlreadyExists(f'target snapshot "{taken}"' if taken == labels.get(TARGET_LABEL) else f'snapshot "{taken}"')
-
-
-def _mapped_root(labels: Labels, *, has_parent: bool) -> tuple[int, int] | None:
-    """Return who owns the snapshot's root directory if its labels say so.
-
-    Raises InvalidArgument for labels that ask for more: files below would need an idmapped mount.
-    """
-    root = mapped_root(labels)
-    if root is not None and has_parent:
-        label = UID_LABEL if UID_LABEL in labels else GID_LABEL
-        raise InvalidArgument(f"label {label}: a snapshot with a parent cannot be mapped, change the owners instead")
-    return root

@@ -80,6 +80,10 @@ class Snapshotter(Protocol):
 class Snapshotters(Protocol):
     """The snapshotters that there are."""
 
+    @property
+    def default(self) -> str:
+        """The name of the one that is meant by who names none."""
+
     def named(self, snapshotter: str, /) -> Snapshotter: ...
 
 

@@ -28,7 +28,6 @@ from pyctrd.transfer.together import Together
 from pyctrd.transfer.tree import Node, choose, core_descriptor, ref_of
 
 UNCOMPRESSED_LABEL: Final = "containerd.io/uncompressed"
-DEFAULT_SNAPSHOTTER: Final = "overlayfs"
 _GC_SNAPSHOT: Final = "containerd.io/gc.ref.snapshot"
 
 _log = Logger("pyctrd.transfer")
@@ -175,7 +174,7 @@ async def unpack_all(
     async with Together() as tasks:
         for wanted in unpacks:
             platform = wanted.platform or host
-            name = wanted.snapshotter or DEFAULT_SNAPSHOTTER
+            name = wanted.snapshotter or session.stores.snapshots.default
             chosen = choose([image.platform for image in images], [platform], 1)
             if not chosen or images[chosen[0]].config is None:
                 _log.warning("unpack.skipped", namespace=session.ns, platform=str(platform), snapshotter=name)

@@ -4,6 +4,7 @@ What is not supported is refused by the option's name; `--log FILE --log-format 
 the lines that containerd's shim, conmon and dockerd read.
 """
 
+import os
 import sys
 from typing import Final
 
@@ -27,6 +28,10 @@ def main() -> int:
         log.error(arguments.log_of(words), str(error))
         return 1
     try:
+        if os.geteuid() and options.rootless != "false":
+            from pyctr_shim.oci import rootless  # seldom needed
+
+            rootless.enter(options)
         status: int = options.command(options)
     except OciError as error:
         text = str(error)

@@ -15,6 +15,7 @@ from pyctr_shim.oci import checkpoint_commands, commands, process_commands, repo
 
 _ROOT: Final = "/run/pyctr/oci"
 _TTY_HELP: Final = "send the terminal's master side to this unix socket"
+_ROOTLESS_HELP: Final = "false: do not enter the container's user namespace first, which who is not root needs"
 _EXEC_FAILED: Final = 255  # what runc's callers tell from the program's own status
 
 _SIZE_UNITS: Final = "bkmgtp"
@@ -83,8 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_log(parser)
     parser.add_argument("--root", default=_default_root(), help="where the containers' states are kept")
     parser.add_argument("--systemd-cgroup", action="store_true", help="have systemd make the cgroup")
-    parser.add_argument("--rootless", choices=("true", "false", "auto"), default="auto", help="accepted; no effect")
+    parser.add_argument("--rootless", choices=("true", "false", "auto"), default="auto", help=_ROOTLESS_HELP)
     parser.add_argument("--criu", metavar="PATH", default="criu", help="the program that saves and restores")
+    parser.set_defaults(entered=False)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:

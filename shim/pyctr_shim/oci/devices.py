@@ -33,13 +33,13 @@ def open_host_nodes(devices: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """
     paths = {f"/dev/{name}": f"/dev/{name}" for name, _, _ in _NODES}
     for device in devices:
-        if device["type"] == "p":
-            continue  # that one is no device, and anybody may make it
+        if device["type"] == "p" or os.path.normpath(device["path"]) == "/dev/ptmx":
+            continue  # anybody may make the one, which is no device; the other is a link to the container's own
         # The host's node of that kind and number, wherever the container wants it.
         folder = "block" if device["type"] == "b" else "char"
         paths[device["path"]] = f"/dev/{folder}/{device.get('major', 0)}:{device.get('minor', 0)}"
         if not os.path.exists(paths[device["path"]]):
-            paths[device["path"]] = device["path"]
+            paths[device["path"]] = _node_of(device) or device["path"]
     nodes = {}
     for path, source in paths.items():
         try:
@@ -47,6 +47,17 @@ def open_host_nodes(devices: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         except OSError as error:
             raise OciError(f"linux.devices: {path}: {source}: {error.strerror}", error.errno or 0) from None
     return nodes
+
+
+def _node_of(device: Mapping[str, Any]) -> str:
+    """Return the host's node of a device where udev has made no links by number; "" if there is none."""
+    number = os.makedev(device.get("major", 0), device.get("minor", 0))
+    for folder, _, names in os.walk("/dev"):
+        for name in names:
+            status = os.lstat(path := os.path.join(folder, name))
+            if stat.S_IFMT(status.st_mode) == _KINDS[device["type"]] and status.st_rdev == number:
+                return path
+    return ""
 
 
 def populate(root_fd: int, devices: Iterable[Mapping[str, Any]], host_nodes: Mapping[str, int]) -> None:

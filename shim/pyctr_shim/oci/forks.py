@@ -21,7 +21,7 @@ from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import State
 from pyctr_sys import pagemap
-from pyctr_sys.namespaces import Clone, clone3, setns
+from pyctr_sys.namespaces import Clone, clone3, groups_are_denied, in_user_namespace, setns
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 from pyctr_sys.process import set_dumpable
 from pyctr_sys.routines import routines
@@ -58,6 +58,7 @@ def look_up_once() -> None:
     """Find out what every fork needs to know, for this process and all that are forked from it."""
     program.handled_signals()
     capabilities.inherited()
+    groups_are_denied()
     routines()
 
 
@@ -192,7 +193,7 @@ def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:
     None where that cannot be, or did not work: `fork_into` then says why, or does it. Raises ProcessLookupError if
     the container has ended.
     """
-    steps = joiner.straight()
+    steps = None if _never_comes_back(joiner.request) else joiner.straight()
     if steps is None:
         return None
     flags, exit_signal = _kinship
@@ -212,19 +213,66 @@ def fork_into(joiner: joining.Joiner) -> Child:
 
     Raises ProcessLookupError if the container has ended.
     """
+    if _never_comes_back(joiner.request):
+        return _fork_by_another(joiner)
+    with _pid_namespace_of(joiner.request):
+        return _fork_there(joiner)
+
+
+def _fork_there(joiner: joining.Joiner) -> Child:
+    """Fork a child that joins a container, from its PID namespace."""
     request = joiner.request
-    with _pid_namespace_of(request):
-        if not request.in_cgroup:
-            return _fork(0, joiner.prepare)
-        try:
-            with _directory(request.cgroup.directory_for_clone()) as cgroup_fd:
-                return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            # An init that is a systemd has moved itself further down and left no room for processes here.
-            with _directory(request.cgroup.directory_of(request.init_pid)) as cgroup_fd:
-                return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
+    if not request.in_cgroup:
+        return _fork(0, joiner.prepare)
+    try:
+        with _directory(request.cgroup.directory_for_clone()) as cgroup_fd:
+            return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # An init that is a systemd has moved itself further down and left no room for processes here.
+        with _directory(request.cgroup.directory_of(request.init_pid)) as cgroup_fd:
+            return _fork(Clone.INTO_CGROUP, joiner.prepare, cgroup_fd)
+
+
+def _never_comes_back(request: joining.Request) -> bool:
+    """Whether to enter a container's PID namespace is for good: ours belongs to the machine's root, who we are not."""
+    return bool(request.namespaces & Clone.NEWPID) and in_user_namespace()
+
+
+def _fork_by_another(joiner: joining.Joiner) -> Child:
+    """Have the child that joins forked by a child that enters the PID namespace and ends; they are siblings."""
+    told, tell = Channel.pair()
+    try:
+        _pid, pidfd = _clone(0, partial(_fork_and_tell, joiner, tell))
+    except BaseException:
+        told.close()
+        raise
+    finally:
+        tell.close()
+    try:
+        answer = told.receive()
+    finally:
+        told.close()
+        wait(pidfd)
+        os.close(pidfd)
+    if answer is None or answer[0] is not Message.INIT:
+        fields = answer[1] if answer else {"errno": errno.ECHILD, "text": "the process that forks has ended"}
+        raise OSError(fields["errno"], fields["text"])
+    child_pidfd, channel_fd = answer[2]
+    return Child(answer[1]["pid"], child_pidfd, Channel.of(channel_fd))
+
+
+def _fork_and_tell(joiner: joining.Joiner, tell: Channel) -> NoReturn:
+    try:
+        fork_siblings()
+        setns(joiner.request.init_pidfd, Clone.NEWPID)
+        child = _fork_there(joiner)
+        tell.send(Message.INIT, [child.pidfd, child.channel.fileno()], pid=child.pid)
+    except OSError as error:
+        tell.fail(os.strerror(error.errno or 0), error.errno or 0)
+    finally:
+        os._exit(0)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ and ends.
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,7 +47,7 @@ from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
 from pyctr_sys import pagemap
 from pyctr_sys.mount import MountFlag, mount
-from pyctr_sys.namespaces import Clone, clone3
+from pyctr_sys.namespaces import Clone, clone3, in_user_namespace
 from pyctr_sys.openat2 import make_directories
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
 from pyctr_sys.routines import routines
@@ -75,6 +75,7 @@ class Request:
     start_fd: int  # a listening socket that the start comes over, -1 for the channel itself
     seccomp_cache: str
     systemd_cgroup: bool
+    entered: bool  # the container's user namespace
     hierarchies: Hierarchies
     staged: bool
     checkpoint: "Restore | None" = None  # what to restore, instead of executing a program
@@ -199,6 +200,7 @@ def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:
         rootfs=mounts_of_root,
         console_size=(size[0], size[1]) if size else None,
         start_fd=-1,
+        entered=False,
         hierarchies=hierarchies,
         staged=False,
     )
@@ -228,11 +230,13 @@ def read(request: Request, channel: Channel, made: Premade | None) -> Build | No
     """Read the spec; None if the parent has to fork differently for it."""
     spec = validate.load_spec(f"{request.bundle}/config.json")
     linux = spec["linux"]
-    plan = namespaces.plan(linux.get("namespaces") or ())
+    plan = namespaces.plan(_without_entered(linux.get("namespaces") or (), request))
     if not request.staged and _needs_stager(plan):
         channel.send(Message.RESTAGE)
         return None
     path = cgroup_path(linux.get("cgroupsPath") or "", request.id, of_systemd=request.systemd_cgroup)
+    if path.startswith("/"):
+        path = request.hierarchies.below_base(path)
     record = State(
         id=request.id,
         bundle=request.bundle,
@@ -247,6 +251,11 @@ def read(request: Request, channel: Channel, made: Premade | None) -> Build | No
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
     return Build(request, channel, spec, plan, record, cgroup, made=made)
+
+
+def _without_entered(kinds: Sequence[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
+    """Leave out the user namespace if the runtime is in it already."""
+    return [item for item in kinds if not (request.entered and item["type"] == "user")]
 
 
 def _needs_stager(plan: Plan) -> bool:
@@ -343,7 +352,7 @@ def open_sources(build: Build) -> None:
     label = build.linux.get("mountLabel") or ""
     build.mounts = mounts.plan(build.spec.get("mounts") or (), build.request.bundle, label, partial(_user_maps, build))
     build.notes += mounts.without_effect(build.mounts)
-    if build.plan.has(Clone.NEWUSER):
+    if build.plan.has(Clone.NEWUSER) or in_user_namespace():
         build.host_nodes = devices.open_host_nodes(build.linux.get("devices") or ())
     build.proc_fd = lockdown.open_proc()
     if build.state.host_mount:
@@ -445,7 +454,7 @@ def _detach(build: Build) -> None:
             join_session_keyring(f"_ses.{build.request.id}")
         except OSError as error:
             build.notes.append(f"no session keyring: {error.strerror}")
-    if build.plan.new & Clone.NEWNET and not build.made:
+    if build.plan.new & Clone.NEWNET and not (build.made and build.made.flags & Clone.NEWNET):
         namespaces.bring_loopback_up()
     if name := build.spec.get("hostname"):
         sethostname(name)

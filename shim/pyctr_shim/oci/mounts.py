@@ -48,6 +48,8 @@ _SUPERBLOCK_FLAGS: Final = (
     (MountFlag.RDONLY, "ro"), (MountFlag.SYNCHRONOUS, "sync"), (MountFlag.DIRSYNC, "dirsync"),
     (MountFlag.LAZYTIME, "lazytime"),
 )  # fmt: skip
+# File systems that belong to a namespace: who shares the host's and is no root of its owner may not mount them.
+_HOSTS: Final = {"sysfs": "/sys", "mqueue": "/dev/mqueue"}
 DEFAULT_DEV: Final[Mapping[str, Any]] = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
@@ -213,6 +215,17 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
                 mode = f"mode={stat.S_IMODE(os.fstat(target_fd).st_mode):o}"
                 data = f"{data},{mode}" if data else mode
         _guard(root_fd, target_fd, item)
+    try:
+        _mount_fresh(target_fd, item, data)
+    except PermissionError:
+        if item.kind not in _HOSTS:
+            raise
+        _show_hosts(target_fd, item)
+    os.close(target_fd)
+
+
+def _mount_fresh(target_fd: int, item: PlannedMount, data: str) -> None:
+    options = item.options
     labelled = item.label and item.kind == "mqueue"  # it takes no context=
     if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up or labelled:
         # Known by its fd from the start: once it is mounted, its name may lead to something else.
@@ -231,7 +244,6 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
         if item.context:
             data = lsm.with_context(data, item.context)
         mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
-    os.close(target_fd)
 
 
 def _words(item: PlannedMount, data: str) -> dict[str, str | None]:
@@ -244,6 +256,18 @@ def _words(item: PlannedMount, data: str) -> dict[str, str | None]:
     if item.context:
         words["context"] = item.context
     return words
+
+
+def _show_hosts(target_fd: int, item: PlannedMount) -> None:
+    """Show what the host has mounted: with its namespace, root of a user namespace cannot mount it anew.
+
+    We are on the host's root still, below what covers it.
+    """
+    tree_fd = open_tree(AT_FDCWD, _HOSTS[item.kind], OPEN_TREE_CLONE | AT_RECURSIVE)
+    attributes = Attr.NOSUID | Attr.NODEV | Attr.NOEXEC | (Attr.RDONLY if item.options.flags & MountFlag.RDONLY else 0)
+    mount_setattr(tree_fd, attr_set=attributes, propagation=MountFlag.SLAVE, recursive=True)
+    move_mount(tree_fd, target_fd)
+    os.close(tree_fd)
 
 
 def _remount(root_fd: int, item: PlannedMount) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.namespaces import Clone, clone3, setns, unshare
+from pyctr_sys.namespaces import Clone, clone3, in_user_namespace, setns, unshare
 from pyctr_sys.pidfd import pidfd_send_signal, wait
 
 KINDS: Final[Mapping[str, Clone]] = {
@@ -37,7 +37,12 @@ class Premade:
 
 
 def make_ahead() -> Premade:
-    """Create the namespaces that cost most and that most containers want, the loopback device up."""
+    """Create the namespaces that cost most and that most containers want, the loopback device up.
+
+    None for root of a user namespace, who could not go back to those that are not wanted.
+    """
+    if in_user_namespace():
+        return Premade(0, {})
     kinds = (Clone.NEWNET, Clone.NEWIPC, Clone.NEWUTS)
     host_fds = {
         kind: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)

@@ -105,6 +105,7 @@ def rehearse() -> None:
             no_new_keyring=False,
             console_size=None,
             start_fd=-1,
+            entered=False,
             seccomp_cache="",
             systemd_cgroup=False,
             hierarchies=mounted(),
@@ -117,7 +118,7 @@ def rehearse() -> None:
                 break  # what is wrong, the first container tells whoever wants it
             finally:
                 setns(own_fd, Clone.NEWNS)
-                cgroup_for(mounted(), cgroup_of(directory)).remove()
+                cgroup_for(mounted(), mounted().below_base(cgroup_of(directory))).remove()
     os.close(own_fd)
 
 

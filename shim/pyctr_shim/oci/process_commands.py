@@ -82,6 +82,7 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
             no_pivot_root=options.no_pivot,
             no_new_keyring=options.no_new_keyring,
             systemd_cgroup=options.systemd_cgroup,
+            entered=options.entered,
             preserve_fds=options.preserve_fds,
             state_directory=directory,
             detached=checkpoint is None,

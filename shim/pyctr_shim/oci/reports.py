@@ -158,6 +158,7 @@ def _for_one_who_is_not_root(document: dict[str, Any]) -> None:
     linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
     linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
     linux.pop("resources", None)
+    document["process"]["user"].pop("additionalGids", None)  # who has one id alone may have no others
     for mount in document["mounts"]:
         mount["options"] = [option for option in mount["options"] if not option.startswith(("gid=", "uid="))]
         if mount["destination"] == "/sys":  # a new one would need the network namespace to be ours

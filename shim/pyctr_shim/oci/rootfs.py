@@ -25,6 +25,7 @@ from pyctr_sys.mount import (
 from pyctr_sys.openat2 import O_PATH, open_in_root
 
 _PAGE: Final = 4096
+_MAPS: Final = ("uidmap=", "gidmap=")  # a snapshotter's, for whoever mounts
 _PROPAGATION: Final = {
     "": MountFlag.SLAVE, "private": MountFlag.PRIVATE, "slave": MountFlag.SLAVE, "shared": MountFlag.SHARED,
     "unbindable": MountFlag.UNBINDABLE, "rprivate": MountFlag.PRIVATE, "rslave": MountFlag.SLAVE,
@@ -58,14 +59,20 @@ def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
     A target is looked up in what has been mounted before it, which is the image's: no symlink leads out of that.
     """
     for item in mounts:
-        options = mount_options.parse(item.options)
+        maps = dict(option.split("=", 1) for option in item.options if option.startswith(_MAPS))
+        options = mount_options.parse(option for option in item.options if not option.startswith(_MAPS))
         if options.idmap:
             raise OciError(f"rootfs: mount option {options.idmap!r} is not supported")
         try:
             root_fd = os.open(directory, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             target_fd = open_in_root(root_fd, item.target or "/")
             os.close(root_fd)
-            _mount_on(target_fd, item, options)
+            if maps:
+                from pyctr_shim.oci import mapped_layers  # seldom needed
+
+                mapped_layers.mount_mapped(item.type, item.source, target_fd, options, maps)
+            else:
+                _mount_on(target_fd, item, options)
             os.close(target_fd)
         except OSError as error:
             raise OciError(f"failed to mount rootfs component: {describe(error)}", error.errno or 0) from None

@@ -53,6 +53,7 @@ class CreateOptions:
     no_pivot_root: bool = False
     no_new_keyring: bool = False
     systemd_cgroup: bool = False
+    entered: bool = False  # this process is in the container's new user namespace already
     console_size: tuple[int, int] | None = None
     preserve_fds: int = 0
     state_directory: str = ""
@@ -269,6 +270,7 @@ def create(
         start_fd=listening.fileno() if listening else -1,
         seccomp_cache=options.seccomp_cache,
         systemd_cgroup=options.systemd_cgroup,
+        entered=options.entered,
         hierarchies=hierarchies,
         staged=options.checkpoint is not None,
         checkpoint=options.checkpoint,
@@ -365,7 +367,7 @@ def _container(
         pidfd=child.pidfd,
         console_fd=console_fd if console_fd >= 0 else None,
         own_pid_namespace=fields["own_pid_namespace"],
-        cgroup=cgroup_for(request.hierarchies, fields["cgroup"]),
+        cgroup=cgroup_for(request.hierarchies, fields["cgroup"], child.pid),
         notes=fields["notes"],
         namespaces=fields["namespaces"],
         seccomp=fields["seccomp"],
@@ -408,7 +410,7 @@ def wait_for_request(fd: int, pages: pagemap.Ranges) -> NoReturn:
 
 def _take_ahead(request: init.Request) -> forks.Child | None:
     """Return the child forked ahead, given its request, if there is one and this is a request that it can serve."""
-    if not _ahead or request.staged or request.preserve_fds or request.start_fd >= 0:
+    if not _ahead or request.staged or request.preserve_fds or request.start_fd >= 0 or request.entered:
         return None
     if request.hierarchies is not mounted():
         return None
@@ -528,7 +530,7 @@ def load(state_directory: str) -> Container:
         pidfd=pidfd,
         console_fd=None,
         own_pid_namespace=record.own_pid_namespace,
-        cgroup=cgroup_for(mounted(), record.cgroup),
+        cgroup=cgroup_for(mounted(), record.cgroup, record.pid if pidfd >= 0 else 0),
         notes=[],
         namespaces=record.namespaces,
         seccomp=record.seccomp,

@@ -15,7 +15,8 @@ from pyctr_shim.oci.cgroups.manager import mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.pidfd import start_ticks
 
-_PARENT: Final = "/tmp"  # noqa: S108 - nobody guesses the names below it, and only ours are removed
+# Nobody guesses the names below these, and only ours are removed. An ordinary user may have no other than the last.
+_PARENTS: Final = (os.environ.get("TMPDIR", ""), "/tmp", os.environ.get("XDG_RUNTIME_DIR", ""))  # noqa: S108
 _CGROUPS: Final = "/pyctr"
 _PREFIX: Final = "pyctr-practice-"
 
@@ -25,7 +26,7 @@ def practice_directory() -> Iterator[str]:
     """Yield a new directory, mode 0700, that is there as long as the block lasts."""
     # Not by tempfile: it imports random, which then fills its state anew in every forked child.
     pid = os.getpid()
-    directory = f"{_PARENT}/{_PREFIX}{_pid_namespace()}-{pid}-{start_ticks(pid)}-{os.urandom(8).hex()}"
+    directory = f"{_parent()}/{_PREFIX}{_pid_namespace()}-{pid}-{start_ticks(pid)}-{os.urandom(8).hex()}"
     os.mkdir(directory, 0o700)
     try:
         yield directory
@@ -40,22 +41,28 @@ def cgroup_of(directory: str) -> str:
 
 def sweep() -> None:
     """Remove directories and cgroups of processes that have ended."""
-    for name in os.listdir(_PARENT):
-        path = f"{_PARENT}/{name}"
+    parent = _parent()
+    for name in os.listdir(parent):
+        path = f"{parent}/{name}"
         if _is_left(name) and _is_ours(path):
             shutil.rmtree(path, ignore_errors=True)
     hierarchies = mounted()
     left = {
         name
         for mount_point in {*hierarchies.controllers.values(), hierarchies.unified} - {""}
-        for name in _list(f"{mount_point}{_CGROUPS}")
+        for name in _list(f"{mount_point}{hierarchies.base}{_CGROUPS}")
         if _is_left(name)
     }
     for name in left:
-        cgroup = cgroup_for(hierarchies, f"{_CGROUPS}/{name}")
+        cgroup = cgroup_for(hierarchies, hierarchies.below_base(f"{_CGROUPS}/{name}"))
         with suppress(OSError, OciError):  # what is still ending there, the next one finds gone
             cgroup.kill()
             cgroup.remove()
+
+
+def _parent() -> str:
+    """Return a directory that takes ours."""
+    return next((path for path in _PARENTS if path and os.access(path, os.W_OK | os.X_OK)), "/tmp")  # noqa: S108
 
 
 def _is_left(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.capabilities import add_keep
+from pyctr_sys.namespaces import groups_are_denied
 from pyctr_sys.openat2 import open_regular
 from pyctr_sys.steps import Steps
 
@@ -30,11 +31,14 @@ def give_stdio(uid: int, fds: Sequence[int] = (0, 1, 2)) -> None:
 def add_switch(steps: Steps, user: Mapping[str, Any]) -> None:
     """Take on uid, gid, supplementary groups and umask, keeping permitted capabilities until they are set.
 
-    EINVAL for ids that the user namespace does not map.
+    EINVAL for ids that the user namespace does not map. Raises OciError for groups where nobody may have any.
     """
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, user.get("additionalGids") or []
     purpose = f"process.user: {uid}:{gid}"
-    steps.call(purpose, "setgroups", len(groups), steps.buffer("uint32_t[]", groups or 1))
+    if groups and groups_are_denied():
+        raise OciError("process.user.additionalGids: this user namespace was made without privileges and has no groups")
+    if not groups_are_denied():
+        steps.call(purpose, "setgroups", len(groups), steps.buffer("uint32_t[]", groups or 1))
     steps.call(purpose, "setresgid", gid, gid, gid)
     add_keep(steps, 1)
     steps.call(purpose, "setresuid", uid, uid, uid)

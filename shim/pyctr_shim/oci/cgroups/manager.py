@@ -10,6 +10,8 @@ from functools import cache
 from typing import Any, Final, Protocol
 
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.cgroups import base_of, own_hierarchies
+from pyctr_sys.namespaces import in_user_namespace
 
 MOUNT_POINT: Final = "/sys/fs/cgroup"
 _HOME: Final = "/pyctr"
@@ -19,15 +21,23 @@ Resources = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Hierarchies:
-    """Where cgroups are mounted: v1 mount points by controller, v2's ("" if there is none)."""
+    """Where cgroups are mounted: v1 mount points by controller, v2's ("" if there is none).
+
+    `base` is the cgroup that has been delegated to us where not all are ours.
+    """
 
     controllers: Mapping[str, str]
     unified: str
+    base: str = ""
 
     @property
     def is_v2(self) -> bool:
         """Whether v2 is in charge. A v2 mount beside v1 controllers (hybrid) is not."""
-        return not self.controllers
+        return bool(self.unified) and not self.controllers
+
+    def below_base(self, path: str) -> str:
+        """Return where a cgroup that is to be at `path` is made."""
+        return path if not self.base or path.startswith(self.base + "/") else self.base + path
 
 
 class Cgroup(Protocol):
@@ -96,7 +106,17 @@ class Cgroup(Protocol):
 def mounted() -> Hierarchies:
     """Return what is mounted on this machine; read once, so that processes forked later need not."""
     with open("/proc/self/mountinfo") as file:
-        return detect(file)
+        found = detect(file)
+    return _delegated(found) if in_user_namespace() else found
+
+
+def _delegated(found: Hierarchies) -> Hierarchies:
+    """Return what of it root of a user namespace may use: version 2 from a cgroup that it was given on, or nothing."""
+    if found.is_v2:
+        own = next((one for one in own_hierarchies() if one.is_v2), None)
+        if own is not None:
+            return Hierarchies({}, found.unified, base_of(own.own))
+    return Hierarchies({}, "")
 
 
 def detect(mountinfo: Iterable[str]) -> Hierarchies:

@@ -15,6 +15,7 @@ from pyctr_shim.oci.cgroups import device_filter, files, stats
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.bpf import attach_device_program, detach_device_program, device_programs, load_device_program
+from pyctr_sys.namespaces import in_user_namespace
 
 _FREEZE_SECONDS: Final = 10.0
 _DEFAULT_PERIOD_US: Final = 100_000
@@ -32,6 +33,7 @@ class CgroupV2:
     def __init__(self, hierarchies: Hierarchies, path: str) -> None:
         """Stand for the cgroup at `path`; nothing is made."""
         self._mount_point = hierarchies.unified
+        self._base = hierarchies.base
         self._directory = hierarchies.unified + path
         self.path = path
 
@@ -42,8 +44,8 @@ class CgroupV2:
 
     def create(self) -> None:
         """Make it, with every controller that its ancestors have; nothing happens if it is there."""
-        parent = self._mount_point
-        for name in self.path.strip("/").split("/"):
+        parent = self._mount_point + self._base
+        for name in self.path.removeprefix(self._base).strip("/").split("/"):
             _delegate_controllers(parent)
             parent = f"{parent}/{name}"
             try:
@@ -72,7 +74,8 @@ class CgroupV2:
 
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""
-        if rules := resources.get("devices"):
+        rules = resources.get("devices")
+        if rules and not in_user_namespace():  # whose root may load no program, nor make a node
             self._filter_devices(device_filter.with_defaults(rules))
         if (resources.get("memory") or {}).get("checkBeforeUpdate"):
             self._check_memory(resources["memory"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyctr_wire.errors import InvalidArgument, Unimplemented
 from pyctrd.core.digests import chain_ids, digest_of, validate_digest
 from pyctrd.core.identifiers import validate_identifier, validate_topic
-from pyctrd.core.idmaps import mapped_root
+from pyctrd.core.idmaps import IdMap, Maps, host_id, mapped_root, maps_of, mount_options
 from pyctrd.core.labels import changed, validate_labels
 from pyctrd.core.leases import Resource, validate_resource
 from pyctrd.core.references import Reference, normalize_reference, parse_reference
@@ -157,14 +157,23 @@ def test_resources() -> None:
         validate_resource(Resource("x", "volumes"))
 
 
-def test_mapped_roots() -> None:
+def test_maps_of_labels() -> None:
     uid, gid = "containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"
-    assert mapped_root({}) is None
-    assert mapped_root({uid: "0:100000:65536", gid: "5:1:1,0:7:1"}) == (100000, 7)
-    assert mapped_root({uid: "0:1:1"}) == (1, -1)
+    assert maps_of({}) is None
+    labels = {uid: "0:100000:65536", gid: "5:1:1,0:7:1"}
+    maps = maps_of(labels)
+    assert maps is not None
+    assert mapped_root(maps) == (100000, 7)
+    assert mount_options(maps) == ("uidmap=0:100000:65536", "gidmap=5:1:1,0:7:1")
+    assert maps.labels() == labels
+    assert [host_id(maps.gids, number) for number in (0, 1, 5)] == [7, None, 1]
+    one = maps_of({uid: "0:1:1"})
+    assert one == Maps((IdMap(0, 1, 1),), ())
+    assert mapped_root(one) == (1, -1)
+    assert mount_options(one) == ("uidmap=0:1:1",)
     for bad in ("x", "0:1", "1:5:5", "0:5:0", "0:-1:1"):
         with pytest.raises(InvalidArgument, match="uidmapping"):
-            mapped_root({uid: bad})
+            maps_of({uid: bad})
 
 
 @given(st.datetimes(timezones=st.just(UNSET.tzinfo)))

@@ -142,7 +142,7 @@ async def test_a_container_is_made(daemon: Daemon) -> None:
     request = daemon.requests[0]
     assert request.options.args == ("sh",)
     assert request.options.console_size == (80, 24)
-    assert request.options.network == "none"
+    assert request.options.network == ""
     assert str(request.platform) == "linux/arm64"
     assert request.runtime_name == sys.executable
 

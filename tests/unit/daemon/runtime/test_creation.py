@@ -119,6 +119,8 @@ class Blobs:
 
 
 class Snapshots:
+    default = "overlayfs"
+
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
 

@@ -7,7 +7,7 @@ import pytest
 
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind
-from pyctrd.snapshots.overlay import stack
+from pyctrd.snapshots.overlay import Overlay, stack
 from support.stores import NS, Stores
 
 R = Path("/r")
@@ -33,17 +33,18 @@ OWN, P1, P2 = R / "3", R / "2", R / "1"
     ],
 )
 def test_the_mount_of_each_kind(kind: Kind, parents: list[Path], mount: Mount) -> None:
-    assert stack(OWN, parents, kind, index_off=True) == [mount]
+    assert stack(OWN, parents, kind, ("index=off",)) == [mount]
 
 
-def test_index_off_only_where_the_kernel_knows_it() -> None:
-    (mount,) = stack(OWN, [P1], Kind.ACTIVE, index_off=False)
-    assert mount.options[-1] == "lowerdir=/r/2/fs"
+@pytest.mark.parametrize(("userxattr", "is_there"), [(True, True), (False, False)])
+def test_marks_that_root_of_a_user_namespace_may_set(*, userxattr: bool, is_there: bool) -> None:
+    (mount,) = Overlay(userxattr=userxattr).mounts(OWN, [P1], Kind.ACTIVE)
+    assert ("userxattr" in mount.options) is is_there
 
 
 def test_a_hundred_and_fifty_parents() -> None:
     parents = [R / str(number) for number in range(150)]
-    (mount,) = stack(OWN, parents, Kind.ACTIVE, index_off=True)
+    (mount,) = stack(OWN, parents, Kind.ACTIVE)
     assert mount.options[2].count(":") == 149
 
 

@@ -1,0 +1,1 @@
+"""The daemon of an ordinary user: root of a user namespace, and of nothing else."""
