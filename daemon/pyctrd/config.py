@@ -204,6 +204,12 @@ class Cni(NamedTuple):
         "/usr/lib/cni",
     )
     timeout: Annotated[float, "Seconds after which a plugin's program is killed.", Least(1)] = 60.0
+    in_process: Annotated[
+        tuple[str, ...],
+        "Types of plugins that need no program, as the daemon does itself what they do, faster. Of those that it knows"
+        " (bridge, host-local, loopback, portmap) one that is not named here is run as a program,"
+        " and so is one whose configuration asks for what the daemon does not know.",
+    ] = ("bridge", "host-local", "loopback", "portmap")
     preference: Annotated[
         Preference, "Which address of a pod is its first: ipv4, ipv6, or cni: the plugins' first."
     ] = Preference.IPV4

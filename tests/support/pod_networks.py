@@ -1,18 +1,24 @@
 """Pods without containers: network namespaces that are attached to networks, with real plugins or scripted ones."""
 
 import json
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pyctr_sys.namespaces import Clone, setns, unshare
 from pyctrd.core.pod_addresses import Preference
+from pyctrd.network import own
 from pyctrd.network.configuration import Configuration
-from pyctrd.network.netns import NetworkNamespaces
+from pyctrd.network.netns import NetworkNamespaces, set_loopback_up
 from pyctrd.network.plugins import Plugins
 from pyctrd.network.pod_network import PodIdentity, PodNetwork
 from pyctrd.network.records import Records
 from pyctrd.offload import Offload
 
+OWN_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 REAL_PLUGINS = Path("/usr/lib/cni")
 
 
@@ -27,10 +33,23 @@ def command(*words: str | Path, netns: Path | None = None) -> str:
     return subprocess.run([*prefix, *words], check=True, capture_output=True, text=True).stdout
 
 
+@contextmanager
+def own_host() -> Iterator[None]:
+    """Let this thread, and those that it starts, be in a new network namespace."""
+    own_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    unshare(Clone.NEWNET)
+    try:
+        set_loopback_up()
+        yield
+    finally:
+        setns(own_fd, Clone.NEWNET)
+        os.close(own_fd)
+
+
 class Lab:
     """A directory with a network's configuration, programs for plugins, and what a daemon keeps."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, in_process: tuple[str, ...] = ()) -> None:
         self.directory = directory
         self.configurations, self.programs = directory / "net.d", directory / "bin"
         self.configurations.mkdir()
@@ -38,23 +57,25 @@ class Lab:
         self.namespaces = NetworkNamespaces(directory / "netns")
         self._offload = Offload(8)
         self.seconds = 30.0
+        self.in_process = in_process
         self.network = self.started()
 
     def started(self) -> PodNetwork:
         """Return what a daemon has that was started just now."""
         self.records = Records(self.directory / "records")
-        plugins = Plugins((self.programs, REAL_PLUGINS), self.seconds, {})
+        plugins = Plugins((self.programs, REAL_PLUGINS), self.seconds, own.plugins(self.in_process))
         return PodNetwork(Configuration(self.configurations), plugins, self.records, Preference.IPV4, self._offload)
 
     def configure(self, *plugins: dict[str, Any], version: str = "1.0.0", name: str = "labnet", **more: Any) -> None:
         document = {"cniVersion": version, "name": name, "plugins": plugins, **more}
         (self.configurations / "10-lab.conflist").write_text(json.dumps(document))
 
-    def bridge(self, **more: Any) -> dict[str, Any]:
+    def bridge(self, *, routes: bool = True, **more: Any) -> dict[str, Any]:
         """A bridge plugin's configuration, with an address of each family for each pod."""
         ranges: list[Any] = [[{"subnet": "10.201.0.0/24"}], [{"subnet": "fd00:201::/64"}]]
         ipam: dict[str, Any] = {"type": "host-local", "dataDir": str(self.ips), "ranges": ranges}
-        ipam["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        if routes:
+            ipam["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
         return {"type": "bridge", "bridge": "labbr", "isGateway": True, "ipMasq": True, "ipam": ipam, **more}
 
     @property

@@ -82,7 +82,7 @@ class Plugins:
         try:
             return self._known[call.kind].call(call, self)
         except OSError as error:
-            raise PluginError(call.kind, call.command, str(error)) from error
+            raise PluginError(call.kind, call.command, error.strerror or str(error)) from error
 
     def _execute(self, call: Call) -> Mapping[str, Any] | None:
         program = self._find(call)

@@ -95,7 +95,7 @@ class PodNetwork:
 
         Raises NetworkNotReady, PluginError, or UnknownError if the plugins gave it no address; what was done is
         undone then, as far as the plugins let it, and the rest by `tear_down` or `collect`. If cancelled it goes on,
-        and a `tear_down` waits for it.
+        and a `tear_down` waits for it. If the pod is attached already, that is all.
         """
         runtime = _runtime(port_mappings, bandwidth, dns, cgroup_parent, annotations or {})
         return await self._offload.run(self._set_up, pod, netns, runtime)
@@ -139,6 +139,10 @@ class PodNetwork:
             f";K8S_POD_INFRA_CONTAINER_ID={pod.id};K8S_POD_UID={pod.uid}"
         )
         with self._busy.alone(pod.id):
+            for earlier in self._records.of(pod.id):
+                if earlier.result is not None and earlier.netns == str(netns):
+                    return self._addresses(earlier)  # whoever asks has not heard that it was done
+                self._delete(earlier)
             network = self._configuration.network()
             attachment = Attachment(network, pod.id, INTERFACE, str(netns), arguments, runtime, self._plugins.known())
             # A crash from here on leaves a record without a result: `collect` undoes what the plugins did.

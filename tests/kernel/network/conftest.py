@@ -1,27 +1,17 @@
 """A host of one's own: a network namespace that takes this machine's place, and pods in it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pyctr_sys.namespaces import Clone, setns, unshare
-from pyctrd.network.netns import set_loopback_up
-from support.pod_networks import Lab
+from support.pod_networks import Lab, own_host
 
 
 @pytest.fixture
 def host() -> Iterator[None]:
-    """Let this thread, and those that it starts, be in a new network namespace."""
-    own_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    unshare(Clone.NEWNET)
-    try:
-        set_loopback_up()
+    with own_host():
         yield
-    finally:
-        setns(own_fd, Clone.NEWNET)
-        os.close(own_fd)
 
 
 @pytest.fixture
