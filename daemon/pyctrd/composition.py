@@ -86,6 +86,7 @@ class Parts:
         """
         self.config = config
         self.group = group
+        self.closing = closing
         self.upgrade = upgrade
         self.dispatch = Dispatch()
         self.content: ContentStore | None = None  # one of the late parts

@@ -3,9 +3,10 @@
 import importlib.metadata
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pyctr_wire.errors import ApiError, NotFound, UnknownError
+from pyctr_wire.errors import ApiError, NotFound
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform
 from pyctrd.cri.containers import Containers
@@ -16,14 +17,22 @@ from pyctrd.cri.filesystem_usage import UsageMeter
 from pyctrd.cri.image_service import ImageService
 from pyctrd.cri.images import Images
 from pyctrd.cri.index import Index
+from pyctrd.cri.pod_network import PodNetworks
 from pyctrd.cri.pulls import Pulls
-from pyctrd.cri.records import NAMESPACE, ImageNames, Pod, PodContainer, container_from_row, pod_from_row
+from pyctrd.cri.records import NAMESPACE, ImageNames, PodContainer, container_from_row, pod_from_row
 from pyctrd.cri.runtime_service import About, RuntimeService
 from pyctrd.cri.sandboxes import Sandboxes
+from pyctrd.cri.sessions import Ports, Sessions
+from pyctrd.cri.streaming.server import StreamingServer
 from pyctrd.log import Logger
 from pyctrd.metadata.images import Images as ImageRows
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.sandboxes import Sandboxes as SandboxRows
+from pyctrd.network.configuration import Configuration
+from pyctrd.network.plugins import Plugins
+from pyctrd.network.pod_network import PodNetwork
+from pyctrd.network.records import Records
+from pyctrd.offload import Offload
 from pyctrd.sandbox import namespaces
 from pyctrd.sandbox.files import SandboxFiles
 from pyctrd.snapshots.manager import SnapshotManager
@@ -33,24 +42,10 @@ if TYPE_CHECKING:
     from pyctrd.composition import Parts
 
 _OURS: Final = "io.containerd.pyctr.v1"
+_NETWORK_THREADS: Final = 16
 _FEATURES: Final = (True, True)  # recursive read-only mounts, user namespaces
 
 _log = Logger("pyctrd.cri")
-
-
-class NoNetwork:
-    """What there is without a network configuration: pods in the host's network."""
-
-    def problem(self) -> str:
-        """Say so."""
-        return "cni plugin not initialized"
-
-    async def set_up(self, pod: Pod, netns: str) -> tuple[str, ...]:
-        """Refuse."""
-        raise UnknownError("cni plugin not initialized")
-
-    async def tear_down(self, pod: Pod, netns: str) -> None:
-        """There is nothing."""
 
 
 class PodImages:
@@ -93,6 +88,9 @@ class CriParts:
         self._host = host
         self._files = SandboxFiles(parts.config.root / "pods", parts.config.state / "pods")
         self._index = Index()
+        # Plugins that hang, and ports that do not answer, take nobody else's threads.
+        self._network_threads = Offload(_NETWORK_THREADS, "network")
+        parts.closing.callback(self._network_threads.close)
         self._images = self._build_images()
         self._build_pods()
         self._recall()
@@ -116,7 +114,7 @@ class CriParts:
 
     def _build_pods(self) -> None:
         parts, stores = self._parts, self._stores
-        self._network, self._events = NoNetwork(), Events()
+        self._network, self._events = self._build_network(), Events()
         # Ours unless the configuration says otherwise: nobody asks for runc as such.
         handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
         self._features = dict.fromkeys(handlers, _FEATURES)
@@ -146,6 +144,17 @@ class CriParts:
             handlers,
         )
 
+    def _build_network(self) -> PodNetworks:
+        parts, settings = self._parts, self._parts.config.cri.cni
+        network = PodNetwork(
+            Configuration(settings.conf_dir),
+            Plugins(tuple(map(Path, settings.bin_dirs)), settings.timeout, {}),
+            Records(parts.config.root / "network_records"),
+            settings.preference,
+            self._network_threads,
+        )
+        return PodNetworks(network, self._files)
+
     def _image_service(self) -> ImageService:
         parts, stores, settings = self._parts, self._stores, self._parts.config.cri
         pulls = Pulls(
@@ -164,8 +173,16 @@ class CriParts:
     def _runtime_service(self) -> RuntimeService:
         parts = self._parts
         execs = Execs(parts.containers, parts.tasks, parts.lifecycle, parts.rows)
+        streaming = StreamingServer(
+            parts.config.cri.streaming,
+            Sessions(self._index, execs),
+            Ports(self._index, self._files, self._network_threads),
+            parts.bulk,
+        )
         about = About(importlib.metadata.version("pyctr"), _has_systemd(), self._features)
-        return RuntimeService(self._index, self._sandboxes, self._containers, execs, self._events, self._network, about)
+        return RuntimeService(
+            self._index, self._sandboxes, self._containers, execs, self._events, self._network, streaming, about
+        )
 
     def _recall(self) -> None:
         """Read pods and containers from their rows."""
@@ -184,9 +201,9 @@ class CriParts:
     async def _recover(self) -> None:
         for container in list(self._index.containers.values()):
             await self._recover_one(container)
-        known = set(self._index.pods)
-        for sandbox_id in set(self._files.list()) - known:
+        for sandbox_id in set(self._files.list()) - set(self._index.pods):
             await self._parts.bulk.run(self._sweep, sandbox_id)
+        await self._network.collect(list(self._index.pods.values()))
 
     async def _recover_one(self, container: PodContainer) -> None:
         try:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import secrets
 import signal
-import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
@@ -13,8 +12,9 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.cri import runtime_pb2
-from pyctr_wire.errors import ApiError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctr_wire.errors import ApiError, DeadlineExceeded, FailedPrecondition, InvalidArgument, UnknownError
 from pyctrd.core.containers import Container
+from pyctrd.cri import attach
 from pyctrd.cri.records import NAMESPACE, PodContainer
 from pyctrd.offload import Offload
 from pyctrd.runtime.creation import available_capabilities
@@ -23,8 +23,6 @@ from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.tasks import Tasks
 
 _PROCESS_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-_HEADER: Final = struct.Struct(">BI")
-_HELLO, _STDOUT, _STDERR, _EXIT = 0, 2, 3, 5
 _MAX_OUTPUT: Final = (16 << 20) - 4096  # bytes of both streams, as much as a message has; the rest is read and dropped
 
 
@@ -54,19 +52,17 @@ class Execs:
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             raise FailedPrecondition(f"container is in {container.state_name} state")
         async with self.registered(container, ExecOptions(tuple(command))) as exec_id:
-            reader, writer = await self.attach(container, exec_id)
+            connection = await self.attach(container, exec_id, stdin=False, stdout=True, stderr=True)
             try:
                 async with asyncio.timeout(seconds or None):
-                    await self._lifecycle.start(NAMESPACE, container.id, exec_id)
-                    return await _collect(reader)
+                    await self.start(container, exec_id)
+                    return await _collect(connection)
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"failed to exec in container: timeout {seconds:g}s exceeded: context deadline exceeded"
                 ) from None
-            except ApiError as error:
-                raise UnknownError(f"failed to exec in container: {error}") from error
             finally:
-                writer.close()
+                connection.close()
 
     @asynccontextmanager
     async def registered(self, container: PodContainer, options: ExecOptions) -> AsyncIterator[str]:
@@ -97,43 +93,30 @@ class Execs:
         with suppress(ApiError):
             await self._tasks.delete_process(NAMESPACE, id, exec_id)
 
+    async def start(self, container: PodContainer, exec_id: str) -> None:
+        """Run what was registered. Raises UnknownError for what cannot be run."""
+        try:
+            await self._lifecycle.start(NAMESPACE, container.id, exec_id)
+        except ApiError as error:
+            raise UnknownError(f"failed to exec in container: {error}") from error
+
     async def attach(
-        self, container: PodContainer, exec_id: str, *, stdin: bool = False
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to the streams of a process, "" for the container's first; frames follow. UnknownError."""
+        self, container: PodContainer, exec_id: str, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> attach.Connection:
+        """Connect to the streams of a process, "" for the container's first. UnknownError."""
         address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
         if address is None or not address.attach:
-            raise NotFound(f'container "{container.id}" has no shim to attach to')
-        reader, writer = await asyncio.open_unix_connection(address.attach)
-        hello = {"exec_id": exec_id, "stdin": stdin, "stdout": True, "stderr": True}
-        writer.write(_frame(_HELLO, json.dumps(hello).encode()))
-        kind, payload = await read_frame(reader)
-        answer = json.loads(payload) if kind == _HELLO else {"error": "no answer to hello"}
-        if "error" in answer:
-            writer.close()
-            raise UnknownError(f'cannot attach to container "{container.id}": {answer["error"]}')
-        return reader, writer
+            raise UnknownError(f'container "{container.id}" has no shim to attach to')
+        return await attach.connect(address.attach, exec_id, stdin=stdin, stdout=stdout, stderr=stderr)
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Return the next frame's type and payload. Raises UnknownError at the end."""
-    try:
-        kind, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
-        return kind, await reader.readexactly(length)
-    except asyncio.IncompleteReadError:
-        raise UnknownError("the shim closed the attach socket") from None
-
-
-async def _collect(reader: asyncio.StreamReader) -> tuple[bytes, bytes, int]:
-    output = {_STDOUT: bytearray(), _STDERR: bytearray()}
+async def _collect(connection: attach.Connection) -> tuple[bytes, bytes, int]:
+    output = {attach.STDOUT: bytearray(), attach.STDERR: bytearray()}
     while True:
-        kind, payload = await read_frame(reader)
-        if kind == _EXIT:
-            return bytes(output[_STDOUT]), bytes(output[_STDERR]), int(json.loads(payload)["exit_status"])
+        kind, payload = await connection.receive()
+        if kind == attach.EXIT:
+            status = int(json.loads(payload)["exit_status"])
+            return bytes(output[attach.STDOUT]), bytes(output[attach.STDERR]), status
         if kind in output:
-            room = _MAX_OUTPUT - len(output[_STDOUT]) - len(output[_STDERR])
+            room = _MAX_OUTPUT - sum(map(len, output.values()))
             output[kind] += payload[:room]
-
-
-def _frame(kind: int, payload: bytes) -> bytes:
-    return _HEADER.pack(kind, len(payload)) + payload

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 from grpc.aio import ServicerContext
 
 from pyctr_wire.cri import runtime_pb2 as pb
-from pyctr_wire.errors import InvalidArgument, NotFound, Unimplemented
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pyctrd.core.values import dataclass
 from pyctrd.cri import convert
 from pyctrd.cri.containers import Containers
@@ -17,6 +17,10 @@ from pyctrd.cri.exec import Execs
 from pyctrd.cri.index import Index
 from pyctrd.cri.records import Pod, PodContainer, now
 from pyctrd.cri.sandboxes import Sandboxes
+from pyctrd.cri.sessions import running
+from pyctrd.cri.streaming.remote_command import Streams
+from pyctrd.cri.streaming.requests import Attach, Exec, PortForward, check
+from pyctrd.cri.streaming.server import StreamingServer
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
@@ -27,7 +31,7 @@ _STREAM_BATCH: Final = 100  # objects in a message
 class NetworkState(Protocol):
     """What connects pods."""
 
-    def problem(self) -> str:
+    async def problem(self) -> str:
         """Return why it cannot, "" if it can."""
 
 
@@ -53,6 +57,7 @@ class RuntimeService:
         execs: Execs,
         events: Events,
         network: NetworkState,
+        streaming: StreamingServer,
         about: About,
     ) -> None:
         """Answer from `index`; have the others do what is asked."""
@@ -62,6 +67,7 @@ class RuntimeService:
         self._execs = execs
         self._events = events
         self._network = network
+        self._streaming = streaming
         self._about = about
 
     # -- the runtime
@@ -77,7 +83,7 @@ class RuntimeService:
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         """Say whether runtime and network are ready, and what handlers there are."""
-        problem = self._network.problem()
+        problem = await self._network.problem()
         conditions = [
             pb.RuntimeCondition(type="RuntimeReady", status=True),
             pb.RuntimeCondition(
@@ -247,6 +253,29 @@ class RuntimeService:
         container = self._index.container(request.container_id)
         output, errors, status = await self._execs.run(container, request.cmd, request.timeout)
         return pb.ExecSyncResponse(stdout=output, stderr=errors, exit_code=status)
+
+    async def Exec(self, request: pb.ExecRequest, context: Context) -> pb.ExecResponse:
+        """Return where a command can be run. NotFound, FailedPrecondition, InvalidArgument, ResourceExhausted."""
+        streams = Streams(request.tty, request.stdin, request.stdout, request.stderr)
+        check(Exec(request.container_id, tuple(request.cmd), streams))
+        container = running(self._index, request.container_id)
+        return pb.ExecResponse(url=await self._streaming.url(Exec(container.id, tuple(request.cmd), streams)))
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
+        """Return where a container's streams are. NotFound, FailedPrecondition, InvalidArgument, ResourceExhausted."""
+        streams = Streams(request.tty, request.stdin, request.stdout, request.stderr)
+        check(Attach(request.container_id, streams))
+        container = running(self._index, request.container_id)
+        return pb.AttachResponse(url=await self._streaming.url(Attach(container.id, streams)))
+
+    async def PortForward(self, request: pb.PortForwardRequest, context: Context) -> pb.PortForwardResponse:
+        """Return where a pod's ports are. NotFound, FailedPrecondition, InvalidArgument, ResourceExhausted."""
+        wanted = PortForward(request.pod_sandbox_id, tuple(request.port))
+        check(wanted)
+        pod = self._index.pod(request.pod_sandbox_id)
+        if not pod.ready:
+            raise FailedPrecondition("sandbox container is not running")
+        return pb.PortForwardResponse(url=await self._streaming.url(PortForward(pod.id, wanted.ports)))
 
     async def GetContainerEvents(self, request: pb.GetEventsRequest, context: Context) -> None:
         """Send what happens from now on, and before, if nobody has heard of it yet."""

@@ -38,11 +38,11 @@ class SandboxRows(Protocol):
 class Network(Protocol):
     """What connects pods."""
 
-    async def set_up(self, pod: Pod, netns: str) -> tuple[str, ...]:
-        """Connect a pod's network namespace and return its addresses, the primary one first. UnknownError."""
+    async def set_up(self, pod: Pod) -> tuple[str, ...]:
+        """Attach a pod and return its addresses, the primary one first. InvalidArgument, UnknownError."""
 
-    async def tear_down(self, pod: Pod, netns: str) -> None:
-        """Give it back; repeatable, `netns` is "" if the namespace is gone. UnknownError."""
+    async def tear_down(self, pod: Pod) -> None:
+        """Detach it; repeatable, and its namespace may be gone. UnknownError."""
 
 
 class ContainerEnds(Protocol):
@@ -142,7 +142,7 @@ class Sandboxes:
         return {
             "runtimeHandler": pod.handler,
             "runtimeType": self._handlers.get(pod.handler, ""),
-            "netNamespaceClosed": "net" in pod.kinds and not self._netns(pod),
+            "netNamespaceClosed": not pod.ready,
             "namespaces": {kind: str(self._files.namespaces(pod.id) / kind) for kind in pod.kinds},
             "addresses": list(pod.addresses),
             "config": MessageToDict(pod.config, preserving_proto_field_name=True),
@@ -161,7 +161,7 @@ class Sandboxes:
         try:
             await self._threads.run(self._prepare, pod)
             if "net" in pod.kinds:
-                pod.addresses = await self._network.set_up(pod, self._netns(pod))
+                pod.addresses = await self._network.set_up(pod)
             pod.ready = True
             await self._threads.run(self._rows.update, NAMESPACE, pod_to_row(pod), ("extensions",))
         except BaseException:
@@ -186,15 +186,11 @@ class Sandboxes:
         else:
             namespaces.check_sysctls(config.linux.sysctls, ())
 
-    def _netns(self, pod: Pod) -> str:
-        path = self._files.namespaces(pod.id) / "net"
-        return str(path) if path.exists() else ""
-
     async def _undo(self, pod: Pod) -> None:
         """Leave nothing of a pod that could not be made; what cannot be taken down keeps it, not ready."""
         try:
             if "net" in pod.kinds:
-                await self._network.tear_down(pod, self._netns(pod))
+                await self._network.tear_down(pod)
             await self._threads.run(self._remove, pod)
         except Exception as error:  # kubelet will stop and remove it
             _log.error("sandbox.not_undone", sandbox=pod.id, error=str(error))
@@ -205,7 +201,7 @@ class Sandboxes:
         for container in list(pod.containers.values()):
             await self._containers.stop(container, 0)
         if "net" in pod.kinds:
-            await self._network.tear_down(pod, self._netns(pod))
+            await self._network.tear_down(pod)
         await self._threads.run(self._close, pod)
         if was_ready:
             pod.ready = False
