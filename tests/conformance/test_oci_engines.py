@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import pytest
 
+from support.criu import require_criu
 from support.daemon_process import wait_until
 from support.engines import IMAGE, Client, docker, import_image, installed, make_root, private_ground, running_daemon
 from support.footprint import cgroup_value
@@ -225,3 +227,47 @@ def test_containerds_container_lives(ctr: Client) -> None:
     assert "exit code 3" in ctr.run("tasks", "rm", "c1").stderr
     ctr("containers", "rm", "c1")
     assert os.listdir(ctr.ground.states / ctr.ground.cgroup) == []
+
+
+COUNT: Final = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done"
+
+
+def last(client: Client, name: str) -> int:
+    """Return the last number that a container has written."""
+    words = client("logs", name).split()
+    return int(words[-1]) if words else 0
+
+
+def test_podman_saves_and_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_criu(monkeypatch)
+    with podman() as client:
+        client(*running(client), "--detach", "--name", "c1", "--network", "none", IMAGE, "sh", "-c", COUNT)
+        wait_until(lambda: last(client, "c1") > 3, "it counts")
+
+        client("container", "checkpoint", "c1")
+
+        assert status(client, "c1") == "exited"
+        before = last(client, "c1")
+        client("container", "restore", "c1")
+        wait_until(lambda: last(client, "c1") > before, "it counts on")
+        client("rm", "--force", "--time", "0", "c1")
+
+
+def test_containerd_saves(monkeypatch: pytest.MonkeyPatch, ctr: Client) -> None:
+    require_criu(monkeypatch)
+    # containerd runs already, with another PATH.
+    runtime = ctr.ground.base / "oci-with-criu"
+    runtime.write_text(f'#!/bin/sh\nexec {ctr.ground.runtime} --criu {shutil.which("criu")} "$@"\n')
+    runtime.chmod(0o755)
+    words = ["run", "--runc-binary", str(runtime), "--runc-root", str(ctr.ground.states), "--detach"]
+    ctr(*words, "--null-io", "--rootfs", str(ctr.ground.base / "image"), "c1", "/bin/sh", "-c", COUNT)
+    images = ctr.ground.base / "images"
+
+    ctr("tasks", "checkpoint", "--image-path", str(images), "c1")
+
+    assert (images / "inventory.img").exists()
+    assert rows(ctr, "tasks", "ls")[0][2] == "RUNNING"
+    ctr("tasks", "kill", "--signal", "SIGKILL", "c1")
+    wait_until(lambda: rows(ctr, "tasks", "ls")[0][2] == "STOPPED", "the task has ended")
+    ctr.run("tasks", "rm", "c1")
+    ctr("containers", "rm", "c1")
