@@ -23,6 +23,7 @@ from pyctrd.cri.records import NAMESPACE, ImageNames, PodContainer, container_fr
 from pyctrd.cri.runtime_service import About, RuntimeService
 from pyctrd.cri.sandboxes import Sandboxes
 from pyctrd.cri.sessions import Ports, Sessions
+from pyctrd.cri.stats import Stats
 from pyctrd.cri.streaming.server import StreamingServer
 from pyctrd.log import Logger
 from pyctrd.metadata.images import Images as ImageRows
@@ -179,9 +180,18 @@ class CriParts:
             Ports(self._index, self._files, self._network_threads),
             parts.bulk,
         )
+        stats = Stats(
+            self._index,
+            parts.tasks,
+            self._stores.snapshots.named(SNAPSHOTTER),
+            self._stores.snapshots.roots()[SNAPSHOTTER],
+            self._files,
+            parts.bulk,
+        )
+        parts.group.create_task(stats.run(), name="figures of pods")
         about = About(importlib.metadata.version("pyctr"), _has_systemd(), self._features)
         return RuntimeService(
-            self._index, self._sandboxes, self._containers, execs, self._events, self._network, streaming, about
+            self._index, self._sandboxes, self._containers, execs, self._events, self._network, streaming, stats, about
         )
 
     def _recall(self) -> None:

@@ -18,6 +18,7 @@ from pyctrd.cri.index import Index
 from pyctrd.cri.records import Pod, PodContainer, now
 from pyctrd.cri.sandboxes import Sandboxes
 from pyctrd.cri.sessions import running
+from pyctrd.cri.stats import Stats
 from pyctrd.cri.streaming.remote_command import Streams
 from pyctrd.cri.streaming.requests import Attach, Exec, PortForward, check
 from pyctrd.cri.streaming.server import StreamingServer
@@ -58,6 +59,7 @@ class RuntimeService:
         events: Events,
         network: NetworkState,
         streaming: StreamingServer,
+        stats: Stats,
         about: About,
     ) -> None:
         """Answer from `index`; have the others do what is asked."""
@@ -68,6 +70,7 @@ class RuntimeService:
         self._events = events
         self._network = network
         self._streaming = streaming
+        self._stats = stats
         self._about = about
 
     # -- the runtime
@@ -281,6 +284,49 @@ class RuntimeService:
         """Send what happens from now on, and before, if nobody has heard of it yet."""
         async for event in self._events.listen():
             await context.write(event)
+
+    # -- figures
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest, context: Context) -> pb.ContainerStatsResponse:
+        """Return the figures of a container. NotFound, FailedPrecondition unless it runs."""
+        container = self._index.container(request.container_id)
+        return pb.ContainerStatsResponse(stats=await self._stats.container(container))
+
+    async def ListContainerStats(
+        self, request: pb.ListContainerStatsRequest, context: Context
+    ) -> pb.ListContainerStatsResponse:
+        """Return the figures of the containers that match."""
+        return pb.ListContainerStatsResponse(stats=await self._stats.containers(self._measured(request.filter)))
+
+    async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest, context: Context) -> None:
+        """Send the figures of the containers that match."""
+        items = await self._stats.containers(self._measured(request.filter))
+        for start in range(0, len(items), _STREAM_BATCH):
+            await context.write(pb.StreamContainerStatsResponse(container_stats=items[start : start + _STREAM_BATCH]))
+
+    def _measured(self, wanted: pb.ContainerStatsFilter) -> list[PodContainer]:
+        found = self._index.containers_like(wanted.id, wanted.pod_sandbox_id, wanted.label_selector, lambda _: True)
+        return list(found)
+
+    async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest, context: Context) -> pb.PodSandboxStatsResponse:
+        """Return the figures of a pod. NotFound, FailedPrecondition unless it is ready."""
+        return pb.PodSandboxStatsResponse(stats=await self._stats.pod(self._index.pod(request.pod_sandbox_id)))
+
+    async def ListPodSandboxStats(
+        self, request: pb.ListPodSandboxStatsRequest, context: Context
+    ) -> pb.ListPodSandboxStatsResponse:
+        """Return the figures of the pods that match and are ready."""
+        return pb.ListPodSandboxStatsResponse(stats=await self._stats.pods(self._measured_pods(request.filter)))
+
+    async def StreamPodSandboxStats(self, request: pb.StreamPodSandboxStatsRequest, context: Context) -> None:
+        """Send the figures of the pods that match and are ready."""
+        items = await self._stats.pods(self._measured_pods(request.filter))
+        for start in range(0, len(items), _STREAM_BATCH):
+            batch = items[start : start + _STREAM_BATCH]
+            await context.write(pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=batch))
+
+    def _measured_pods(self, wanted: pb.PodSandboxStatsFilter) -> list[Pod]:
+        return list(self._index.pods_like(wanted.id, wanted.label_selector, lambda _: True))
 
     async def CheckpointContainer(
         self, request: pb.CheckpointContainerRequest, context: Context

@@ -398,3 +398,29 @@ def test_many_pods_come_and_go_and_nothing_grows(cri: CriClient) -> None:
 
     wait_until(lambda: descriptors(cri.daemon.pid) <= before + 4, "descriptors are closed")
     assert cri.left() == []
+
+
+def test_figures_are_those_of_the_kernel(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sh", "-c", "echo written > /file; while :; do :; done")
+    made = cri.create(pod, cri.container_config("made", *SLEEP))
+
+    def stats() -> runtime_pb2.ContainerStats:
+        request = runtime_pb2.ContainerStatsRequest(container_id=container)
+        return cri.runtime.ContainerStats(request).stats
+
+    wait_until(lambda: stats().cpu.usage_nano_cores.value > 10_000_000, "a busy loop takes processor time")
+    first = stats()
+    assert first.memory.working_set_bytes.value > 0
+    assert first.attributes.id == container
+    assert first.cpu.usage_core_nano_seconds.value > 0
+    every = cri.runtime.ListContainerStats(runtime_pb2.ListContainerStatsRequest()).stats
+    assert {one.attributes.id: one.HasField("cpu") for one in every} == {container: True, made: False}
+    assert next(one for one in every if one.attributes.id == container).writable_layer.inodes_used.value > 1
+    code, _ = refused(cri.runtime.ContainerStats, runtime_pb2.ContainerStatsRequest(container_id=made))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    request = runtime_pb2.PodSandboxStatsRequest(pod_sandbox_id=pod.annotations["id"])
+    of_pod = cri.runtime.PodSandboxStats(request).stats
+    assert of_pod.linux.cpu.usage_core_nano_seconds.value >= first.cpu.usage_core_nano_seconds.value
+    assert of_pod.linux.process.process_count.value >= 1
+    assert [one.attributes.id for one in of_pod.linux.containers] == [container, made]

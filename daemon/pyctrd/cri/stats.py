@@ -1,0 +1,226 @@
+"""Figures of containers and pods: read from their cgroups by one sampler, whoever asks and however often.
+
+A sample is good for a second. A rate needs two: so all running containers are read every ten seconds too.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from pyctr_wire.cri import image_pb2, runtime_pb2
+from pyctr_wire.errors import ApiError, FailedPrecondition
+from pyctrd.core.snapshots import Usage
+from pyctrd.cri.cgroup_figures import CgroupDirectories, Figures, directories_of, read
+from pyctrd.cri.index import Index
+from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now
+from pyctrd.network.netns import inside
+from pyctrd.offload import Offload
+from pyctrd.runtime.tasks import Tasks
+from pyctrd.sandbox.files import SandboxFiles
+
+_EVERY: Final = 10.0  # seconds
+_GOOD_FOR: Final = 1.0
+_INTERFACE: Final = "eth0"
+_UInt = image_pb2.UInt64Value
+
+
+class Snapshotter(Protocol):
+    """The snapshots of containers."""
+
+    def usage(self, ns: str, key: str, /) -> Usage: ...
+
+
+class Stats:
+    """The sampler."""
+
+    def __init__(
+        self,
+        index: Index,
+        tasks: Tasks,
+        snapshotter: Snapshotter,
+        mountpoint: Path,
+        files: SandboxFiles,
+        threads: Offload,
+    ) -> None:
+        """Sample what is in `index`; `snapshotter` has its files below `mountpoint`."""
+        self._index = index
+        self._tasks = tasks
+        self._snapshotter = snapshotter
+        self._mountpoint = mountpoint
+        self._files = files
+        self._threads = threads
+        self._directories: dict[str, CgroupDirectories] = {}
+        self._last: dict[str, Figures] = {}
+        self._before: dict[str, Figures] = {}
+        self._layers: dict[str, tuple[int, Usage]] = {}
+        self._sampled = 0.0
+        self._sampling = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Sample for as long as the daemon lives."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            if self._index.containers:
+                await self._sample()
+
+    async def container(self, container: PodContainer) -> runtime_pb2.ContainerStats:
+        """Return one container's figures. Raises FailedPrecondition unless it runs."""
+        if container.state != runtime_pb2.CONTAINER_RUNNING:
+            raise FailedPrecondition(
+                f'container "{container.id}" is in {container.state_name} state: nothing is measured'
+            )
+        await self._sample()
+        return self._of_container(container)
+
+    async def containers(self, containers: Iterable[PodContainer]) -> list[runtime_pb2.ContainerStats]:
+        """Return the figures of containers; one that does not run has only its layer."""
+        await self._sample()
+        return [self._of_container(container) for container in containers]
+
+    async def pods(self, pods: Iterable[Pod]) -> list[runtime_pb2.PodSandboxStats]:
+        """Return the figures of those pods that are ready."""
+        await self._sample()
+        return [await self._of_pod(pod) for pod in pods if pod.ready]
+
+    async def pod(self, pod: Pod) -> runtime_pb2.PodSandboxStats:
+        """Return one pod's figures. Raises FailedPrecondition unless it is ready."""
+        if not pod.ready:
+            raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+        return (await self.pods([pod]))[0]
+
+    async def _sample(self) -> None:
+        async with self._sampling:
+            if time.monotonic() - self._sampled < _GOOD_FOR:
+                return
+            running = {}
+            for container in self._index.containers.values():
+                with suppress(ApiError):
+                    if container.state == runtime_pb2.CONTAINER_RUNNING:
+                        running[container.id] = self._tasks.find(NAMESPACE, container.id).init.pid
+            everybody = list(self._index.containers)
+            figures, layers = await self._threads.run(self._look, running, everybody)
+            self._before, self._last, self._layers = self._last, figures, layers
+            self._sampled = time.monotonic()
+
+    def _look(
+        self, running: dict[str, int], everybody: list[str]
+    ) -> tuple[dict[str, Figures], dict[str, tuple[int, Usage]]]:
+        figures, layers = {}, {}
+        for id, pid in running.items():
+            with suppress(OSError):  # it has ended meanwhile
+                where = self._directories.get(id) or directories_of(pid)
+                self._directories[id] = where
+                figures[id] = read(where, now())
+                parent = str(where.parent.memory)
+                if parent not in figures:
+                    figures[parent] = read(where.parent, now())
+        for id in everybody:
+            moment, usage = self._layers.get(id, (0, None))
+            if usage is None or now() - moment > _EVERY * 1e9:
+                with suppress(ApiError, OSError):
+                    layers[id] = now(), self._snapshotter.usage(NAMESPACE, id)
+            else:
+                layers[id] = moment, usage
+        for id in self._directories.keys() - running.keys():
+            self._directories.pop(id, None)
+        return figures, layers
+
+    def _of_container(self, container: PodContainer) -> runtime_pb2.ContainerStats:
+        config, figures = container.config, self._last.get(container.id)
+        stats = runtime_pb2.ContainerStats(
+            attributes=runtime_pb2.ContainerAttributes(
+                id=container.id, metadata=config.metadata, labels=config.labels, annotations=config.annotations
+            )
+        )
+        if figures is not None and container.state == runtime_pb2.CONTAINER_RUNNING:
+            stats.cpu.CopyFrom(_cpu(figures, self._before.get(container.id)))
+            stats.memory.CopyFrom(_memory(figures))
+            stats.swap.timestamp = figures.taken_at
+            stats.swap.swap_usage_bytes.value = figures.swap
+        if container.id in self._layers:
+            moment, usage = self._layers[container.id]
+            stats.writable_layer.CopyFrom(
+                image_pb2.FilesystemUsage(
+                    timestamp=moment,
+                    fs_id=image_pb2.FilesystemIdentifier(mountpoint=str(self._mountpoint)),
+                    used_bytes=_UInt(value=usage.size),
+                    inodes_used=_UInt(value=usage.inodes),
+                )
+            )
+        return stats
+
+    async def _of_pod(self, pod: Pod) -> runtime_pb2.PodSandboxStats:
+        config = pod.config
+        stats = runtime_pb2.PodSandboxStats(
+            attributes=runtime_pb2.PodSandboxAttributes(
+                id=pod.id, metadata=config.metadata, labels=config.labels, annotations=config.annotations
+            )
+        )
+        linux = stats.linux
+        linux.containers.extend(self._of_container(one) for one in pod.containers.values())
+        key = self._parent_of(pod)
+        if key in self._last:
+            figures = self._last[key]
+            linux.cpu.CopyFrom(_cpu(figures, self._before.get(key)))
+            linux.memory.CopyFrom(_memory(figures))
+            linux.process.timestamp = figures.taken_at
+            linux.process.process_count.value = figures.processes
+        if "net" in pod.kinds:
+            with suppress(OSError):
+                path = self._files.namespaces(pod.id) / "net"
+                linux.network.CopyFrom(await self._threads.run(_network, path))
+        return stats
+
+    def _parent_of(self, pod: Pod) -> str:
+        """Return the key of the figures of a pod's own cgroup, "" if it has none that we know."""
+        if not pod.config.linux.cgroup_parent:
+            return ""
+        found = [self._directories[id] for id in pod.containers if id in self._directories]
+        return str(found[0].parent.memory) if found else ""
+
+
+def _cpu(figures: Figures, before: Figures | None) -> runtime_pb2.CpuUsage:
+    usage = runtime_pb2.CpuUsage(timestamp=figures.taken_at, usage_core_nano_seconds=_UInt(value=figures.cpu))
+    if before is not None and figures.taken_at > before.taken_at:
+        rate = max(0, figures.cpu - before.cpu) * 1_000_000_000 // (figures.taken_at - before.taken_at)
+        usage.usage_nano_cores.value = rate
+    return usage
+
+
+def _memory(figures: Figures) -> runtime_pb2.MemoryUsage:
+    available = max(0, figures.limit - figures.working_set) if figures.limit else 0
+    return runtime_pb2.MemoryUsage(
+        timestamp=figures.taken_at,
+        working_set_bytes=_UInt(value=figures.working_set),
+        available_bytes=_UInt(value=available),
+        usage_bytes=_UInt(value=figures.memory),
+        rss_bytes=_UInt(value=figures.rss),
+        page_faults=_UInt(value=figures.page_faults),
+        major_page_faults=_UInt(value=figures.major_page_faults),
+    )
+
+
+def _network(netns: Path) -> runtime_pb2.NetworkUsage:
+    """Return what a pod's interfaces have carried. Raises OSError. Source: proc_pid_net(5), dev."""
+    lines = inside(netns, Path("/proc/thread-self/net/dev").read_text).splitlines()[2:]
+    usage = runtime_pb2.NetworkUsage(timestamp=now())
+    for line in lines:
+        name, _, rest = line.partition(":")
+        counts = [int(word) for word in rest.split()]
+        if name.strip() == "lo":
+            continue
+        interface = runtime_pb2.NetworkInterfaceUsage(
+            name=name.strip(),
+            rx_bytes=_UInt(value=counts[0]),
+            rx_errors=_UInt(value=counts[2]),
+            tx_bytes=_UInt(value=counts[8]),
+            tx_errors=_UInt(value=counts[10]),
+        )
+        if interface.name == _INTERFACE:
+            usage.default_interface.CopyFrom(interface)
+        else:
+            usage.interfaces.append(interface)
+    return usage
