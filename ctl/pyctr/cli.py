@@ -32,6 +32,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "image": ("images", "image", "Images: ls|pull|push|tag|rm|inspect|import|export|from-host"),
     "content": ("content", "content", "Stored blobs: ls|fetch|rm"),
     "volume": ("volumes", "volume", "Volumes: create|ls|inspect|rm|prune"),
+    "network": ("network", "network", "Networks of Kubernetes' pods: init"),
     "snapshot": ("snapshots", "snapshot", "Snapshots: ls|rm|usage"),
     "namespace": ("namespaces", "namespace", "Namespaces: ls|create|label|rm"),
     "lease": ("leases", "lease", "Leases: ls|create|rm"),

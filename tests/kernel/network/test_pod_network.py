@@ -1,11 +1,14 @@
 """Pods that are attached to a network by Debian's plugins."""
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pyctr.cli import root
 from pyctrd.network.netns import is_open
-from support.pod_networks import REAL_PLUGINS, Lab, command, pod
+from support.pod_networks import OWN_PLUGINS, REAL_PLUGINS, Lab, command, pod
 
 pytestmark = [
     pytest.mark.root,
@@ -60,3 +63,25 @@ async def test_what_belongs_to_no_sandbox_is_collected(lab: Lab) -> None:
 
     assert lab.reserved() == {"10.201.0.2", "fd00:201::2"}
     assert [one.container for one in lab.records] == ["kept"]
+
+
+@pytest.mark.parametrize("in_process", [(), OWN_PLUGINS], ids=["programs", "own"])
+async def test_the_network_that_pyctr_writes_works(host: None, tmp_path: Path, in_process: tuple[str, ...]) -> None:
+    lab = Lab(tmp_path, in_process)
+    written = CliRunner().invoke(root, ["network", "init", "--directory", str(lab.configurations)])
+    assert written.exit_code == 0, written.output
+    path = Path(written.output.strip())
+    conflist = json.loads(path.read_text())
+    conflist["plugins"][0]["ipam"]["dataDir"] = str(lab.ips)
+    path.write_text(json.dumps(conflist))
+    netns = lab.namespaces.create()
+    try:
+        addresses = await lab.network.set_up(pod(), netns)
+
+        assert addresses.primary == "10.204.0.2"
+        assert [address[:2] for address in addresses.additional] == ["fd"]
+        for address in ("10.204.0.1", addresses.additional[0]):
+            command("busybox", "ping", "-c1", "-W9", address, netns=netns)
+        await lab.network.tear_down(pod(), netns)
+    finally:
+        lab.close()
