@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
-from pyctr_wire.errors import UnknownError
+from pyctr_wire.errors import NotFound, UnknownError
 from support import runtimes
 from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
@@ -168,6 +168,33 @@ def test_output_moves_while_a_command_hangs(shims: Host, tmp_path: Path, mark: s
     for pid in sleepers(mark):
         os.kill(int(pid), signal.SIGKILL)
     container.end()
+
+
+def test_what_a_caller_began_is_gone_through_with(shims: Host, tmp_path: Path) -> None:
+    """F36: its connection closes while the runtime works; the container is there for whoever asks next."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = real_but(tmp_path, "create", f"read x <{gate}")
+    bundle = shims.container("abandoned", "sleep", "1000")
+    client, request, shim_pid = shims.shim("abandoned")
+    options = runtimes.options(program, 30)
+    client.send("Create", pb.CreateTaskRequest(id="abandoned", bundle=str(bundle), options=options))
+    with gate.open("w") as file:  # the runtime has been started
+        client.close()
+        file.write("go on\n")
+    container = Running(shims, "abandoned", bundle, shims.connect(request), request, shim_pid, 0)
+    eventually(lambda: exists(container), "the container is there")
+    assert container.state().status == 1
+    container.start()
+    container.end()
+    assert nothing_left(shims, "abandoned")
+
+
+def exists(container: Running) -> bool:
+    try:
+        return bool(container.state().pid)
+    except NotFound:
+        return False
 
 
 def test_a_shim_that_is_killed_takes_its_command_along(shims: Host, tmp_path: Path, mark: str) -> None:

@@ -64,7 +64,8 @@ def mounts() -> list[str]:
 
 
 def cgroups(shims: Host, id: str) -> list[str]:
-    return [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{shims.group}/{id}")]
+    found = [*Path("/sys/fs/cgroup").glob(f"*/{shims.group}/{id}"), *Path("/sys/fs/cgroup").glob(f"{shims.group}/{id}")]
+    return list(map(str, found))
 
 
 def topics(shims: Host, container: Running) -> list[str]:
