@@ -41,6 +41,7 @@ path = "embedded"
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
     daemon = DaemonProcess(environment={"PATH": runtimes.search_path()})
+    daemon.base.chmod(0o711)
     (daemon.base / "config.toml").write_text(CONFIGURATION.format(base=daemon.base))
     with daemon:
         yield daemon
@@ -131,6 +132,17 @@ def test_a_container_of_another_runtime_lives(ctr: Ctr, name: str) -> None:
     wait_until(lambda: ctr.rows("tasks", "ls")[0][2] == "STOPPED", "the task has ended")
     assert "exit code 3" in ctr.run("tasks", "rm", "c").stderr
     ctr("containers", "rm", "c")
+
+
+@pytest.mark.parametrize(("ctr", "name"), PAIRS, indirect=["ctr"])
+def test_a_user_namespace_can_reach_its_root(ctr: Ctr, name: str) -> None:
+    """The container's root, who is nobody outside, passes through the bundle."""
+    words = ("run", "--rm", "--runc-binary", runtimes.path_of(name))
+    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
+
+    done = ctr.run(*words, *maps, NAME, "c", "sh", "-c", "grep -o ' 100000 ' /proc/self/uid_map; id -u; touch /made")
+
+    assert (done.stdout, done.returncode) == (" 100000 \n0\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(("ctr", "name"), PAIRS, indirect=["ctr"])
