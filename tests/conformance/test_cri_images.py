@@ -387,19 +387,22 @@ def test_a_container_keeps_the_snapshots_of_a_removed_image(
 
 
 def test_how_much_room_images_take(daemon: DaemonProcess, client: Client, registry: str) -> None:
+    """A layer counts as soon as it is there."""
+    before = _usage(client)
     client.pull(f"{registry}/test/busybox:v1")
+    after = _usage(client)
 
+    assert after.fs_id.mountpoint == str(daemon.root / "snapshots/overlayfs")
+    assert Path(after.fs_id.mountpoint).is_dir()
+    assert after.timestamp > before.timestamp > 10**18
+    assert after.used_bytes.value >= before.used_bytes.value + Path("/bin/busybox").stat().st_size
+    assert after.inodes_used.value >= before.inodes_used.value + 3
+    client.remove(f"{registry}/test/busybox:v1")
+    assert _usage(client).used_bytes.value == before.used_bytes.value
+
+
+def _usage(client: Client) -> pb.FilesystemUsage:
     info = client.stub.ImageFsInfo(pb.ImageFsInfoRequest(), timeout=30)
-
     assert list(info.image_filesystems) == list(info.container_filesystems)
     [usage] = info.image_filesystems
-    assert usage.fs_id.mountpoint == str(daemon.root / "snapshots/overlayfs")
-    assert Path(usage.fs_id.mountpoint).is_dir()
-    assert usage.timestamp > 10**18
-    wait_until(lambda: _used(client) >= len(BUSYBOX.blobs[BUSYBOX.digest]), "the image's layers count")
-
-
-def _used(client: Client) -> int:
-    [usage] = client.stub.ImageFsInfo(pb.ImageFsInfoRequest(), timeout=30).image_filesystems
-    assert (usage.used_bytes.value > 0) == (usage.inodes_used.value > 0)
-    return usage.used_bytes.value
+    return usage

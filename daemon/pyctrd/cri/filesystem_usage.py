@@ -1,7 +1,7 @@
-"""ImageFsInfo: what images and containers take of the snapshotter's file system, measured now and then.
+"""ImageFsInfo: what images and containers take of the snapshotter's file system.
 
-Kubelets ask every few seconds, and what running containers have written must be walked: a measurement is good for a
-while, and all who ask meanwhile wait for the same one.
+What a layer takes was counted when it was unpacked. What a container has written must be walked, and kubelets ask
+every few seconds: so that is good for a while.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from pyctr_wire.errors import NotFound
-from pyctrd.core.snapshots import SnapshotInfo, Usage
+from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.offload import Offload
 
-_GOOD_FOR: Final = 10.0  # seconds; as often as containerd's CRI measures
+_GOOD_FOR: Final = 10.0  # seconds; containerd's CRI measures as often
 
 
 class Snapshotter(Protocol):
@@ -43,24 +43,32 @@ class UsageMeter:
         self._ns = ns
         self._bulk = bulk
         self._measuring = asyncio.Lock()
-        self._last: FilesystemUsage | None = None
-        self._measured = 0.0  # when that was, monotonic
+        # What containers have written, by snapshot, and when that was walked, monotonic.
+        self._walks: dict[str, Usage] = {}
+        self._walked = 0.0
 
     async def measure(self) -> FilesystemUsage:
-        """Return the usage as it was at most ten seconds ago."""
+        """Return the usage; what containers have written, as it was at most ten seconds ago."""
         async with self._measuring:
-            if self._last is None or time.monotonic() - self._measured > _GOOD_FOR:
-                self._last = await self._bulk.run(self._sum)
-                self._measured = time.monotonic()
-            return self._last
+            return await self._bulk.run(self._sum)
 
     def _sum(self) -> FilesystemUsage:
         taken_at, size, inodes = time.time_ns(), 0, 0
+        if time.monotonic() - self._walked > _GOOD_FOR:
+            self._walks, self._walked = {}, time.monotonic()
         for info in [info for batch in self._snapshotter.list(self._ns) for info in batch]:
-            try:
-                usage = self._snapshotter.usage(self._ns, info.name)
-            except NotFound:
-                continue
+            usage = self._usage(info)
             size += usage.size
             inodes += usage.inodes
         return FilesystemUsage(taken_at, self._root, size, inodes)
+
+    def _usage(self, info: SnapshotInfo) -> Usage:
+        """Return what one snapshot takes; nothing if it is gone by now."""
+        try:
+            if info.kind is Kind.COMMITTED:
+                return self._snapshotter.usage(self._ns, info.name)
+            if info.name not in self._walks:
+                self._walks[info.name] = self._snapshotter.usage(self._ns, info.name)
+            return self._walks[info.name]
+        except NotFound:
+            return Usage(0, 0)

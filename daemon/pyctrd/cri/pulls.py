@@ -15,6 +15,8 @@ from pyctr_wire.errors import (
     Cancelled,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
     UnknownError,
     error_for,
@@ -39,6 +41,9 @@ _T = TypeVar("_T")
 
 # What kubelets recognise a registry that cannot be reached by: the text's beginning, under code Unknown.
 _REGISTRY_UNAVAILABLE: Final = "RegistryUnavailable"
+
+# What people and their tools look for when access is refused, whoever refuses it.
+_DENIED: Final = "pull access denied, repository does not exist or may require authorization"
 
 _ARRIVING: Final = frozenset({"waiting", "downloading"})
 
@@ -224,6 +229,8 @@ def _tell(shared: _Shared, error: Exception) -> None:
 def _failure(reference: Reference, error: ApiError) -> ApiError:
     """Return the error of a failed pull: of the same class, but for what kubelets know by its text."""
     text = f'failed to pull image "{reference}": {error}'
+    if isinstance(error, Unauthenticated | PermissionDenied) and _DENIED not in text:
+        text = f'failed to pull image "{reference}": {_DENIED}: {error}'
     if isinstance(error, Unavailable):
         return UnknownError(f"{_REGISTRY_UNAVAILABLE}: {text}")
     return error_for(error.code, text)

@@ -32,6 +32,7 @@ from support.images import image, index
 ONE = image({"a": b"1"}, {"b": b"2"})
 ID = digest_of(ONE.config)
 LABELS = {MANAGED_LABEL: MANAGED}
+DENIED = "pull access denied, repository does not exist or may require authorization"
 PATIENCE = 300.0
 
 
@@ -262,8 +263,8 @@ async def test_the_limit_holds_while_bytes_are_awaited_only(
     ("error", "expected"),
     [
         (NotFound("x"), NotFound),
-        (Unauthenticated("pull access denied, repository does not exist"), Unauthenticated),
-        (PermissionDenied("pull access denied, repository does not exist"), PermissionDenied),
+        (Unauthenticated(f"{DENIED}: server message: no"), Unauthenticated),
+        (PermissionDenied(f"{DENIED}: server message: no"), PermissionDenied),
         (DataLoss("wrong bytes"), DataLoss),
         (InvalidArgument("bad manifest"), InvalidArgument),
     ],
@@ -278,6 +279,22 @@ async def test_errors_keep_their_class_and_name_the_image(
     with pytest.raises(expected) as caught:
         await waiting
     assert str(caught.value) == f'failed to pull image "registry.example/one:v1": {error}'
+
+
+@pytest.mark.parametrize("refusal", [Unauthenticated("wrong password"), PermissionDenied("not for you")])
+async def test_whoever_refuses_access_it_is_told_the_same(
+    pulls: Pulls, scripted: ScriptedFetch, refusal: ApiError
+) -> None:
+    waiting = asyncio.ensure_future(pulls.pull(asking()))
+    await scripted.called(1)
+    scripted.calls[0].set_exception(refusal)
+
+    with pytest.raises(type(refusal)) as caught:
+        await waiting
+    assert str(caught.value) == (
+        'failed to pull image "registry.example/one:v1": pull access denied, repository does not exist or may '
+        f"require authorization: {refusal}"
+    )
 
 
 async def test_kubelets_know_a_registry_that_is_out_of_reach(pulls: Pulls, scripted: ScriptedFetch) -> None:
