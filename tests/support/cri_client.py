@@ -85,7 +85,7 @@ class CriClient:
         request = runtime_pb2.CreateContainerRequest(
             pod_sandbox_id=pod.annotations["id"], config=config, sandbox_config=pod
         )
-        return self.runtime.CreateContainer(request, timeout=DEADLINE).container_id  # type: ignore[no-any-return]
+        return self.runtime.CreateContainer(request, timeout=DEADLINE).container_id
 
     def start(self, container: str) -> None:
         """Start a container."""
@@ -100,7 +100,7 @@ class CriClient:
     def status(self, container: str) -> runtime_pb2.ContainerStatus:
         """Return a container's status."""
         request = runtime_pb2.ContainerStatusRequest(container_id=container)
-        return self.runtime.ContainerStatus(request, timeout=DEADLINE).status  # type: ignore[no-any-return]
+        return self.runtime.ContainerStatus(request, timeout=DEADLINE).status
 
     def ended(self, container: str) -> runtime_pb2.ContainerStatus:
         """Wait for a container's end and return its status."""
@@ -110,7 +110,7 @@ class CriClient:
     def exec(self, container: str, *command: str, seconds: int = 0) -> runtime_pb2.ExecSyncResponse:
         """Run a command and return its output."""
         request = runtime_pb2.ExecSyncRequest(container_id=container, cmd=command, timeout=seconds)
-        return self.runtime.ExecSync(request, timeout=DEADLINE)  # type: ignore[no-any-return]
+        return self.runtime.ExecSync(request, timeout=DEADLINE)
 
     def stop(self, container: str, seconds: int = 0) -> None:
         """Stop a container."""

@@ -45,7 +45,7 @@ def refused(call: object, *arguments: object) -> tuple[grpc.StatusCode, str]:
     """Return the code and the text of a call that must fail."""
     with pytest.raises(grpc.RpcError) as failure:
         call(*arguments)  # type: ignore[operator]
-    return failure.value.code(), failure.value.details()
+    return failure.value.code(), str(failure.value.details())
 
 
 def test_a_container_runs_says_what_it_says_and_ends(cri: CriClient) -> None:
