@@ -177,7 +177,7 @@ class Tasks:
             runtime.forked_ahead().pop().end()
         around = external.Surroundings(self._loop, self._reaper, self._keeper_pid, self._identity.socket)
         terminal = new.names.terminal
-        wanted = external.Wanted(self._identity.namespace, new.id, new.bundle, terminal, new.options)
+        wanted = external.Wanted(self._identity.namespace, new.id, new.bundle, new.options)
         container = external.plan(around, wanted, program)
         # What the runtime itself has to say comes the same way: the pipes are not to fill up.
         moving = partial(init.streams.start, None)

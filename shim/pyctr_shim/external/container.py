@@ -12,8 +12,8 @@ costs its container at most a call with an error: what is removed is what the re
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyctr_shim import journal
@@ -26,7 +26,7 @@ from pyctr_shim.identity import write_file
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.oci import program as programs
 from pyctr_shim.oci import runtime
-from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.forks import Child
 from pyctr_shim.oci.rootfs import mount_rootfs
 from pyctr_shim.reaper import Reaper
@@ -64,7 +64,6 @@ class Wanted(NamedTuple):
     namespace: str
     id: str
     bundle: str
-    terminal: bool
     options: runtime.CreateOptions
 
 
@@ -129,21 +128,22 @@ class External:
         """
         arguments = ["--no-pivot"] if options.no_pivot_root else []
         arguments += ["--no-new-keyring"] if options.no_new_keyring else []
-        remains.write(self._bundle, self._record)
         try:
-            arguments += ["--bundle", await self._readable_bundle()]
-            if self._record.rootfs:
-                os.makedirs(self._record.rootfs, 0o711, exist_ok=True)
-                mount_rootfs(options.rootfs, self._record.rootfs)
-            found = await self._make("create", arguments, stdio, terminal=terminal, when_forked=when_forked)
+            with _as_oci_error():
+                remains.write(self._bundle, self._record)
+                arguments += ["--bundle", await self._readable_bundle()]
+                if self._record.rootfs:
+                    os.makedirs(self._record.rootfs, 0o711, exist_ok=True)
+                    mount_rootfs(options.rootfs, self._record.rootfs)
+                found = await self._make("create", arguments, stdio, terminal=terminal, when_forked=when_forked)
+                self._pidfd = found.pidfd
+                with suppress(ProcessLookupError):  # it has ended: its cgroup is found by nobody
+                    self._record = self._record._replace(cgroup=cgroups.find(found.pid))
+                self._record = self._record._replace(pid=found.pid)
+                remains.write(self._bundle, self._record)
         except Exception as error:
             await self._undo(error)
             raise
-        self._pidfd = found.pidfd
-        with suppress(ProcessLookupError):  # it has ended: its cgroup is found by nobody
-            self._record = self._record._replace(cgroup=cgroups.find(found.pid))
-        self._record = self._record._replace(pid=found.pid)
-        remains.write(self._bundle, self._record)
         return found.console_fd
 
     async def start(self) -> None:
@@ -152,13 +152,8 @@ class External:
 
     async def exec(self, exec_id: str, process: bytes, stdio: runtime.Stdio, *, terminal: bool) -> Found:
         """Run a further process."""
-        document = self._file("process")
-        write_file(document, process)
-        arguments = ["--detach", "--process", document]
-        try:
-            return await self._make("exec", arguments, stdio, terminal=terminal)
-        finally:
-            os.unlink(document)
+        with self._document("process", process) as path:
+            return await self._make("exec", ["--detach", "--process", path], stdio, terminal=terminal)
 
     async def kill(self, number: int) -> None:
         """Signal the first process, by way of the runtime, which may have more between it and us.
@@ -202,12 +197,8 @@ class External:
 
     async def update(self, resources: bytes) -> None:
         """Change limits."""
-        document = self._file("resources")
-        write_file(document, resources)
-        try:
-            await self._call("update", "--resources", document)
-        finally:
-            os.unlink(document)
+        with self._document("resources", resources) as path:
+            await self._call("update", "--resources", path)
 
     def checkpoint(self, choices: "Dump") -> Child:
         """Raise OciError: another runtime's checkpoints are its own affair."""
@@ -345,6 +336,17 @@ class External:
         self._count += 1
         return f"{self._bundle}/.{purpose}-{self._count}"
 
+    @contextmanager
+    def _document(self, purpose: str, data: bytes) -> Iterator[str]:
+        """Have a file for the runtime to read. Raises OciError, also for what goes wrong with other files meanwhile."""
+        path = self._file(purpose)
+        with _as_oci_error():
+            write_file(path, data)
+            try:
+                yield path
+            finally:
+                os.unlink(path)
+
     def _thaw(self) -> None:
         """The frozen of version 1 take no signal, not even SIGKILL."""
         place = cgroups.cgroup_of(self._record.cgroup)
@@ -359,6 +361,15 @@ def _parent_of(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+@contextmanager
+def _as_oci_error() -> Iterator[None]:
+    """Say what a full disk and the like have to do with it."""
+    try:
+        yield
+    except OSError as error:
+        raise OciError(describe(error), error.errno or 0) from None
 
 
 def _read_spec(bundle: str) -> dict[str, Any]:

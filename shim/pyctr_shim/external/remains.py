@@ -20,7 +20,7 @@ from pyctr_shim.oci.errors import OciError
 
 NAME: Final = "runtime.json"
 VERSION: Final = 1
-_BURIAL: Final = 10.0  # seconds for the runtime's part of a burial
+_BURIAL: Final = 3.5  # seconds for the runtime's part of a burial, for all of which containerd has five
 
 
 class Record(NamedTuple):
