@@ -364,3 +364,17 @@ def test_memory_may_be_saved_beforehand(lab: Lab, tmp_path: Path) -> None:
     again = restored(lab, spec, container.bundle, tmp_path / "second")
     again.start()
     eventually(lambda: count(container.bundle) > before)
+
+
+def test_user_namespaces_are_refused(lab: Lab, tmp_path: Path) -> None:
+    """Of both: nothing is saved that could not be restored."""
+    spec = lab.spec("sleep", "1000")
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"] |= {"uidMappings": maps, "gidMappings": maps}
+    container = lab.running(spec)
+
+    with pytest.raises(OciError, match="user namespace of its own cannot be saved"):
+        save(container, tmp_path / "images")
+
+    assert not (tmp_path / "images").exists()

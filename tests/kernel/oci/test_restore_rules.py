@@ -32,7 +32,9 @@ def expected_of(container: runtime.Container, *external: str) -> verify.Expected
     """Return what may be in a container: its root, and its mounts at `external`."""
     seen = {item.where: item for item in mount_table.of(container.pid)}
     devices = frozenset(item.device for item in mount_table.of("self"))
-    return verify.Expected({where: seen[where] for where in ("/", *external)}, devices, verify.own_namespaces())
+    return verify.Expected(
+        {where: seen[where] for where in ("/", *external)}, frozenset(), devices, verify.own_namespaces()
+    )
 
 
 def check(container: runtime.Container, spec: Spec, *external: str) -> None:

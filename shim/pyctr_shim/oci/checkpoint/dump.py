@@ -7,7 +7,7 @@ The container is frozen while CRIU works and goes on if CRIU fails. What is moun
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -41,6 +41,7 @@ def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: T
     container runs on, unless CRIU could not even undo what it had begun.
     """
     spec = validate.load_spec(f"{record.bundle}/config.json")
+    refuse_user_namespace(spec)
     with ExitStack() as stack:
         directory_fd = stack.enter_context(_images(choices.common.images))
         work = stack.enter_context(work_directory(choices.common.work))
@@ -60,6 +61,12 @@ def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: T
         if not response.success:
             kept = f"{choices.common.work}/{LOG}" if choices.common.work else ""
             raise criu.failure("checkpoint the container", response, Path(work, LOG), kept)
+
+
+def refuse_user_namespace(spec: Mapping[str, Any]) -> None:
+    """Raise OciError for a container with one: CRIU would read the images as root of that, who may not."""
+    if any(item["type"] == "user" for item in spec["linux"].get("namespaces") or ()):
+        raise OciError("checkpoint: a container with a user namespace of its own cannot be saved and restored")
 
 
 def become(record: State, choices: Dump, channel: Channel) -> NoReturn:

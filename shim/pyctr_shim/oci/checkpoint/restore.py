@@ -29,7 +29,7 @@ from pyctr_shim.oci import init, lockdown, rootfs, state
 from pyctr_shim.oci.cgroups import Cgroup, mount_view
 from pyctr_shim.oci.checkpoint import criu, images, mount_table, verify
 from pyctr_shim.oci.checkpoint.choices import Restore
-from pyctr_shim.oci.checkpoint.dump import EXTERNAL_NAMESPACES, work_directory
+from pyctr_shim.oci.checkpoint.dump import EXTERNAL_NAMESPACES, refuse_user_namespace, work_directory
 from pyctr_shim.oci.checkpoint.sources import Source, Stage
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
@@ -90,6 +90,7 @@ class _Restoring:
     def run(self) -> None:
         """Do all of it, in order."""
         build, common = self.build, self.choices.common
+        refuse_user_namespace(build.spec)
         images.check(common.images)
         criu.require_new_enough(common.program)
         self._check_filters()
@@ -155,7 +156,8 @@ class _Restoring:
         on_stage = {item.where: item for item in mount_table.of("self")}
         mounts_ = {source.where: on_stage[source.path] for source in self.sources}
         mounts_["/"] = on_stage[self.stage.root]
-        self.expected = verify.Expected(mounts_, devices, self.own_namespaces)
+        optional = frozenset(source.where for source in self.sources if source.is_optional)
+        self.expected = verify.Expected(mounts_, optional, devices, self.own_namespaces)
 
     def _mount_cgroups(self, flags: int) -> None:
         """Mount the container's view of its cgroups, from where it will look: only there has it the right root."""

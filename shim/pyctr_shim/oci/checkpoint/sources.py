@@ -34,10 +34,14 @@ _BELOW: Final = int(Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINK
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A mount point in the container, and where on the stage lies what belongs there."""
+    """A mount point in the container, and where on the stage lies what belongs there.
+
+    An optional one may be missing in a checkpoint: it has come to the host's since.
+    """
 
     where: str
     path: str
+    is_optional: bool = False
 
 
 class Stage:
@@ -124,7 +128,7 @@ class Stage:
             fd = openat2(tree_fd, name.lstrip("/"), O_PATH, _BELOW)
             single_fd = open_tree(fd, "", OPEN_TREE_CLONE)
             os.close(fd)
-            yield Source(where.rstrip("/") + name, self._place(single_fd))
+            yield Source(where.rstrip("/") + name, self._place(single_fd), is_optional=True)
             os.close(single_fd)
         os.close(tree_fd)
 

@@ -35,11 +35,13 @@ _FILTERED: Final = 2
 class Expected(NamedTuple):
     """What may be in the container: its root and external mounts by mount point, as this process has them mounted.
 
-    `devices` are those of all other mounts of this machine: what is on one of them did not come into being with the
-    container. `own_namespaces` are this runtime's, by the kernel's numbers.
+    Nothing need be at those mount points that are `optional`. `devices` are those of all other mounts of this machine:
+    what is on one of them did not come into being with the container. `own_namespaces` are this runtime's, by the
+    kernel's numbers.
     """
 
     mounts: Mapping[str, Mounted]
+    optional: frozenset[str]
     devices: frozenset[str]
     own_namespaces: Mapping[Clone, int]
 
@@ -144,6 +146,8 @@ def _check_mounts(spec: Spec, seen: Sequence[Mounted], pid: int, expected: Expec
     last = {item.where: item for item in seen}
     for where, source in expected.mounts.items():
         found = last.get(where)
+        if found is None and where in expected.optional:
+            continue
         if found is None or (found.device, found.root) != (source.device, source.root):
             raise OciError(f"restore: what is mounted at {where} is not what the spec has there")
         if "ro" in source.options and "ro" not in found.options:
