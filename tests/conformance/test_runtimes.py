@@ -16,6 +16,8 @@ import pytest
 from support import runtimes
 from support.ctr_client import DEBIANS, Ctr, newer_ctr
 from support.daemon_process import DaemonProcess, wait_until
+from support.engines import IMAGE as IMAGE_OF_DOCKER
+from support.engines import docker
 from support.footprint import Footprint, cgroup_value, cgroups_below, remove_cgroup
 from support.images import BuiltImage, busybox_with_applets, write_layout
 from support.pyctr_command import Pyctr
@@ -234,3 +236,23 @@ def test_an_unsafe_version_is_told(pyctr: Pyctr, tmp_path: Path) -> None:
     program.write_text(program.read_text().replace("1.1.5+ds1", "1.5.3"))
     pyctr(*run)
     wait_until(lambda: warnings() == [], "the warning goes")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("configured", [False, True], ids=["runc", "ours in its place"])
+def test_docker_asks_for_runc(configured: bool) -> None:
+    """It names the binary itself; the configuration may put our own runtime in its place."""
+    table = '[runtimes.runc]\npath = "embedded"\n' if configured else ""
+    with (
+        DaemonProcess(config=table, environment={"PATH": runtimes.search_path()}) as daemon,
+        docker(daemon.address) as engine,
+    ):
+        words = ("run", "--network", "none", "--cgroup-parent", f"/{engine.ground.cgroup}")
+        done = engine.run(*words, "--rm", IMAGE_OF_DOCKER, "sh", "-c", "echo out; echo err >&2; exit 3")
+        assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 3)
+        id = engine(*words, "--detach", IMAGE_OF_DOCKER, "sleep", "1000").strip()
+        assert made_by(daemon, "moby", id) == ("" if configured else runtimes.path_of("runc"))
+        assert engine.run("exec", id, "sh", "-c", "exit 5").returncode == 5
+        daemon.restart()
+        wait_until(lambda: engine.run("kill", id).returncode == 0, "docker has found the daemon again")
+        wait_until(lambda: engine.run("rm", id).returncode == 0, "the container has ended")

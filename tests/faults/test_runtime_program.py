@@ -3,8 +3,10 @@
 The programs are small scripts that do just that, some of them a real runtime but for one command.
 """
 
+import contextlib
 import os
 import select
+import shutil
 import signal
 import time
 import uuid
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pyctr_sys.mount import MNT_DETACH, mount, umount2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import NotFound, UnknownError
 from support import runtimes
@@ -168,6 +171,34 @@ def test_output_moves_while_a_command_hangs(shims: Host, tmp_path: Path, mark: s
     for pid in sleepers(mark):
         os.kill(int(pid), signal.SIGKILL)
     container.end()
+
+
+def test_a_full_disk_is_told_of(shims: Host, tmp_path: Path) -> None:
+    """F15: an exec needs a file for the runtime to read; the container runs on, and with room the next one works."""
+    bundle = shims.bundle("full")
+    mount("tmpfs", str(bundle), "tmpfs", 0, "size=128k")
+    try:
+        shutil.rmtree(shims.container("template", "sleep", "1000") / "rootfs")
+        (bundle / "config.json").write_bytes((bundle.parent / "template/config.json").read_bytes())
+        client, request, shim_pid = shims.shim("full")
+        options = runtimes.options(runtimes.path_of("runc"), root=str(tmp_path / "states"))
+        pid = client.call("Create", pb.CreateTaskRequest(id="full", bundle=str(bundle), options=options)).pid
+        container = Running(shims, "full", bundle, client, request, shim_pid, pid)
+        container.start()
+        container.exec("e", "true")
+        with contextlib.suppress(OSError), (bundle / "filler").open("wb") as file:
+            while True:
+                file.write(bytes(1024))
+                file.flush()
+        with pytest.raises(UnknownError, match=r"OCI runtime exec failed: .*No space left on device"):
+            container.start("e")
+        assert container.state().status == 2
+        (bundle / "filler").unlink()
+        container.start("e")
+        assert container.wait("e") == 0
+        container.end()
+    finally:
+        umount2(str(bundle), MNT_DETACH)
 
 
 def test_what_a_caller_began_is_gone_through_with(shims: Host, tmp_path: Path) -> None:

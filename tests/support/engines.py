@@ -148,7 +148,8 @@ def installed(program: str, package: str) -> str:
 
 
 @contextmanager
-def docker() -> Iterator[Client]:
+def docker(containerd: Path | None = None) -> Iterator[Client]:
+    """Yield Debian's docker with one image: with pyctr-oci for its runtime, or on a daemon with containerd's API."""
     daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
     with private_ground() as ground:
         base = ground.base
@@ -156,7 +157,10 @@ def docker() -> Iterator[Client]:
         words += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}"]
         words += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
         words += ["--storage-driver", "vfs", "--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
-        words += ["--add-runtime", f"pyctr={ground.runtime}", "--default-runtime", "pyctr"]
+        if containerd is None:
+            words += ["--add-runtime", f"pyctr={ground.runtime}", "--default-runtime", "pyctr"]
+        else:
+            words += ["--containerd", str(containerd)]
         client = Client(ground, [program, "--host", f"unix://{base}/d.sock"], {})
         with running_daemon(client, words):
             import_image(client)
@@ -166,8 +170,8 @@ def docker() -> Iterator[Client]:
         for mount in ground.mounts():
             assert mount == f"{base}/exec/netns/default"
             subprocess.run(["umount", mount], check=True)
-        (states,) = (base / "exec").glob("runtime-*/moby")
-        assert os.listdir(states) == []
+        for states in (base / "exec").glob("runtime-*/moby"):
+            assert os.listdir(states) == []
 
 
 @contextmanager
