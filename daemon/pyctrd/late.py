@@ -153,7 +153,13 @@ class LateParts:
 
     def _cri(self) -> Iterable[Servicer]:
         stores = late_cri.Stores(
-            self._images, self._content, self._snapshots, self._leases, self._sandboxes, self._transfers
+            self._images,
+            self._content,
+            self._snapshots,
+            self._leases,
+            self._sandboxes,
+            self._transfers,
+            self._belongings,
         )
         return late_cri.CriParts(self._parts, stores, self._scheduler.collect_now, self._host).servicers
 

@@ -34,6 +34,7 @@ from pyctrd.network.plugins import Plugins
 from pyctrd.network.pod_network import PodNetwork
 from pyctrd.network.records import Records
 from pyctrd.offload import Offload
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.sandbox import namespaces
 from pyctrd.sandbox.files import SandboxFiles
 from pyctrd.snapshots.manager import SnapshotManager
@@ -76,6 +77,7 @@ class Stores(NamedTuple):
     leases: Leases
     sandboxes: SandboxRows
     transfers: Transfers
+    belongings: Belongings
 
 
 class CriParts:
@@ -122,7 +124,7 @@ class CriParts:
         self._containers = Containers(
             self._index,
             parts.containers,
-            Maker(parts.containers, stores.snapshots, stores.leases, self._files),
+            Maker(parts.containers, stores.snapshots, stores.leases, self._files, stores.belongings),
             PodImages(self._images),
             parts.tasks,
             parts.lifecycle,

@@ -36,10 +36,14 @@ class CriClient:
         self._channel: grpc.Channel | None = None
         self._process = daemon.process
         self.cgroup = f"/pyctr-test-{uuid.uuid4().hex[:8]}"
-        layout = daemon.base / "layout"
-        images.write_layout(layout, {IMAGE: images.busybox_with_applets()})
+        self.bring(IMAGE, images.busybox_with_applets())
+
+    def bring(self, name: str, image: images.BuiltImage) -> None:
+        """Import an image."""
+        layout = self.daemon.base / f"layout-{uuid.uuid4().hex[:8]}"
+        images.write_layout(layout, {name: image})
         subprocess.run(["tar", "-C", layout, "-cf", f"{layout}.tar", "."], check=True)
-        daemon.ctr("images", "import", f"{layout}.tar", namespace="k8s.io")
+        self.daemon.ctr("images", "import", f"{layout}.tar", namespace="k8s.io")
 
     @property
     def runtime(self) -> runtime_pb2_grpc.RuntimeServiceStub:
@@ -144,8 +148,9 @@ class CriClient:
     def left(self) -> list[str]:
         """Return what is there of pods: rows, namespaces, mounts, files, cgroups."""
         found = [pod.id for pod in self.pods()] + [container.id for container in self.containers()]
-        state, root = self.daemon.base / "state" / "pods", self.daemon.base / "root" / "pods"
-        found += [str(path) for place in (state, root) if place.exists() for path in place.iterdir()]
+        state, root = self.daemon.base / "state" / "pods", self.daemon.base / "root"
+        places = (state, root / "pods", root / "volumes" / "k8s.io")
+        found += [str(path) for place in places if place.exists() for path in place.iterdir()]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state) in line]
         snapshots = self.daemon.ctr("snapshots", "ls", namespace="k8s.io").splitlines()
         found += [line for line in snapshots if line.split()[-1] == "Active"]

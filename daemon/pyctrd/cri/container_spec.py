@@ -37,6 +37,7 @@ class Found:
     hostname: str
     files: Mapping[str, str]  # path in the container → here: hostname, hosts, resolv.conf, shm
     namespaces: Mapping[str, str]  # kind → path of one to join; "" for a new one; not there: the host's
+    volumes: Mapping[str, str]  # path in the container → here, of the image's volumes
     sources: Mapping[str, str]  # a mount's host path → what it leads to
     devices: Sequence[Device]
     seccomp: dict[str, Any] | None  # a profile from a file
@@ -176,6 +177,7 @@ def _mounts(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> list
         for there, here in found.files.items()
     ]
     chosen = [_requested(mount, found) for mount in config.mounts]
+    chosen += [_bind(here, there, "rprivate", "rw") for there, here in found.volumes.items()]
     taken = {mount["destination"] for mount in chosen}
     for whole in taken & {"/dev", "/sys"}:
         defaults = [mount for mount in defaults if not mount["destination"].startswith(whole + "/")]
@@ -184,8 +186,7 @@ def _mounts(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> list
 
 
 def _requested(mount: runtime_pb2.Mount, found: Found) -> dict[str, Any]:
-    target = posixpath.normpath("/" + mount.container_path)
-    target = "/" + target.lstrip("/")
+    target = absolute(mount.container_path)
     if mount.recursive_read_only:
         if not mount.readonly:
             raise InvalidArgument("recursive read-only mount conflicts with RW mount")
@@ -199,6 +200,11 @@ def _requested(mount: runtime_pb2.Mount, found: Found) -> dict[str, Any]:
                 {"containerID": one.container_id, "hostID": one.host_id, "size": one.length} for one in mappings
             ]
     return result
+
+
+def absolute(path: str) -> str:
+    """Return a clean absolute path, whatever it looked like."""
+    return "/" + posixpath.normpath("/" + path).lstrip("/")
 
 
 def _bind(source: str, target: str, propagation: str, access: str) -> dict[str, Any]:

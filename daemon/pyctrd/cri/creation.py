@@ -21,7 +21,7 @@ from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
 from pyctrd.cri import host_mounts
-from pyctrd.cri.container_spec import Found, build_spec, seccomp_file
+from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
 from pyctrd.cri.records import (
     KIND_LABEL,
     NAMESPACE,
@@ -31,9 +31,10 @@ from pyctrd.cri.records import (
     container_extensions,
 )
 from pyctrd.runtime import run_options
+from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import ContainerRows, LeaseRows, Snapshotters, available_capabilities
 from pyctrd.runtime.image_user import User, resolve_user
-from pyctrd.runtime.layer_view import LayerView, directories
+from pyctrd.runtime.layer_view import LayerView, close_all, directories
 from pyctrd.sandbox.files import SandboxFiles
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -68,12 +69,20 @@ class Request(NamedTuple):
 class Maker:
     """Makes containers and takes them away; synchronous, called in threads."""
 
-    def __init__(self, rows: ContainerRows, snapshots: Snapshotters, leases: LeaseRows, files: SandboxFiles) -> None:
+    def __init__(
+        self,
+        rows: ContainerRows,
+        snapshots: Snapshotters,
+        leases: LeaseRows,
+        files: SandboxFiles,
+        belongings: Belongings,
+    ) -> None:
         """Use these stores."""
         self._rows = rows
         self._snapshots = snapshots
         self._leases = leases
         self._files = files
+        self._belongings = belongings
 
     def make(self, request: Request) -> PodContainer:
         """Return a container with a record and a snapshot. Raises InvalidArgument naming the field, UnknownError."""
@@ -83,6 +92,11 @@ class Maker:
             raise InvalidArgument("no privileged container allowed in sandbox")
         sources = host_mounts.sources(config.mounts)
         profile = _profile(seccomp_file(security))
+        with self._belongings.making(NAMESPACE, request.id):  # its volumes go with it
+            return self._make(request, sources, profile)
+
+    def _make(self, request: Request, sources: Mapping[str, str], profile: dict[str, Any] | None) -> PodContainer:
+        config, pod = request.config, request.pod
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = self._leases.create(NAMESPACE, Lease(f"cri-{request.id}", {EXPIRE_LABEL: expires}))
         snapshotter = self._snapshots.named(SNAPSHOTTER)
@@ -140,6 +154,7 @@ class Maker:
         security = config.linux.security_context
         with LayerView(directories(mounts)) as view:
             user = _user(security, request.image.config.process.user, view)
+            volumes = self._volumes(request, view)
         devices = [
             *run_options.devices(
                 f"{one.host_path}:{one.container_path or one.host_path}:{one.permissions or 'rwm'}"
@@ -160,11 +175,30 @@ class Maker:
             files=files,
             namespaces=self._namespaces(request),
             sources=sources,
+            volumes=volumes,
             devices=devices,
             seccomp=profile,
             cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
             image_name=request.image.record,
         )
+
+    def _volumes(self, request: Request, view: LayerView) -> dict[str, str]:
+        """Make the volumes that the image declares and the request does not mount; return where they are, by target.
+
+        They begin with what the image has there.
+        """
+        taken = {absolute(mount.container_path) for mount in request.config.mounts}
+        volumes = {}
+        for declared in request.image.config.process.volumes:
+            target = absolute(declared)
+            if target in taken or target == "/":
+                continue
+            layers = view.directory(target)
+            try:
+                volumes[target] = str(self._belongings.volumes.make(NAMESPACE, request.id, target, layers))
+            finally:
+                close_all(layers)
+        return volumes
 
     def _namespaces(self, request: Request) -> dict[str, str]:
         pod, options = request.pod, request.config.linux.security_context.namespace_options

@@ -12,6 +12,7 @@ import pytest
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from support.cri_client import NODE, POD, TARGET, CriClient
 from support.daemon_process import DaemonProcess, wait_until
+from support.images import image
 
 pytestmark = pytest.mark.root
 
@@ -333,6 +334,29 @@ def test_mounts_are_what_was_asked_for(cri: CriClient) -> None:
     shared.mounts.add(container_path="/data", host_path=str(here), propagation=runtime_pb2.PROPAGATION_BIDIRECTIONAL)
     code, text = refused(cri.create, pod, shared)
     assert (code, "not a shared mount" in text) == (grpc.StatusCode.UNKNOWN, True)
+
+
+def test_volumes_of_an_image_begin_as_the_image_has_them(cri: CriClient) -> None:
+    program = Path("/bin/busybox").read_bytes()
+    files = {"bin/busybox": program, "bin/sh": program, "data/file": b"from the image\n"}
+    built = image(files, config={"Volumes": {"/data": {}, "/empty": {}, "/mounted": {}, "/../../etc": {}}})
+    cri.bring("docker.io/library/volumes:latest", built)
+    pod = cri.run_pod()
+    config = cri.container_config("main", "/bin/busybox", "sleep", "1000")
+    config.image.image = "volumes"
+    config.mounts.add(container_path="/mounted", host_path=str(cri.daemon.base / "mine"))
+    container = cri.create(pod, config)
+    cri.start(container)
+
+    assert cri.exec(container, "/bin/busybox", "cat", "/data/file").stdout == b"from the image\n"
+    mounts = cri.exec(container, "/bin/busybox", "cat", "/proc/self/mountinfo").stdout.decode().splitlines()
+    places = {line.split()[4] for line in mounts}
+    assert {"/data", "/empty", "/mounted", "/etc"} <= places
+    assert cri.exec(container, "/bin/busybox", "touch", "/data/new").exit_code == 0
+    assert not Path("/etc/new").exists()
+    assert len(list((cri.daemon.root / "volumes/k8s.io" / container).iterdir())) == 3
+    cri.remove(container)
+    wait_until(lambda: not list(cri.daemon.root.glob("volumes/k8s.io/*")), "its volumes go with it")
 
 
 def test_events_tell_what_happened_in_its_order(cri: CriClient) -> None:
