@@ -218,7 +218,6 @@ class Cni(NamedTuple):
 class Cri(NamedTuple):
     """The [cri] table."""
 
-    snapshotter: Annotated[str, "The snapshotter that unpacks images."] = "overlayfs"
     pinned_images: Annotated[
         tuple[str, ...], "Images that a kubelet which is short of space is told to leave alone, once they are pulled."
     ] = ()

@@ -168,10 +168,9 @@ class CriParts:
             parts.operations,
             parts.group,
         )
-        snapshotter = settings.snapshotter
-        root = stores.snapshots.roots()[snapshotter]
-        usage = UsageMeter(stores.snapshots.named(snapshotter), root, NAMESPACE, parts.bulk)
-        return ImageService(self._images, pulls, usage, snapshotter)
+        root = stores.snapshots.roots()[SNAPSHOTTER]
+        usage = UsageMeter(stores.snapshots.named(SNAPSHOTTER), root, NAMESPACE, parts.bulk)
+        return ImageService(self._images, pulls, usage, SNAPSHOTTER)
 
     def _runtime_service(self) -> RuntimeService:
         parts = self._parts

@@ -224,6 +224,19 @@ def test_fifty_pulls_at_once_are_one(daemon: DaemonProcess, client: Client, regi
     assert len(client.list()) == 1
 
 
+def test_pulls_and_removals_at_the_same_time_all_succeed(client: Client, registry: str) -> None:
+    names = [f"{registry}/test/{name}" for name in ("busybox:v1", "busybox:v2", "multi:v1", "user:v1")]
+    with ThreadPoolExecutor(12) as pool:
+        pulled = [pool.submit(client.pull, name) for name in names * 6]
+        removed = [pool.submit(client.remove, name) for name in names * 6]
+        assert {one.result() for one in pulled} == {_id(BUSYBOX), _id(NAMED_USER)}
+        for one in removed:
+            one.result()
+
+    assert client.pull(names[2]) == _id(BUSYBOX)
+    assert client.status(names[2]).image.size == _size(BUSYBOX)
+
+
 def test_who_an_image_runs_as(client: Client, registry: str) -> None:
     client.pull(f"{registry}/test/attack:v1")
     client.pull(f"{registry}/test/user:v1")

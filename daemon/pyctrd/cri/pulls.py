@@ -6,6 +6,7 @@ Source: CRI v1; containerd internal/cri/server/images/image_pull.go; kubelet pkg
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import field
 from typing import Final, Protocol, TypeVar
 
@@ -199,21 +200,18 @@ class Pulls:
 
 async def _store(session: Session, image: Image) -> None:
     """Create a record, or let it point at the new target; labels that others have given it stay."""
-    stores = session.stores
-    try:
-        known = await stores.rows.run(stores.images.get, session.ns, image.name)
-    except NotFound:
-        try:
-            await stores.rows.run(stores.images.create, session.ns, image, lease=session.lease)
-        except AlreadyExists:
-            pass
-        else:
-            return
-    else:
-        if known.target == image.target and image.labels.items() <= known.labels.items():
-            return
+    rows, images = session.stores.rows, session.stores.images
     mask = ("target", *(f"labels.{key}" for key in image.labels))
-    await stores.rows.run(stores.images.update, session.ns, image, mask)
+    while True:  # until nobody removes it, or brings it, in between
+        try:
+            known = await rows.run(images.get, session.ns, image.name)
+            if known.target != image.target or not image.labels.items() <= known.labels.items():
+                await rows.run(images.update, session.ns, image, mask)
+            return
+        except NotFound:
+            with suppress(AlreadyExists):
+                await rows.run(images.create, session.ns, image, lease=session.lease)
+                return
 
 
 def _tell(shared: _Shared, error: Exception) -> None:

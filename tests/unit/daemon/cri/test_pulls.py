@@ -377,6 +377,24 @@ async def test_labels_of_others_stay_and_nothing_is_written_twice(
     assert (await images_of.resolve(ID)).pinned
 
 
+async def test_what_is_removed_while_it_is_named_is_named_anew(
+    node: Node, pull: Callable[[str], Awaitable[str]]
+) -> None:
+    node.repository.add(ONE)
+    await pull("registry.example/one:v1")
+    node.repository.add(image({"a": b"2"}))
+    update = node.store.update
+
+    def removed_meanwhile(ns: str, one: Image, *rest: Any, **more: Any) -> Image:
+        node.store.delete(ns, one.name)
+        return update(ns, one, *rest, **more)
+
+    node.store.update = removed_meanwhile  # type: ignore[method-assign, assignment]
+    assert await pull("registry.example/one:v1") != ID
+
+    assert "registry.example/one:v1" in node.names()
+
+
 async def test_configured_images_are_pinned(
     node: Node, images_of: Images, pull: Callable[[str], Awaitable[str]]
 ) -> None:
