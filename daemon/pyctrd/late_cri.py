@@ -177,10 +177,11 @@ class CriParts:
         execs = Execs(parts.containers, parts.tasks, parts.lifecycle, parts.rows)
         streaming = StreamingServer(
             parts.config.cri.streaming,
-            Sessions(self._index, execs),
+            Sessions(self._index, execs, parts.group),
             Ports(self._index, self._files, self._network_threads),
             parts.bulk,
         )
+        parts.group.create_task(streaming.run(), name="streams of pods")
         stats = Stats(
             self._index,
             parts.tasks,

@@ -16,6 +16,7 @@ from pyctr_wire.errors import ApiError, DeadlineExceeded, FailedPrecondition, In
 from pyctrd.core.containers import Container
 from pyctrd.cri import attach
 from pyctrd.cri.records import NAMESPACE, PodContainer
+from pyctrd.cri.streaming.remote_command import Streams
 from pyctrd.offload import Offload
 from pyctrd.runtime.creation import available_capabilities
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
@@ -66,7 +67,15 @@ class Execs:
 
     @asynccontextmanager
     async def registered(self, container: PodContainer, options: ExecOptions) -> AsyncIterator[str]:
-        """Register an exec and yield its id; at the end it is killed, if it still runs, and forgotten."""
+        """Register an exec without input and yield its id; at the end it is killed, if it still runs, and forgotten."""
+        exec_id = await self.register(container, options, Streams(stdout=True, stderr=True))
+        try:
+            yield exec_id
+        finally:
+            await self.discard(container, exec_id)
+
+    async def register(self, container: PodContainer, options: ExecOptions, streams: Streams) -> str:
+        """Register an exec whose streams clients attach to, and return its id; what is not wanted is /dev/null."""
         row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
         assert row.spec is not None
         process = build_process(json.loads(row.spec.value), options, None, available_capabilities())
@@ -75,16 +84,29 @@ class Execs:
             id=container.id,
             exec_id=exec_id,
             terminal=options.terminal,
-            stdin="attach:",
-            stdout="attach:",
-            stderr="" if options.terminal else "attach:",
+            stdin="attach:" if streams.stdin else "",
+            stdout="attach:" if streams.stdout else "",
+            stderr="attach:" if streams.stderr and not options.terminal else "",
             spec=AnyMessage(type_url=_PROCESS_URL, value=json.dumps(process).encode()),
         )
         await self._tasks.exec(NAMESPACE, request)
-        try:
-            yield exec_id
-        finally:
-            await asyncio.shield(asyncio.ensure_future(self._end(container.id, exec_id)))
+        return exec_id
+
+    async def discard(self, container: PodContainer, exec_id: str) -> None:
+        """Kill an exec, if it runs, and forget it, also if the caller is cancelled meanwhile."""
+        await asyncio.shield(asyncio.ensure_future(self._end(container.id, exec_id)))
+
+    async def hang_up(self, container: PodContainer, exec_id: str) -> None:
+        """Tell an exec that its terminal is gone, if it still runs."""
+        request = shim.KillRequest(id=container.id, exec_id=exec_id, signal=signal.SIGHUP)
+        with suppress(ApiError):
+            await self._tasks.kill(NAMESPACE, request)
+
+    async def forget_ended(self, container: PodContainer, exec_id: str) -> None:
+        """Wait for an exec's end and forget it."""
+        with suppress(ApiError):  # gone with its container
+            await self._tasks.wait(NAMESPACE, container.id, exec_id)
+            await self._tasks.delete_process(NAMESPACE, container.id, exec_id)
 
     async def _end(self, id: str, exec_id: str) -> None:
         with suppress(ApiError):

@@ -5,12 +5,12 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from pyctr_wire.cri import runtime_pb2
-from pyctr_wire.errors import ApiError, FailedPrecondition, UnknownError
+from pyctr_wire.errors import FailedPrecondition, UnknownError
 from pyctrd.cri import attach
 from pyctrd.cri.exec import Execs
 from pyctrd.cri.index import Index
@@ -28,40 +28,51 @@ _CONNECT_SECONDS: Final = 10.0
 class Sessions:
     """Starts processes and attaches to them."""
 
-    def __init__(self, index: Index, execs: Execs) -> None:
-        """Find containers in `index`."""
+    def __init__(self, index: Index, execs: Execs, group: asyncio.TaskGroup) -> None:
+        """Find containers in `index`; what outlives a session runs in `group`."""
         self._index = index
         self._execs = execs
+        self._group = group
 
     async def exec(self, container_id: str, command: Sequence[str], streams: Streams) -> Session:
         """Start `command`; no output is lost. Raises ApiError."""
-        container = self._index.container(container_id)
+        container = running(self._index, container_id)
         options = ExecOptions(tuple(command), terminal=streams.tty)
-        async with AsyncExitStack() as stack:
-            exec_id = await stack.enter_async_context(self._execs.registered(container, options))
+        exec_id = await self._execs.register(container, options, streams)
+        try:
             connection = await self._execs.attach(
                 container, exec_id, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr
             )
-            stack.callback(connection.close)
-            if not streams.stdin:
-                await connection.send(attach.STDIN, b"")
-            await self._execs.start(container, exec_id)
-            return _Session(connection, stack.pop_all(), ends_input=True)
-        raise AssertionError("the block above returns")
+            try:
+                await self._execs.start(container, exec_id)
+            except BaseException:
+                connection.close()
+                raise
+        except BaseException:
+            await self._execs.discard(container, exec_id)
+            raise
+
+        def let_go(exit_code: int | None) -> None:
+            # As when a terminal's line is cut. Without a terminal the process goes on until it ends by itself.
+            hang_up = streams.tty and exit_code is None
+            with suppress(RuntimeError):  # the daemon is ending, which forgets nothing
+                self._group.create_task(self._afterwards(container, exec_id, hang_up=hang_up), name=f"end of {exec_id}")
+
+        return _Session(connection, let_go, ends_input=streams.stdin and not streams.tty)
 
     async def attach(self, container_id: str, streams: Streams) -> Session:
         """Join a container's streams. Raises ApiError."""
         container = running(self._index, container_id)
-        connection = await self._execs.attach(
-            container,
-            "",
-            stdin=streams.stdin and container.config.stdin,
-            stdout=streams.stdout,
-            stderr=streams.stderr,
-        )
-        stack = AsyncExitStack()
-        stack.callback(connection.close)
-        return _Session(connection, stack, ends_input=container.config.stdin_once, attached=True)
+        config = container.config
+        stdin = streams.stdin and config.stdin
+        connection = await self._execs.attach(container, "", stdin=stdin, stdout=streams.stdout, stderr=streams.stderr)
+        ends_input = stdin and config.stdin_once and not config.tty
+        return _Session(connection, lambda _: None, ends_input=ends_input, attached=True)
+
+    async def _afterwards(self, container: PodContainer, exec_id: str, *, hang_up: bool) -> None:
+        if hang_up:
+            await self._execs.hang_up(container, exec_id)
+        await self._execs.forget_ended(container, exec_id)
 
 
 def running(index: Index, container_id: str) -> PodContainer:
@@ -76,24 +87,28 @@ class _Session:
     """A process's streams, as one client has them."""
 
     def __init__(
-        self, connection: attach.Connection, stack: AsyncExitStack, *, ends_input: bool, attached: bool = False
+        self,
+        connection: attach.Connection,
+        let_go: Callable[[int | None], None],
+        *,
+        ends_input: bool,
+        attached: bool = False,
     ) -> None:
+        """Own the connection; at its end `let_go` is given the exit code, None if the process goes on."""
         self._connection = connection
-        self._stack = stack
+        self._let_go = let_go
         self._ends_input = ends_input
         self._attached = attached
-        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._exit_code: int | None = None
 
     async def output(self) -> AsyncIterator[tuple[Output, bytes]]:
-        while True:
+        while self._exit_code is None:
             kind, payload = await self._connection.receive()
             if kind == attach.EXIT:
-                status = int(json.loads(payload)["exit_status"])
-                self._status.set_result(0 if self._attached else status)
-                return
-            if kind == attach.MESSAGE:
+                self._exit_code = int(json.loads(payload)["exit_status"])
+            elif kind == attach.MESSAGE:
                 raise UnknownError(payload.decode(errors="replace"))
-            if kind in (attach.STDOUT, attach.STDERR):
+            elif kind in (attach.STDOUT, attach.STDERR):
                 yield Output.STDOUT if kind == attach.STDOUT else Output.STDERR, payload
 
     async def write_stdin(self, data: bytes) -> None:
@@ -108,11 +123,13 @@ class _Session:
         await self._connection.send(attach.RESIZE, _SIZE.pack(columns, rows))
 
     async def wait(self) -> int:
-        return await self._status
+        return 0 if self._attached else self._exit_code or 0
 
     async def abandon(self) -> None:
-        with suppress(ApiError, OSError):
-            await self._stack.aclose()
+        if self._ends_input and self._exit_code is None:
+            self._connection.end_input()
+        self._connection.close()
+        self._let_go(self._exit_code)
 
 
 class Ports:

@@ -2,7 +2,7 @@
 
     u8 type   u32 length, big endian   payload
 
-    0 hello   client: {"exec_id", "stdin", "stdout", "stderr"}; answer: {"terminal", "status"} or {"error"}
+    0 hello   client: {"exec_id", "stdin", "stdout", "stderr", "patient"}; answer: {"terminal", "status"} or {"error"}
     1 stdin   client's bytes; an empty one ends the input
     2 stdout  3 stderr   the process's bytes
     4 resize  u16 columns, u16 rows
@@ -12,7 +12,8 @@
 
 Only what is written after the hello is sent: what came before is in the log. A client that is slow holds the
 output back for a moment; one that takes nothing for a second is cut off with a message, so that it cannot
-hold the container.
+hold the container. One that says that it is patient is not: it is for a process's only client, which may
+hold it as the reader of a pipe would.
 """
 
 import json
@@ -96,6 +97,7 @@ class Client:
         self._streams: Streams | None = None
         self._kinds: frozenset[int] = frozenset()
         self._sends_input = False
+        self._patient = False
         self._unsent = bytearray()
         self._closing = False
         self._room: Future[None] | None = None
@@ -122,7 +124,7 @@ class Client:
             return None
         if self._room is None:
             self._room = Future()
-            self._timer = self._loop.call_later(_PATIENCE, self._cut_off)
+            self._limit_patience()
         return self._room
 
     def finish(self, exit_status: int) -> None:
@@ -187,6 +189,7 @@ class Client:
         wanted = {FrameType.STDOUT: "stdout", FrameType.STDERR: "stderr"}
         self._kinds = frozenset(kind for kind, name in wanted.items() if hello.get(name))
         self._sends_input = bool(hello.get("stdin"))
+        self._patient = bool(hello.get("patient"))
         streams.attach(self)
         self._streams = streams
         answer = {"terminal": streams.names.terminal, "status": streams.status}
@@ -239,12 +242,15 @@ class Client:
 
     def _progressed(self) -> None:
         """Give the client its patience again, and let the output go on when half is gone."""
-        assert self._timer is not None
-        self._timer.cancel()
         if len(self._unsent) < _HIGH_WATER // 2:
             self._release()
         else:
-            self._timer = self._loop.call_later(_PATIENCE, self._cut_off)
+            self._limit_patience()
+
+    def _limit_patience(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if self._patient else self._loop.call_later(_PATIENCE, self._cut_off)
 
     def _release(self) -> None:
         if self._timer is not None and not self._closing:

@@ -209,17 +209,23 @@ class _Wire:
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
     async def read(self) -> bytes:
-        """Return what has come, nothing at the end."""
-        return await self._reader.read(_READ_SIZE)
+        """Return what has come, nothing at the end, however that came about."""
+        try:
+            return await self._reader.read(_READ_SIZE)
+        except OSError:
+            return b""
 
     async def write(self, data: bytes) -> None:
         """Send, waiting while the client takes nothing. Raises ConnectionError if it has gone."""
-        self._writer.write(data)
-        await self._writer.drain()
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as error:  # not always one of its own class: ENOTCONN
+            raise ConnectionResetError("the client has closed the connection") from error
 
     async def close_writing(self) -> None:
         """Say that nothing more comes; TLS cannot."""
-        if self._writer.can_write_eof():
+        if self._writer.can_write_eof() and not self._writer.is_closing():
             self._writer.write_eof()
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ It listens from the first URL on; what serves is loaded then.
 
 import asyncio
 import importlib
-import ssl
 from typing import TYPE_CHECKING, Final
 
 from pyctr_wire.errors import FailedPrecondition, Unavailable
@@ -18,6 +17,8 @@ from pyctrd.log import Logger
 from pyctrd.offload import Offload
 
 if TYPE_CHECKING:
+    import ssl
+
     from pyctrd.cri.streaming.listener import Listener
 
 # Addresses to listen on that are none to connect to.
@@ -54,6 +55,13 @@ class StreamingServer:
         kind = "exec" if isinstance(request, Exec) else "attach" if isinstance(request, Attach) else "portforward"
         return f"{self._base_url}/{kind}/{self._tokens.issue(request)}"
 
+    async def run(self) -> None:
+        """Serve until this is cancelled, then cut off the sessions that there are."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self.close()
+
     async def close(self, seconds: float = 0.0) -> None:
         """Accept no more connections, wait up to `seconds` for the sessions that there are, then cut them off."""
         async with self._starting:
@@ -84,10 +92,12 @@ class StreamingServer:
         _log.info("streaming.listening", url=self._base_url)
 
 
-def _context(settings: Streaming) -> ssl.SSLContext | None:
+def _context(settings: Streaming) -> "ssl.SSLContext | None":
     """Return what the configured certificate makes, None without one."""
     if not settings.certificate:
         return None
+    import ssl  # not loaded where it is not needed
+
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
