@@ -126,7 +126,7 @@ def container(crictl: Crictl, pod: str, tmp_path: Path) -> str:
         "metadata": {"name": "main"},
         "image": {"image": IMAGE},
         "command": ["sh", "-c", script],
-        "log_path": "main.log",
+        "log_path": f"{uuid.uuid4().hex}.log",
         "stdin": True,
         "linux": {"security_context": {"namespace_options": {"pid": 1}}},
     }
