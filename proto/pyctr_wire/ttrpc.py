@@ -150,7 +150,8 @@ def encode_error(error: ApiError) -> bytes:
     """Return the data of a response frame that carries the error's code and text."""
     response = pb.Response()
     response.status.code = error.code
-    response.status.message = str(error)
+    # A file name that the text repeats need not be UTF-8.
+    response.status.message = str(error).encode(errors="replace").decode()
     return response.SerializeToString()
 
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 PRIORITY: Final = select.EPOLLPRI
+_LONGEST_WAIT: Final = 86400.0  # seconds; epoll_wait(2) takes less than 25 days, and a client may give a call years
 
 
 class Future(Generic[T]):
@@ -281,7 +282,7 @@ class Loop:
             return 0
         if not self._timers:
             return self._idle_seconds
-        timeout = max(0.0, self._timers[0].when - time.monotonic())
+        timeout = min(max(0.0, self._timers[0].when - time.monotonic()), _LONGEST_WAIT)
         return timeout if self._idle_seconds is None else min(timeout, self._idle_seconds)
 
     def _run_timers(self) -> bool:

@@ -21,6 +21,7 @@ _BACKLOG: Final = 16
 _READ_SIZE: Final = 64 << 10
 _MAX_UNSENT: Final = 16 << 20
 _MAX_CONNECTIONS: Final = 64
+_MAX_CALLS: Final = 4096  # that wait, on one connection
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -152,6 +153,8 @@ class Connection:
             if stream <= self._last_stream:
                 raise InvalidArgument("StreamID cannot be re-used")
             self._last_stream = stream
+            if len(self._calls) >= _MAX_CALLS:
+                raise ResourceExhausted(f"{_MAX_CALLS} calls of this connection are under way")
             request = ttrpc.decode_request(frame.data)
         except ApiError as error:
             self._reply(stream, ttrpc.encode_error(error))

@@ -31,6 +31,7 @@ _STATUS: Final = {
     Status.PAUSED: task_pb2.PAUSED,
     Status.STOPPED: task_pb2.STOPPED,
 }
+_LARGEST_SIDE: Final = 65535  # of a terminal, in characters
 _EMPTY: Final = empty_pb2.Empty()
 _DAEMON_OPTIONS: Final = "pyctr.v1.RuntimeOptions"
 _COMMAND_SECONDS: Final = 30.0  # less than any daemon waits for Start
@@ -120,6 +121,8 @@ class TaskService:
 
     async def resize_pty(self, request: pb.ResizePtyRequest) -> Message:
         """Set a terminal's size."""
+        if max(request.width, request.height) > _LARGEST_SIDE:
+            raise InvalidArgument(f"ResizePty: {request.width} by {request.height} is no size of a terminal")
         self._tasks.resize(request.id, request.exec_id, request.width, request.height)
         return _EMPTY
 

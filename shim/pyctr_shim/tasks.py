@@ -33,12 +33,21 @@ from pyctr_shim.stdio.binary_logger import BinaryLogger
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
 from pyctr_shim.task import NewTask, Task
 from pyctr_wire.containerd.events import task_pb2 as events
-from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Internal, NotFound, UnknownError
+from pyctr_wire.errors import (
+    AlreadyExists,
+    ApiError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    UnknownError,
+)
 
 if TYPE_CHECKING:
     from pyctr_shim.oci.checkpoint.choices import Dump
 
 _KILL_LIMIT: Final = 10.0
+_LONGEST_ID: Final = 200
 _LOOK_AGAIN: Final = 60.0
 _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
@@ -147,8 +156,13 @@ class Tasks:
         return process.pid
 
     def add_exec(self, task_id: str, exec_id: str, names: Names, spec: bytes) -> None:
-        """Register a process that will join; raises AlreadyExists, or UnknownError unless the container is up."""
+        """Register a process that will join; raises AlreadyExists, or UnknownError unless the container is up.
+
+        Raises InvalidArgument for an id that cannot be part of a file's name, as that of its exit record.
+        """
         task = self.find(task_id)
+        if not exec_id or "/" in exec_id or "\0" in exec_id or len(exec_id) > _LONGEST_ID:
+            raise InvalidArgument(f"exec id {exec_id[:_LONGEST_ID]!r} is not 1 to {_LONGEST_ID} characters without /")
         if exec_id in task.execs:
             raise AlreadyExists(f"id {exec_id}")
         if task.init.status in (Status.PAUSED, Status.STOPPED):

@@ -17,6 +17,7 @@ O_PATH: Final = 0o10000000
 _DIRECTORY: Final = O_PATH | os.O_DIRECTORY
 # Renames and mounts elsewhere make the kernel give up with EAGAIN although nothing is wrong.
 _ATTEMPTS: Final = 128
+_MOST_LINKS: Final = 40  # as the kernel follows
 
 
 class Resolve(IntFlag):
@@ -70,42 +71,77 @@ def open_regular(root_fd: int, path: str) -> int:
 def make_directories(root_fd: int, path: str, mode: int = 0o755) -> int:
     """Return an O_PATH fd of the directory `path`, made with its parents where missing.
 
-    Raises NotADirectoryError if a component is something else, FileNotFoundError for a symlink
-    that leads nowhere.
+    A symlink that leads nowhere is followed to what it names, below the root. Raises NotADirectoryError if a component
+    is something else, ELOOP for links without an end.
     """
     try:
         return open_in_root(root_fd, path, _DIRECTORY)
     except FileNotFoundError:
         pass
-    done = "/"
-    for name in _components(path):
-        parent_fd = open_in_root(root_fd, done, _DIRECTORY)
-        try:
-            os.mkdir(name, mode, dir_fd=parent_fd)
-        except FileExistsError:
-            pass  # it is there, or somebody else made it: the next open decides what it is
-        finally:
-            os.close(parent_fd)
+    done, left, links = "/", _components(path), 0
+    while left:
+        name = left.pop(0)
+        if name != "..":
+            target = _make_directory(root_fd, done, name, mode)
+            if target:
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                left = _components(target) + left
+                done = "/" if target.startswith("/") else done
+                continue
         done = f"{done}{name}/"
     return open_in_root(root_fd, done, _DIRECTORY)
 
 
-def make_file(root_fd: int, path: str, mode: int = 0o644) -> int:
-    """Return an O_PATH fd of the file `path`, made empty with its parent directories if missing."""
+def _make_directory(root_fd: int, parent: str, name: str, mode: int) -> str:
+    """Make a directory unless something is there. Returns where that leads if it is a symlink that leads nowhere."""
+    parent_fd = open_in_root(root_fd, parent, _DIRECTORY)
     try:
-        return open_in_root(root_fd, path)
-    except FileNotFoundError:
-        pass
-    parent, _, name = path.rstrip("/").rpartition("/")
-    parent_fd = make_directories(root_fd, parent or "/")
-    try:
-        # O_EXCL never follows a symlink; whoever made the file meanwhile is found by the open below.
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=parent_fd))
-    except FileExistsError:
-        pass
+        os.mkdir(name, mode, dir_fd=parent_fd)
+    except FileExistsError:  # it is there, or somebody else made it: the next open decides what it is
+        return _leads_nowhere(root_fd, parent_fd, f"{parent}{name}")
     finally:
         os.close(parent_fd)
-    return open_in_root(root_fd, path)
+    return ""
+
+
+def _leads_nowhere(root_fd: int, parent_fd: int, path: str) -> str:
+    """Return the target of a symlink below `parent_fd` if nothing is there, else ""."""
+    try:
+        os.close(open_in_root(root_fd, path))
+    except FileNotFoundError:
+        try:
+            return os.readlink(path.rpartition("/")[2], dir_fd=parent_fd)
+        except OSError:
+            return ""
+    return ""
+
+
+def make_file(root_fd: int, path: str, mode: int = 0o644) -> int:
+    """Return an O_PATH fd of the file `path`, made empty with its parent directories if missing.
+
+    Symlinks that lead nowhere are followed as `make_directories` does.
+    """
+    for _ in range(_MOST_LINKS):
+        try:
+            return open_in_root(root_fd, path)
+        except FileNotFoundError:
+            pass
+        parent, _, name = path.rstrip("/").rpartition("/")
+        parent_fd = make_directories(root_fd, parent or "/")
+        try:
+            # O_EXCL never follows a symlink; whoever made the file meanwhile is found by the open below.
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=parent_fd))
+        except FileExistsError:
+            target = _leads_nowhere(root_fd, parent_fd, f"{parent}/{name}")
+            if target:
+                path = target if target.startswith("/") else f"{parent}/{target}"
+                continue
+        finally:
+            os.close(parent_fd)
+        return open_in_root(root_fd, path)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
 def is_directory(fd: int) -> bool:
@@ -114,11 +150,5 @@ def is_directory(fd: int) -> bool:
 
 
 def _components(path: str) -> list[str]:
-    """Split `path`, taking `..` as text: below a root there is nothing above `/`."""
-    names: list[str] = []
-    for name in path.split("/"):
-        if name == "..":
-            names = names[:-1]
-        elif name not in {"", "."}:
-            names.append(name)
-    return names
+    """Split `path`; `..` is the kernel's to follow, which stops at the root."""
+    return [name for name in path.split("/") if name not in {"", "."}]

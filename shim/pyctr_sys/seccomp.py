@@ -6,7 +6,7 @@ from pyctr_sys.calls import ffi
 from pyctr_sys.steps import Steps
 
 _SET_MODE_FILTER = 1
-_INSTRUCTION_BYTES = 8
+INSTRUCTION_BYTES = 8
 
 
 class FilterFlag(IntFlag):
@@ -33,5 +33,5 @@ def add_load(steps: Steps, purpose: str, program: bytes, flags: int) -> None:
     """Make `load` a step."""
     instructions = ffi.from_buffer(program)
     steps.keep(instructions)
-    filter_ = steps.buffer("struct sock_fprog *", (len(program) // _INSTRUCTION_BYTES, instructions))
+    filter_ = steps.buffer("struct sock_fprog *", (len(program) // INSTRUCTION_BYTES, instructions))
     steps.call(purpose, "seccomp", _SET_MODE_FILTER, flags, filter_)

@@ -40,6 +40,7 @@ APPLETS = [
 ]
 NAMESPACES = ("pid", "ipc", "uts", "mount", "network")
 DEADLINE_SECONDS = 30.0
+MAPS = [{"containerID": 0, "hostID": 100_000, "size": 1000}, {"containerID": 1000, "hostID": 200_000, "size": 10}]
 Spec = dict[str, Any]
 
 
@@ -183,6 +184,25 @@ class Lab:
             for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
                 if line.split()[4].startswith(f"{self.base}/"):
                     umount2(line.split()[4], MNT_DETACH)
+
+
+def with_namespaces(spec: Spec, **paths: str | None) -> Spec:
+    """Replace namespaces by kind: a path to join, "" for a new one, None for the host's."""
+    kept = [item for item in spec["linux"]["namespaces"] if item["type"] not in paths]
+    added = [{"type": kind, **({"path": path} if path else {})} for kind, path in paths.items() if path is not None]
+    spec["linux"]["namespaces"] = kept + added
+    return spec
+
+
+def in_user_namespace(lab: Lab, spec: Spec) -> dict[str, Any]:
+    """Map ids in a spec and return the options with a root owned by them."""
+    with_namespaces(spec, user="")
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = MAPS
+    bundle = lab.bundle(spec)
+    for directory, names, plain in os.walk(bundle / "rootfs"):
+        for name in [*names, *plain, "."]:
+            os.chown(os.path.join(directory, name), 100_000, 100_000, follow_symlinks=False)
+    return {"bundle": bundle}
 
 
 @contextlib.contextmanager

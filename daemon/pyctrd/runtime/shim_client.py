@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, TypeVar, cast
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from pyctr_wire import ttrpc
-from pyctr_wire.errors import ApiError, DeadlineExceeded, PermissionDenied, ResourceExhausted, Unavailable
+from pyctr_wire.errors import ApiError, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted, Unavailable
 
 TASK_SERVICE: Final = "containerd.task.v3.Task"
 REST_AFTER: Final = 1.0  # seconds without a call; less than it takes a shim to fall asleep
@@ -94,8 +94,9 @@ class ShimClient(asyncio.Protocol):
     ) -> Reply:
         """Make one call and return its answer, `seconds` from now at the latest.
 
-        Raises the ApiError that the shim answers, DeadlineExceeded if it does not answer in time, ShimGone if the
-        connection is or gets closed. Cancelling only forgets the call: the shim carries it out.
+        Raises the ApiError that the shim answers, Internal for an answer that is none, DeadlineExceeded if it does not
+        answer in time, ShimGone if the connection is or gets closed. Cancelling only forgets the call: the shim carries
+        it out.
         """
         transport = self._transport
         if transport is None or self._resting is not None:
@@ -116,6 +117,8 @@ class ShimClient(asyncio.Protocol):
             return reply.FromString(await future)
         except ConnectionResetError:
             raise ShimGone(f"{self._name}: {method}: ttrpc: closed") from None
+        except DecodeError:
+            raise Internal(f"{self._name}: {method}: the shim's answer is not a {reply.DESCRIPTOR.name}") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._name}: {method}: the shim did not answer in {seconds:g} s") from None
         finally:

@@ -149,7 +149,7 @@ def _add_exec(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--no-new-privs", action="store_true")
     sub.add_argument("--apparmor", metavar="PROFILE")
     sub.add_argument("--process-label", metavar="LABEL", help="SELinux's")
-    sub.add_argument("--cgroup", metavar="PATH", help="one below the container's that exists")
+    sub.add_argument("--cgroup", action="append", metavar="[CONTROLLER,...:]PATH", help="one below the container's")
     sub.add_argument("--ignore-paused", action="store_true", help="in a paused container, wait until it goes on")
     sub.add_argument("--detach", "-d", action="store_true", help="do not wait for the end")
     _add_process(sub)

@@ -50,12 +50,22 @@ def of_type(kind: type, words: str) -> Check:
 
 BOOL = of_type(bool, "true or false")
 INT = of_type(int, "a whole number")
-ANY_TEXT = of_type(str, "a string")
+_STRING = of_type(str, "a string")
+
+
+def any_text(value: Any) -> None:
+    """Check for a string that is text: JSON's escapes can also spell halves of a character."""
+    _STRING(value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Wrong("is not Unicode text") from None
 
 
 def text(value: Any) -> None:
     """Check for a string that C can hold."""
-    ANY_TEXT(value)
+    any_text(value)
     if "\0" in value:
         raise Wrong("contains a NUL byte")
 
@@ -90,7 +100,8 @@ def one_of(*choices: str) -> Check:
     allowed = frozenset(choices)
 
     def check(value: Any) -> None:
-        if not isinstance(value, str) or value not in allowed:
+        _STRING(value)
+        if value not in allowed:
             raise Wrong(f"{value!r} is not one of {', '.join(choices)}")
 
     return check
@@ -115,12 +126,16 @@ def a_list(item: Check, most: int = 1 << 20) -> Check:
 
 
 def a_map(item: Check) -> Check:
-    """Return a check for an object with any keys and such values."""
+    """Return a check for an object with any keys that C can hold and such values."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict):
             raise Wrong("must be an object")
         for key, entry in value.items():
+            try:
+                text(key)
+            except Wrong as wrong:
+                raise Wrong(f"the key {key!r} {wrong}") from None
             try:
                 item(entry)
             except Wrong as wrong:

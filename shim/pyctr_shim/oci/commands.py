@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
 
 _END_SECONDS: Final = 10.0
+_PAUSE: Final = 0.002
 
 # option, its place in LinuxResources, type
 LIMIT_OPTIONS: Final[tuple[tuple[str, tuple[str, str], type], ...]] = (
@@ -135,7 +137,7 @@ def delete(options: argparse.Namespace) -> int:
 
 
 def end(container: Container) -> None:
-    """Kill everything in a container and wait for init's end. Raises OciError if it outlives that."""
+    """Kill everything in a container and wait for its end. Raises OciError if something outlives that."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         if container.pidfd >= 0:
             container.kill(signal.SIGKILL)
@@ -143,6 +145,11 @@ def end(container: Container) -> None:
             container.kill_all(signal.SIGKILL)
     if container.pidfd >= 0 and not select.select([container.pidfd], [], [], _END_SECONDS)[0]:
         raise OciError(f"process {container.pid} outlives SIGKILL by {_END_SECONDS:g} s")
+    deadline = time.monotonic() + _END_SECONDS
+    while not container.own_pid_namespace and (left := container.pids()):
+        if time.monotonic() > deadline:
+            raise OciError(f"processes {left} outlive SIGKILL by {_END_SECONDS:g} s")
+        time.sleep(_PAUSE)
 
 
 def pause(options: argparse.Namespace) -> int:

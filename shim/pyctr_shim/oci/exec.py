@@ -254,7 +254,7 @@ class Joiner:
         lockdown.forbid_imports()
         self._enter.run()
         if self.request.namespaces & Clone.NEWUSER:
-            user.become_root()
+            user.become_root(process.get("user") or {})
         os.umask(0)
         os.setsid()
         if not self.request.no_new_keyring:

@@ -56,6 +56,8 @@ from pyctr_sys.spawn import step_out
 if TYPE_CHECKING:
     from pyctr_shim.oci.checkpoint.choices import Restore
 
+_SPEC = "config.json"
+_NO_PROCESS: Mapping[str, Any] = {"args": [], "cwd": "/"}  # what is created can be looked at, but not started
 _IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
 
 
@@ -107,7 +109,7 @@ class Build:
 
     @property
     def process(self) -> Mapping[str, Any]:
-        return self.spec["process"]  # type: ignore[no-any-return]
+        return self.spec.get("process") or _NO_PROCESS
 
 
 def become(request: Request, channel: Channel) -> NoReturn:
@@ -219,6 +221,8 @@ def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> 
         pass  # the parent is gone, and with it the wish for this container
     except OSError as error:
         channel.fail(f"error during container init: {describe(error)}", error.errno or 0)
+    except RecursionError:  # what could be read can be too deep to be written down
+        channel.fail(f"{_SPEC}: nested too deeply", 0)
     except Exception as error:
         # A bug of ours. The parent is the top that it reaches: this process has no log and no way to make a trace.
         channel.fail(f"internal error during container init: {type(error).__name__}: {error}", 0)
@@ -228,7 +232,7 @@ def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> 
 
 def read(request: Request, channel: Channel, made: Premade | None) -> Build | None:
     """Read the spec; None if the parent has to fork differently for it."""
-    spec = validate.load_spec(f"{request.bundle}/config.json")
+    spec = validate.load_spec(f"{request.bundle}/{_SPEC}")
     linux = spec["linux"]
     plan = namespaces.plan(_without_entered(linux.get("namespaces") or (), request))
     if not request.staged and _needs_stager(plan):
@@ -436,7 +440,7 @@ def _clone_init(build: Build) -> None:
     if cgroup_fd >= 0:
         os.close(cgroup_fd)
     if plan.has(Clone.NEWUSER):
-        user.become_root()
+        user.become_root(build.process.get("user") or {})
 
 
 # -- steps in the container's namespaces, still on the host's root
@@ -540,11 +544,13 @@ def _become_user(build: Build) -> None:
     ready.assume()
     env = user.environment(process)
     user.add_home(env, uid)
-    path = program.find(process["args"][0], env)
+    path = program.find(process["args"][0], env) if process["args"] else ""
     program.reset_signals()  # before the wait: after it, only what must be is left to do
     lockdown.outlive_parent()  # from here on, the end of the channel says the same; a detached container is to live on
     tell_created(build)
     _wait_for_start(build)
+    if not path:
+        raise OciError("process: is required to start a container")
     if found := build.state.hooks.get("startContainer"):
         hooks.run("startContainer", found, build.state.document(Status.CREATED, 1))
     ready.seal(build.channel)

@@ -50,6 +50,7 @@ _SUPERBLOCK_FLAGS: Final = (
 )  # fmt: skip
 # File systems that belong to a namespace: who shares the host's and is no root of its owner may not mount them.
 _HOSTS: Final = {"sysfs": "/sys", "mqueue": "/dev/mqueue"}
+_SHOWN: Final = 200
 DEFAULT_DEV: Final[Mapping[str, Any]] = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
@@ -106,7 +107,7 @@ def plan(
 def without_effect(planned: Iterable[PlannedMount]) -> list[str]:
     """Return a note for each bind mount with options of a file system, which is mounted already; mount(8) says so."""
     return [
-        f"mounts: {item.destination}: {item.options.data!r} has no effect on a bind mount"
+        f"mounts: {item.destination}: {item.options.data[:_SHOWN]!r} has no effect on a bind mount"
         for item in planned
         if item.tree_fd >= 0 and item.options.data
     ]

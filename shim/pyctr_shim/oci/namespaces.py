@@ -170,7 +170,7 @@ def enter_time(offsets: Mapping[str, Mapping[str, int]]) -> None:
     for clock, offset in offsets.items():
         fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n".encode())
+            os.write(fd, f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n".encode())
         except OSError as error:
             raise OciError(f"linux.timeOffsets: {clock}: {error.strerror}", error.errno or 0) from None
         finally:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci import commands, log, runtime, validate
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
+from pyctr_shim.oci.cgroups.v1 import PlacesV1
 from pyctr_shim.oci.checkpoint.choices import Restore
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
@@ -70,6 +71,7 @@ def _run(options: argparse.Namespace, checkpoint: Restore | None) -> int:
 
 
 def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> tuple[Container, str]:
+    _check_preserved(options)
     directory = commands.directory_of(options)
     os.makedirs(options.root, 0o711, exist_ok=True)
     try:
@@ -98,6 +100,15 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
         detaches = options.command is create or options.detach
         _check_console(options, detaches=detaches, terminal=container.console_fd is not None)
     return container, directory
+
+
+def _check_preserved(options: argparse.Namespace) -> None:
+    """Raise OciError if an fd to hand on is not there: before anything of ours can take its number."""
+    for fd in range(3, 3 + options.preserve_fds):
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise OciError(f"--preserve-fds: fd {fd}: {error.strerror}", error.errno or 0) from None
 
 
 def _check_console(options: argparse.Namespace, *, detaches: bool, terminal: bool) -> None:
@@ -146,6 +157,7 @@ def _send_fd(path: str, fd: int, name: bytes) -> None:
 
 def exec_(options: argparse.Namespace) -> int:
     """Execute a process; unless detached, wait for its end and return its exit status."""
+    _check_preserved(options)
     set_child_subreaper()
     with commands.existing(options) as (directory, record, container):
         status = commands.status_of(directory, record, container)
@@ -158,7 +170,7 @@ def exec_(options: argparse.Namespace) -> int:
         _check_console(options, detaches=options.detach or bool(options.console_socket), terminal=terminal)
         relays = terminal and not options.console_socket
         if options.cgroup:
-            container.cgroup = _sub_cgroup(container, options.cgroup)
+            container.cgroup = _places_below(container, options.cgroup)
         choices = ExecOptions(preserve_fds=options.preserve_fds, ignore_paused=options.ignore_paused)
         joined = container.exec(json.dumps(document).encode(), _STDIO, choices)
         _hand_over(options, joined.pid, joined.pidfd, None if relays else joined.console_fd)
@@ -168,20 +180,36 @@ def exec_(options: argparse.Namespace) -> int:
         return _await(joined.pidfd, joined.console_fd if relays else None)
 
 
-def _sub_cgroup(container: Container, path: str) -> Cgroup:
-    """Return a cgroup below a container's own. Raises OciError for one controller's, and for a path that climbs."""
-    if ":" in path:
-        raise OciError(f"--cgroup: {path!r}: one path for all controllers is what is supported")
-    if ".." in path.split("/"):
-        raise OciError(f"--cgroup: {path!r} is not below the container's")
-    return cgroup_for(mounted(), os.path.normpath(f"{container.cgroup.path}/{path}"))
+def _places_below(container: Container, places: list[str]) -> Cgroup:
+    """Return what to join for `--cgroup [CONTROLLER[,CONTROLLER]:]PATH`, given once or more often.
+
+    Raises OciError for a controller that is not there, and for a path that climbs.
+    """
+    below: dict[str, str] = {}
+    hierarchies, path = mounted(), container.cgroup.path
+    for place in places:
+        controllers, colon, below_it = place.rpartition(":")
+        if ".." in below_it.split("/"):
+            raise OciError(f"--cgroup: bad sub cgroup path: {place!r} is not below the container's")
+        if not colon:
+            path = os.path.normpath(f"{container.cgroup.path}/{below_it}")
+            continue
+        for controller in controllers.split(","):
+            if controller not in hierarchies.controllers:
+                raise OciError(f"--cgroup: {place!r}: unknown controller {controller!r}")
+            below[controller] = below_it
+    if not below:
+        return cgroup_for(hierarchies, path)
+    if path != container.cgroup.path:
+        raise OciError("--cgroup: a path for all controllers and one for some do not go together")
+    return PlacesV1(hierarchies, path, below)
 
 
 def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any]:
     """Return the process to execute: a document of its own, or init's with what the options change."""
     if options.process:
         return commands.read_json(options.process)
-    document = dict(validate.load_spec(os.path.join(bundle, "config.json"))["process"])
+    document = {"cwd": "/", **(validate.load_spec(os.path.join(bundle, "config.json")).get("process") or {})}
     arguments = options.args[1:] if options.args[:1] == ["--"] else options.args
     if not arguments:
         raise OciError("exec: no program given")

@@ -11,7 +11,7 @@ from pyctr_sys.steps import Steps
 _NUMBERS: Final = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 _NUMBERS["RLIMIT_LOCKS"] = 10  # Linux has kept the number of what no longer counts
 _NAMES: Final = frozenset(_NUMBERS)
-_INFINITY: Final = (1 << 64) - 1
+_INFINITY: Final = 1 << 63  # (1 << 64) - 1 for the kernel; what is between them is more than there can be of anything
 
 
 def known(name: str) -> bool:
@@ -75,7 +75,7 @@ def add_to(steps: Steps, rlimits: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _value(number: int) -> int:
-    return resource.RLIM_INFINITY if number == _INFINITY else number
+    return resource.RLIM_INFINITY if number >= _INFINITY else number
 
 
 def _least(wanted: int, most: int) -> int:

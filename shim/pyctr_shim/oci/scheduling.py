@@ -29,6 +29,8 @@ MEMORY_FLAGS: Final = {
 }  # fmt: skip
 _MOST_NODES: Final = 1024
 _MOST_NUMBERS: Final = 1 << 16
+_DIGITS: Final = 10
+_SHOWN: Final = 200
 
 
 def set_oom_score(adjustment: int | None) -> list[str]:
@@ -51,7 +53,7 @@ def apply(process: Mapping[str, Any]) -> None:
         if scheduler := process.get("scheduler"):
             _set_scheduler(scheduler)
         if priority := process.get("ioPriority"):
-            kernel.set_io_priority(kernel.IoClass[priority["class"]], priority.get("priority", 0))
+            kernel.set_io_priority(kernel.IoClass[priority["class"]], priority.get("priority") or 0)
     except OSError as error:
         raise OciError(f"process scheduling: {error.strerror}", error.errno or 0) from None
 
@@ -113,12 +115,17 @@ def _set_scheduler(scheduler: Mapping[str, Any]) -> None:
 
 
 def parse_numbers(text: str) -> set[int]:
-    """Parse a list of CPUs or memory nodes such as `0-3,7`. Raises OciError."""
+    """Parse a list of CPUs or memory nodes such as `0-3,7`, beyond any machine's. Raises OciError."""
     numbers: set[int] = set()
+    budget = _MOST_NUMBERS  # of what is named, again and again or once
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
-        if not first.isdecimal() or not last.isdecimal() or int(last) - int(first) > _MOST_NUMBERS:
-            raise OciError(f"{text!r} is not a list of numbers and ranges")
-        numbers.update(range(int(first), int(last) + 1))
+        if not (first.isdecimal() and last.isdecimal() and len(first) < _DIGITS and len(last) < _DIGITS):
+            raise OciError(f"{text[:_SHOWN]!r} is not a list of numbers and ranges")
+        found = range(int(first), int(last) + 1)
+        budget -= len(found)
+        if budget < 0:
+            raise OciError(f"{text[:_SHOWN]!r} is not a list of numbers and ranges that a machine could have")
+        numbers.update(found)
     return numbers

@@ -34,6 +34,7 @@ OPERATORS: Final[Mapping[str, int]] = {
     "SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }  # fmt: skip
+_ORDERS: Final = {"SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_GE", "SCMP_CMP_GT"}
 FLAGS: Final[Mapping[str, int]] = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread
     "SECCOMP_FILTER_FLAG_LOG": kernel.FilterFlag.LOG,
@@ -47,6 +48,7 @@ ARCHITECTURES: Final = tuple(
         "PPC", "PPC64", "PPC64LE", "S390", "S390X", "PARISC", "PARISC64", "RISCV64",
     )
 )  # fmt: skip
+MOST_INSTRUCTIONS: Final = 4096
 _X32_BIT: Final = 0x40000000
 _X86_64: Final = 0xC000003E
 _ATTRIBUTE_NO_NEW_PRIVS, _ATTRIBUTE_OPTIMIZE = 3, 8
@@ -74,7 +76,7 @@ def prepare(profile: Mapping[str, Any] | None, cache: str, state_directory: str)
     """
     if not profile:
         return None
-    flags = _flags(profile.get("flags"))
+    flags = flags_of(profile.get("flags"))
     if _notifies(profile):
         if not profile.get("listenerPath"):
             raise OciError("linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs somebody to notify")
@@ -129,7 +131,8 @@ def _notifies(profile: Mapping[str, Any]) -> bool:
     return "SCMP_ACT_NOTIFY" in actions
 
 
-def _flags(names: Sequence[str] | None) -> int:
+def flags_of(names: Sequence[str] | None) -> int:
+    """Return a profile's flags as the kernel has them. Raises OciError for one that is not known."""
     # Without a word of the spec, speculation is left alone, as in runc since 1.2.
     if names is None:
         return int(kernel.FilterFlag.SPEC_ALLOW)
@@ -143,6 +146,7 @@ def _flags(names: Sequence[str] | None) -> int:
 
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
     """Turn a profile into a BPF program for all of its architectures. Raises OciError."""
+    _check_orders(profile)
     library = _library()
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"), "defaultAction")
     context = library.seccomp_init(default)
@@ -159,11 +163,14 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
         program = _export(library, context)
     finally:
         library.seccomp_release(context)
-    if profile["defaultAction"] != "SCMP_ACT_ERRNO":
-        return program
-    native = int(library.seccomp_arch_native())
-    names = {name for rule in profile.get("syscalls") or () for name in rule["names"]}
-    return _unknown_calls(library, {native, *architectures}, names) + program
+    if profile["defaultAction"] == "SCMP_ACT_ERRNO":
+        native = int(library.seccomp_arch_native())
+        names = {name for rule in profile.get("syscalls") or () for name in rule["names"]}
+        program = _unknown_calls(library, {native, *architectures}, names) + program
+    if len(program) > MOST_INSTRUCTIONS * kernel.INSTRUCTION_BYTES:
+        count = len(program) // kernel.INSTRUCTION_BYTES
+        raise OciError(f"linux.seccomp: {count} instructions, where the kernel takes {MOST_INSTRUCTIONS}")
+    return program
 
 
 def _library() -> Any:
@@ -190,6 +197,29 @@ def _architecture(library: Any, name: str) -> int:
     return int(token)
 
 
+def _check_orders(profile: Mapping[str, Any]) -> None:
+    """Refuse what libseccomp (2.5) gets wrong without a word: more than one comparison for order of an argument.
+
+    It can do those below 32 bits that are a rule's only condition. Raises OciError naming the system call.
+    """
+    counts: dict[tuple[str, int], int] = {}
+    difficult: set[tuple[str, int]] = set()
+    for rule in profile.get("syscalls") or ():
+        arguments = rule.get("args") or ()
+        together = len({argument["index"] for argument in arguments}) == len(arguments) > 1
+        for argument in arguments:
+            if argument["op"] in _ORDERS:
+                for name in rule["names"]:
+                    place = name, argument["index"]
+                    counts[place] = counts.get(place, 0) + 1
+                    if together or argument["value"] >> 32:
+                        difficult.add(place)
+    for name, index in difficult:
+        if counts[name, index] > 1:
+            how = "more than once, with other conditions or beyond 32 bits, which libseccomp gets wrong"
+            raise OciError(f"linux.seccomp.syscalls: {name}: argument {index} is compared for order {how}")
+
+
 def _add_rule(library: Any, context: Any, rule: Mapping[str, Any], default: int) -> None:
     action = _action(rule["action"], rule.get("errnoRet"), "syscalls.action")
     if action == default:
@@ -198,6 +228,7 @@ def _add_rule(library: Any, context: Any, rule: Mapping[str, Any], default: int)
     indexes = [condition[0] for condition in conditions]
     # Conditions on one argument are alternatives, on different arguments they hold together. Source: runc.
     groups = [[condition] for condition in conditions] if len(set(indexes)) < len(indexes) else [conditions]
+    groups = [group for group in groups if not any(map(_is_never_met, group))]
     native = library.seccomp_arch_native()
     for name in rule["names"]:
         number = library.seccomp_syscall_resolve_name_arch(native, name.encode())
@@ -214,6 +245,12 @@ def _condition(argument: Mapping[str, Any]) -> tuple[int, int, int, int]:
     if operator not in OPERATORS:
         raise OciError(f"linux.seccomp.syscalls.args.op: {operator!r} is not supported")
     return argument["index"], OPERATORS[operator], argument["value"], argument.get("valueTwo") or 0
+
+
+def _is_never_met(condition: tuple[int, int, int, int]) -> bool:
+    """Whether it asks for bits that its own mask takes away, which libseccomp would not see."""
+    _, operator, mask, value = condition
+    return operator == OPERATORS["SCMP_CMP_MASKED_EQ"] and bool(value & ~mask)
 
 
 def _export(library: Any, context: Any) -> bytes:

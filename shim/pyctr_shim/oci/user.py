@@ -1,5 +1,6 @@
 """Who the process is: numbers only, as the spec has them. Names were looked up by whoever wrote the spec."""
 
+import errno
 import os
 import stat
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -46,11 +47,19 @@ def add_switch(steps: Steps, user: Mapping[str, Any]) -> None:
     steps.call("process.user.umask", "umask", 0o022 if user.get("umask") is None else user["umask"])
 
 
-def become_root() -> None:
-    """Take on root of the user namespace that this process is in."""
+def become_root(user: Mapping[str, Any]) -> None:
+    """Take on root of the user namespace that this process is in, or `user` already where root is nobody there.
+
+    Either has all capabilities in it: those that a change of ids takes away are root's.
+    """
     os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+    for change, number in ((os.setresgid, user.get("gid") or 0), (os.setresuid, user.get("uid") or 0)):
+        try:
+            change(0, 0, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            change(number, number, number)
 
 
 def environment(process: Mapping[str, Any]) -> dict[str, str]:
@@ -70,27 +79,28 @@ def add_home(env: MutableMapping[str, str], uid: int, root_fd: int = -1) -> None
     The container's root is `root_fd`, or where this process is. The file is the container's: read as text, up to
     1 MiB, and only if it is a regular file.
     """
-    if env.get("HOME"):
-        return
-    env["HOME"] = "/"
-    for fields in _passwd(root_fd):
-        if len(fields) > 5 and fields[2] == str(uid):
-            env["HOME"] = fields[5] or "/"
-            return
+    if not env.get("HOME"):
+        env["HOME"] = home_in(_passwd(root_fd), uid)
 
 
-def _passwd(root_fd: int) -> Sequence[list[str]]:
+def home_in(passwd: bytes, uid: int) -> str:
+    """Return a user's home according to an /etc/passwd; `/` if that does not name one that a variable can hold."""
+    for line in passwd.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == b"%d" % uid:
+            return os.fsdecode(fields[5]) if fields[5] and b"\0" not in fields[5] else "/"
+    return "/"
+
+
+def _passwd(root_fd: int) -> bytes:
     try:
         fd = _open_passwd() if root_fd < 0 else open_regular(root_fd, _USERS)
     except OSError:
-        return []
+        return b""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return []
-        data = os.read(fd, _PASSWD_BYTES)
+        return os.read(fd, _PASSWD_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         os.close(fd)
-    return [os.fsdecode(line).split(":") for line in data.split(b"\n")]
 
 
 def _open_passwd() -> int:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from pyctr_shim.oci import rlimits, scheduling, sysctl
 from pyctr_shim.oci.checks import (
-    ANY_TEXT,
     BOOL,
     INT,
     Refused,
@@ -24,6 +23,7 @@ from pyctr_shim.oci.checks import (
     absolute,
     an_id,
     an_object,
+    any_text,
     between,
     one_of,
     run,
@@ -42,12 +42,17 @@ def load_spec(path: str) -> dict[str, Any]:
     """Read and check a config.json. Raises OciError naming the file or the field."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, min(os.fstat(fd).st_size, SPEC_BYTES) + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise OciError(f"{path}: {error.strerror}", error.errno or 0) from None
-    try:
-        data = os.read(fd, min(os.fstat(fd).st_size, SPEC_BYTES) + 1)
-    finally:
-        os.close(fd)
+    return parse_spec(data, path)
+
+
+def parse_spec(data: bytes, path: str) -> dict[str, Any]:
+    """Parse and check what is in a config.json. Raises OciError naming the file or the field."""
     spec = _parse(data, path)
     check_spec(spec)
     return spec
@@ -85,9 +90,9 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     run(_SPEC, spec, "")
     if not (spec.get("ociVersion") or "").startswith("1."):
         raise OciError(f"ociVersion: {spec.get('ociVersion')!r} is not 1.x")
-    _require(spec, "", ("root", "linux", "process"))
-    process = spec["process"]
-    _require(process, "process", ("args", "cwd"))
+    _require(spec, "", ("root", "linux"))
+    if spec.get("process") is not None:  # the specification wants one at start only
+        _require(spec["process"], "process", ("args", "cwd"))
     _require(spec["root"], "root", ("path",))
     linux = spec["linux"]
     kinds = [namespace.get("type") for namespace in linux.get("namespaces") or ()]
@@ -214,7 +219,7 @@ _MAPS = a_list(_IDS, _LARGEST_MAPS)
 _NAMES = a_list(text)
 _BOX = an_object(height=between(0, 65535), width=between(0, 65535))
 _SIGNED = between(-(1 << 63), (1 << 63) - 1)
-_DEVICE_NUMBER = between(-1, (1 << 32) - 1)
+_RULE_NUMBER = between(-1, (1 << 32) - 1)  # of a device cgroup, where -1 is any
 
 _PROCESS = an_object(
     terminal=BOOL,
@@ -249,13 +254,16 @@ _PROCESS = an_object(
         period=_UNSIGNED,
     ),
     ioPriority=an_object(
-        **{"class": one_of("IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE")}, priority=between(0, 7)
+        ("class",),
+        **{"class": one_of("IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE")},
+        priority=between(0, 7),
     ),
     execCPUAffinity=an_object(initial=text, final=text),
 )
 
 
 def _no_limit(value: Any) -> None:
+    INT(value)
     if value not in {0, -1}:
         raise Wrong("the kernel has dropped this limit")
 
@@ -267,8 +275,8 @@ _RESOURCES = an_object(
             ("allow",),
             allow=BOOL,
             type=one_of("a", "c", "b", "u", ""),
-            major=_DEVICE_NUMBER,
-            minor=_DEVICE_NUMBER,
+            major=_RULE_NUMBER,
+            minor=_RULE_NUMBER,
             access=text,
         )
     ),
@@ -346,8 +354,8 @@ _DEVICE = an_object(
     ("type", "path"),
     type=one_of("c", "b", "u", "p"),
     path=absolute,
-    major=_DEVICE_NUMBER,
-    minor=_DEVICE_NUMBER,
+    major=between(0, (1 << 12) - 1),  # Linux's dev_t
+    minor=between(0, (1 << 20) - 1),
     fileMode=between(0, 0o177777),
     uid=an_id,
     gid=an_id,
@@ -404,7 +412,7 @@ _SPEC = an_object(
     hostname=text,
     domainname=text,
     hooks=an_object(**{kind: a_list(_HOOK) for kind in HOOK_KINDS}),
-    annotations=a_map(ANY_TEXT),
+    annotations=a_map(any_text),
     linux=_LINUX,
     solaris=Refused("is for another system"),
     windows=Refused("is for another system"),

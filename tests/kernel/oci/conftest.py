@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.oci_bundle import BUSYBOX, Lab
+from support.oci_command import Command
 
 
 @pytest.fixture
@@ -22,3 +23,11 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path, cgroup=f"/pyctr-test-{uuid.uuid4().hex[:12]}")
     yield made
     made.close()
+
+
+@pytest.fixture
+def oci(lab: Lab) -> Iterator[Command]:
+    """Run `pyctr-oci`, and end what it has made."""
+    command = Command(lab.base / "state")
+    yield command
+    command.close()

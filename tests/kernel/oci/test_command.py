@@ -9,48 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pyctr_shim.oci.cgroups import mounted
 from support.oci_bundle import Lab, eventually, read_all
+from support.oci_command import Command, detached
 
 pytestmark = pytest.mark.root
-
-
-class Command:
-    """Runs the command with a root of its own; `close` removes what is left."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(self.root), *arguments]
-        settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.run(line, text=True, check=False, timeout=60, **{**settings, **options})
-
-    def status(self, name: str) -> str:
-        found = self("state", name)
-        return str(json.loads(found.stdout)["status"]) if found.returncode == 0 else found.stderr
-
-    def close(self) -> None:
-        for name in self("list", "-q").stdout.split():
-            self("delete", "--force", name)
-
-
-@pytest.fixture
-def oci(lab: Lab) -> Iterator[Command]:
-    command = Command(lab.base / "state")
-    yield command
-    command.close()
-
-
-def detached(**options: Any) -> dict[str, Any]:
-    """Streams that do not keep a pipe of ours open in the container."""
-    return {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
 
 
 def test_the_whole_life(lab: Lab, oci: Command) -> None:

@@ -2,35 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
-from support.oci_bundle import Lab, Spec, process, read_all, wait
+from support.oci_bundle import MAPS, Lab, in_user_namespace, process, read_all, wait, with_namespaces
 
 pytestmark = pytest.mark.root
-MAPS = [{"containerID": 0, "hostID": 100_000, "size": 1000}, {"containerID": 1000, "hostID": 200_000, "size": 10}]
-
-
-def with_namespaces(spec: Spec, **paths: str | None) -> Spec:
-    """Replace namespaces by kind: a path to join, "" for a new one, None for the host's."""
-    kept = [item for item in spec["linux"]["namespaces"] if item["type"] not in paths]
-    added = [{"type": kind, **({"path": path} if path else {})} for kind, path in paths.items() if path is not None]
-    spec["linux"]["namespaces"] = kept + added
-    return spec
-
-
-def in_user_namespace(lab: Lab, spec: Spec) -> dict[str, Any]:
-    """Map ids in a spec and return the options with a root owned by them."""
-    with_namespaces(spec, user="")
-    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = MAPS
-    bundle = lab.bundle(spec)
-    for directory, names, files in os.walk(bundle / "rootfs"):
-        for name in [*names, *files, "."]:
-            os.chown(os.path.join(directory, name), 100_000, 100_000, follow_symlinks=False)
-    return {"bundle": bundle}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")])

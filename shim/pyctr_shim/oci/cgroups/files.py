@@ -52,6 +52,13 @@ def fields(path: str) -> dict[str, int]:
     return found
 
 
+def nearest(directory: str) -> str:
+    """Return the directory, or the lowest of those above it that are there; "" for "", which stands for none."""
+    while directory and not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
 def subtree_pids(directory: str) -> list[int]:
     """Return the processes in a cgroup directory and below it."""
     pids = [int(line) for line in read(f"{directory}/cgroup.procs").split()]

@@ -18,7 +18,7 @@ def owner_of(spec: Mapping[str, Any]) -> int | None:
         return None  # shared with others
     if not any(map(_shows_cgroups_writable, spec.get("mounts") or ())):
         return None
-    uid: int = (spec["process"].get("user") or {}).get("uid") or 0
+    uid: int = ((spec.get("process") or {}).get("user") or {}).get("uid") or 0
     if "user" not in namespaces:
         return uid
     for item in linux.get("uidMappings") or ():

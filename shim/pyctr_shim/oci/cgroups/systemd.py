@@ -227,7 +227,7 @@ def _quota_of(cpu: Mapping[str, Any]) -> list[Property]:
     a_second = _NO_LIMIT
     if quota > 0:
         a_second = quota * _MILLION // (period or 100_000)
-        a_second = -(-a_second // _QUOTA_STEP_US) * _QUOTA_STEP_US
+        a_second = min(-(-a_second // _QUOTA_STEP_US) * _QUOTA_STEP_US, _NO_LIMIT)
     return [*found, ("CPUQuotaPerSecUSec", ("t", a_second))]
 
 

@@ -36,13 +36,17 @@ class CgroupV1:
         return [mount_point + self.path for mount_point in mount_points]
 
     def check_unused(self) -> None:
-        """Raise OciError if processes are in it already.
+        """Raise OciError if processes are in it already, or if it is frozen: whoever joined would never be heard of.
 
         By their count: in a new PID namespace cgroup.procs shows none of the others.
         """
         directory = self._directory("pids")
         if directory and files.number(f"{directory}/pids.current"):
             raise OciError(f"cgroup {directory} is not empty: processes are in it")
+        if freezer := files.nearest(self._directory("freezer")):
+            state = files.read(f"{freezer}/freezer.state").strip()
+            if state not in {"", "THAWED"}:
+                raise OciError(f"cgroup {freezer} is frozen: {state}")
 
     def create(self) -> None:
         """Make the cgroup in every hierarchy; nothing happens where it is there."""
@@ -90,7 +94,7 @@ class CgroupV1:
             raise OciError("linux.resources.unified: needs version 2 of cgroups")
         if rules := resources.get("devices"):
             self._write_devices(device_filter.with_defaults(rules))
-        for field, controller, name, value in _plain_limits(resources):
+        for field, controller, name, value in plain_limits(resources):
             if value != "0" or self._has(controller, name):  # what the kernel does not have is off already
                 self._write(field, controller, name, value)
         if memory := resources.get("memory"):
@@ -221,7 +225,21 @@ class CgroupV1:
             files.remove_tree(directory)
 
 
-def _plain_limits(resources: Resources) -> list[tuple[str, str, str, str]]:
+class PlacesV1(CgroupV1):
+    """A container's cgroup for one who joins others below it in some hierarchies."""
+
+    def __init__(self, hierarchies: Hierarchies, path: str, below: Mapping[str, str]) -> None:
+        """`below` has paths, each from the container's cgroup on, by controller."""
+        super().__init__(hierarchies, path)
+        self._below = {hierarchies.controllers[controller]: place for controller, place in below.items()}
+
+    def directories(self) -> list[str]:
+        """Return the directory to join in each hierarchy."""
+        mount_points = dict.fromkeys(self._hierarchies.controllers.values())
+        return [os.path.normpath(f"{point}{self.path}/{self._below.get(point, '')}") for point in mount_points]
+
+
+def plain_limits(resources: Resources) -> list[tuple[str, str, str, str]]:
     """Return (field, controller, file, text) for each limit that is one number in one file."""
     writes: list[tuple[str, str, str, str]] = []
     for section, controller, table in _TABLES:

@@ -38,9 +38,12 @@ class CgroupV2:
         self.path = path
 
     def check_unused(self) -> None:
-        """Raise OciError if processes are in it already."""
+        """Raise OciError if processes are in it already, or if it is frozen: whoever joined would never be heard of."""
         if files.fields(f"{self._directory}/cgroup.events").get("populated"):
             raise OciError(f"cgroup {self._directory} is not empty: processes are in it")
+        nearest = files.nearest(self._directory)
+        if files.fields(f"{nearest}/cgroup.events").get("frozen"):
+            raise OciError(f"cgroup {nearest} is frozen")
 
     def create(self) -> None:
         """Make it, with every controller that its ancestors have; nothing happens if it is there."""

@@ -57,7 +57,9 @@ def check(spec: Spec, plan: namespaces.Plan, pid: int, expected: Expected) -> No
     They have been made and do not run. Limits above the spec's are lowered.
     """
     _check_namespaces(plan, pid, expected)
-    process = spec["process"]
+    process = spec.get("process")
+    if process is None:
+        raise OciError("process: is required to restore a container")
     for task in tree(pid):
         for thread in os.listdir(f"/proc/{task}/task"):
             where = f"/proc/{task}/task/{thread}"

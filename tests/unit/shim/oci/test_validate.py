@@ -43,7 +43,6 @@ def test_unknown_properties_are_ignored() -> None:
         ("ociVersion", None),
         ("root", None),
         ("root.path", ""),
-        ("process", None),
         ("process.args", []),
         ("process.args", "true"),
         ("process.args", ["a\0b"]),
