@@ -55,27 +55,27 @@ def directories_of(pid: int) -> CgroupDirectories:
 
 def read(where: CgroupDirectories, taken_at: int) -> Figures:
     """Return a cgroup's figures. Raises OSError if it is gone."""
-    memory = _table(where.memory / "memory.stat")
+    memory = table(where.memory / "memory.stat")
     if where.is_v2:
-        used = _number(where.memory / "memory.current")
+        used = number(where.memory / "memory.current")
         return Figures(
             taken_at,
-            cpu=_table(where.cpu / "cpu.stat").get("usage_usec", 0) * 1000,
+            cpu=table(where.cpu / "cpu.stat").get("usage_usec", 0) * 1000,
             memory=used,
-            limit=_number(where.memory / "memory.max"),
+            limit=number(where.memory / "memory.max"),
             working_set=max(0, used - memory.get("inactive_file", 0)),
             rss=memory.get("anon", 0),
             page_faults=memory.get("pgfault", 0),
             major_page_faults=memory.get("pgmajfault", 0),
-            swap=_number(where.memory / "memory.swap.current"),
-            processes=_number(where.pids / "pids.current"),
+            swap=number(where.memory / "memory.swap.current"),
+            processes=number(where.pids / "pids.current"),
         )
-    used = _number(where.memory / "memory.usage_in_bytes")
-    with_swap = _number(where.memory / "memory.memsw.usage_in_bytes")
-    limit = _number(where.memory / "memory.limit_in_bytes")
+    used = number(where.memory / "memory.usage_in_bytes")
+    with_swap = number(where.memory / "memory.memsw.usage_in_bytes")
+    limit = number(where.memory / "memory.limit_in_bytes")
     return Figures(
         taken_at,
-        cpu=_number(where.cpu / "cpuacct.usage"),
+        cpu=number(where.cpu / "cpuacct.usage"),
         memory=used,
         limit=limit if limit < _UNLIMITED else 0,
         working_set=max(0, used - memory.get("total_inactive_file", 0)),
@@ -83,11 +83,11 @@ def read(where: CgroupDirectories, taken_at: int) -> Figures:
         page_faults=memory.get("total_pgfault", 0),
         major_page_faults=memory.get("total_pgmajfault", 0),
         swap=max(0, with_swap - used),
-        processes=_number(where.pids / "pids.current"),
+        processes=number(where.pids / "pids.current"),
     )
 
 
-def _number(path: Path) -> int:
+def number(path: Path) -> int:
     """Return a file's number, 0 for "max" and where there is no such file."""
     try:
         text = path.read_text().strip()
@@ -96,6 +96,7 @@ def _number(path: Path) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _table(path: Path) -> dict[str, int]:
+def table(path: Path) -> dict[str, int]:
+    """Return a file's numbers by their names. Raises OSError."""
     rows = (line.split() for line in path.read_text().splitlines())
     return {name: int(value) for name, value in rows}

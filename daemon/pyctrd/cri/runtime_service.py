@@ -10,7 +10,7 @@ from grpc.aio import ServicerContext
 from pyctr_wire.cri import runtime_pb2 as pb
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pyctrd.core.values import dataclass
-from pyctrd.cri import convert
+from pyctrd.cri import convert, metrics
 from pyctrd.cri.containers import Containers
 from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
@@ -327,6 +327,25 @@ class RuntimeService:
 
     def _measured_pods(self, wanted: pb.PodSandboxStatsFilter) -> list[Pod]:
         return list(self._index.pods_like(wanted.id, wanted.label_selector, lambda _: True))
+
+    async def ListMetricDescriptors(
+        self, request: pb.ListMetricDescriptorsRequest, context: Context
+    ) -> pb.ListMetricDescriptorsResponse:
+        """Say which metrics there are."""
+        return pb.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: pb.ListPodSandboxMetricsRequest, context: Context
+    ) -> pb.ListPodSandboxMetricsResponse:
+        """Return the metrics of all pods that are ready."""
+        return pb.ListPodSandboxMetricsResponse(pod_metrics=await self._stats.metrics())
+
+    async def StreamPodSandboxMetrics(self, request: pb.StreamPodSandboxMetricsRequest, context: Context) -> None:
+        """Send the metrics of all pods that are ready."""
+        items = await self._stats.metrics()
+        for start in range(0, len(items), _STREAM_BATCH):
+            batch = items[start : start + _STREAM_BATCH]
+            await context.write(pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=batch))
 
     async def CheckpointContainer(
         self, request: pb.CheckpointContainerRequest, context: Context

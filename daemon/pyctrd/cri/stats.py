@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,6 +16,7 @@ from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd.core.snapshots import Usage
 from pyctrd.cri.cgroup_figures import CgroupDirectories, Figures, directories_of, read
 from pyctrd.cri.index import Index
+from pyctrd.cri.metrics import Origin, interfaces, look_at, metrics_of
 from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now
 from pyctrd.network.netns import inside
 from pyctrd.offload import Offload
@@ -90,6 +92,37 @@ class Stats:
         if not pod.ready:
             raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
         return (await self.pods([pod]))[0]
+
+    async def metrics(self) -> list[runtime_pb2.PodSandboxMetrics]:
+        """Return the metrics of all pods that are ready."""
+        await self._sample()
+        pods = [pod for pod in self._index.pods.values() if pod.ready]
+        return await self._threads.run(self._metrics, pods)
+
+    def _metrics(self, pods: list[Pod]) -> list[runtime_pb2.PodSandboxMetrics]:
+        found = []
+        for pod in pods:
+            of_pod = runtime_pb2.PodSandboxMetrics(pod_sandbox_id=pod.id)
+            for container in list(pod.containers.values()):
+                with suppress(OSError, ApiError):  # it has ended meanwhile
+                    subject = look_at(self._origin(container), now())
+                    of_container = runtime_pb2.ContainerMetrics(container_id=container.id)
+                    of_container.metrics.extend(metrics_of(subject))
+                    of_pod.container_metrics.append(of_container)
+            found.append(of_pod)
+        return found
+
+    def _origin(self, container: PodContainer) -> Origin:
+        meta, usage = container.pod.config.metadata, self._layers.get(container.id, (0, Usage(0, 0)))[1]
+        pid = self._tasks.find(NAMESPACE, container.id).init.pid
+        return Origin(
+            labels=(container.id, container.config.metadata.name, meta.name, meta.namespace),
+            where=self._directories.get(container.id) or directories_of(pid),
+            pid=pid,
+            started_at=container.started_at,
+            layer=(usage.size, usage.inodes),
+            snapshots=self._mountpoint,
+        )
 
     async def _sample(self) -> None:
         async with self._sampling:
@@ -204,22 +237,17 @@ def _memory(figures: Figures) -> runtime_pb2.MemoryUsage:
 
 
 def _network(netns: Path) -> runtime_pb2.NetworkUsage:
-    """Return what a pod's interfaces have carried. Raises OSError. Source: proc_pid_net(5), dev."""
-    lines = inside(netns, Path("/proc/thread-self/net/dev").read_text).splitlines()[2:]
+    """Return what a pod's interfaces have carried. Raises OSError."""
     usage = runtime_pb2.NetworkUsage(timestamp=now())
-    for line in lines:
-        name, _, rest = line.partition(":")
-        counts = [int(word) for word in rest.split()]
-        if name.strip() == "lo":
-            continue
+    for name, counts in inside(netns, partial(interfaces, Path("/proc/thread-self/net/dev"))).items():
         interface = runtime_pb2.NetworkInterfaceUsage(
-            name=name.strip(),
+            name=name,
             rx_bytes=_UInt(value=counts[0]),
             rx_errors=_UInt(value=counts[2]),
             tx_bytes=_UInt(value=counts[8]),
             tx_errors=_UInt(value=counts[10]),
         )
-        if interface.name == _INTERFACE:
+        if name == _INTERFACE:
             usage.default_interface.CopyFrom(interface)
         else:
             usage.interfaces.append(interface)

@@ -448,3 +448,24 @@ def test_figures_are_those_of_the_kernel(cri: CriClient) -> None:
     assert of_pod.linux.cpu.usage_core_nano_seconds.value >= first.cpu.usage_core_nano_seconds.value
     assert of_pod.linux.process.process_count.value >= 1
     assert [one.attributes.id for one in of_pod.linux.containers] == [container, made]
+
+
+def test_metrics_have_the_names_that_monitoring_knows(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sh", "-c", "while :; do :; done")
+
+    known = cri.runtime.ListMetricDescriptors(runtime_pb2.ListMetricDescriptorsRequest()).descriptors
+    keys = {one.name: len(one.label_keys) for one in known}
+    (of_pod,) = cri.runtime.ListPodSandboxMetrics(runtime_pb2.ListPodSandboxMetricsRequest()).pod_metrics
+    (of_container,) = of_pod.container_metrics
+
+    assert (of_pod.pod_sandbox_id, of_container.container_id) == (pod.annotations["id"], container)
+    without = {one.name for one in of_container.metrics} ^ keys.keys()
+    assert all("_network_" in name for name in without)  # this machine may have no interface
+    assert all(len(one.label_values) == keys[one.name] for one in of_container.metrics)
+    values = {one.name: one.value.value for one in of_container.metrics}
+    assert values["container_processes"] == 1
+    assert values["container_threads"] >= 1
+    assert values["container_memory_usage_bytes"] > 0
+    assert values["container_start_time_seconds"] > 1_600_000_000
+    assert values["container_file_descriptors"] >= 3
