@@ -124,7 +124,7 @@ class Authorizer:
             if current and sent != current:
                 return  # answered by another request while this one was on its way
             if self._fixed:
-                raise Unauthenticated(f"{self._host} rejects the credentials that are stored for it")
+                raise Unauthenticated(f"{self._host} rejects the credentials that it was given")
             self._tokens.pop(scopes, None)
             self._asked = tuple(headers)
             challenges = {challenge.scheme: challenge for challenge in reversed(parse_challenges(self._asked))}
