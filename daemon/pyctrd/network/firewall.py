@@ -12,7 +12,7 @@ the network namespace of the calling thread. Source: libnftables(3), libnftables
 import ctypes
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -20,18 +20,17 @@ _TABLE: Final = "inet pyctr_cni"
 _LIBRARY: Final = "libnftables.so.1"
 _OUTPUT_HANDLE, _OUTPUT_JSON = 1 << 3, 1 << 4
 _MAX_COMMENT: Final = 128  # bytes, as nft has it
-# Adding what is there changes nothing. -100 and 100 are where addresses are translated.
+# -100 and 100 are where addresses are translated.
 _BASE: Final = f"""
 add table {_TABLE}
 add chain {_TABLE} host_ports
 add chain {_TABLE} prerouting {{ type nat hook prerouting priority -100; }}
 add chain {_TABLE} output {{ type nat hook output priority -100; }}
 add chain {_TABLE} postrouting {{ type nat hook postrouting priority 100; }}
-"""
-_ENTRIES: Final = f"""
 add rule {_TABLE} prerouting fib daddr type local jump host_ports
 add rule {_TABLE} output fib daddr type local jump host_ports
 """
+
 _lock = threading.Lock()  # several at once would only find that the ruleset has changed under them
 
 
@@ -49,47 +48,52 @@ def owner(network: str, container: str) -> str:
     return f"{network} {container}"[:_MAX_COMMENT]
 
 
-def add(chain: str, rules: Iterable[str], comment: str) -> None:
-    """Append rules to a chain, each in nft's words without a comment. Raises NftablesError; nothing is added then."""
+def add(rules: Mapping[str, Iterable[str]], comment: str) -> None:
+    """Append rules to chains, each in nft's words without a comment. Raises NftablesError; nothing is added then."""
+    commands = [
+        f'add rule {_TABLE} {chain} {rule} comment "{comment}"\n' for chain, some in rules.items() for rule in some
+    ]
+    if not commands:
+        return
     with _lock:
-        _run(_BASE)
-        commands = [f'add rule {_TABLE} {chain} {rule} comment "{comment}"\n' for rule in rules]
         # A list and what it is of cannot be asked for at once: libnftables 1.0.6 ends the process.
-        if not _rules(_run(f"list chain {_TABLE} prerouting\n")):
-            commands.insert(0, _ENTRIES)
+        if not _is_made():
+            _run(_BASE)
         _run("".join(commands))
 
 
-def remove(chain: str, comment: str) -> None:
-    """Remove the rules with that comment from a chain, of which there may be none. Raises NftablesError."""
-    with _lock:
-        if found := [rule["handle"] for rule in _listed(chain) if rule.get("comment") == comment]:
-            _run("".join(f"delete rule {_TABLE} {chain} handle {handle}\n" for handle in found))
+def remove(comment: str) -> None:
+    """Remove the rules with that comment, of which there may be none. Raises NftablesError."""
+    _remove_if(lambda found: found == comment)
 
 
-def keep(chain: str, network: str, containers: Iterable[str]) -> None:
+def keep(network: str, containers: Iterable[str]) -> None:
     """Remove a network's rules that belong to none of `containers`. Raises NftablesError."""
     wanted = {owner(network, container) for container in containers}
-    for comment in {rule.get("comment", "") for rule in _listed(chain)} - wanted:
-        if comment.startswith(f"{network} "):
-            remove(chain, comment)
+    _remove_if(lambda found: found.startswith(f"{network} ") and found not in wanted)
 
 
-def count(chain: str, comment: str) -> int:
-    """Return how many rules of a chain have that comment."""
-    return sum(rule.get("comment") == comment for rule in _listed(chain))
+def count(comment: str) -> int:
+    """Return how many rules have that comment."""
+    with _lock:
+        return sum(rule.get("comment") == comment for rule in _rules())
 
 
-def _listed(chain: str) -> list[dict[str, Any]]:
-    tables = _run("list tables\n")
+def _remove_if(unwanted: Callable[[str], bool]) -> None:
+    with _lock:
+        found = [rule for rule in _rules() if unwanted(rule.get("comment", ""))]
+        if found:
+            _run("".join(f"delete rule {_TABLE} {rule['chain']} handle {rule['handle']}\n" for rule in found))
+
+
+def _is_made() -> bool:
     family, name = _TABLE.split()
-    if not any(one["table"]["family"] == family and one["table"]["name"] == name for one in tables if "table" in one):
-        return []
-    return _rules(_run(f"list chain {_TABLE} {chain}\n"))
+    tables = [one["table"] for one in _run("list tables\n") if "table" in one]
+    return any((table["family"], table["name"]) == (family, name) for table in tables)
 
 
-def _rules(listed: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one["rule"] for one in listed if "rule" in one]
+def _rules() -> list[dict[str, Any]]:
+    return [one["rule"] for one in _run(f"list table {_TABLE}\n") if "rule" in one] if _is_made() else []
 
 
 def _run(commands: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ thread that makes them. Source: rtnetlink(7); kernel Documentation/networking/ip
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -115,6 +116,23 @@ def leads_to(route: Any, address: IPv4Address | IPv6Address) -> str:
     found = route.route("get", dst=str(address))[0]
     link = route.link("get", index=found.get_attr("RTA_OIF"))[0]
     return str(link.get_attr("IFLA_IFNAME"))
+
+
+def forget_datagrams(port: int) -> None:
+    """Let the kernel forget who has sent UDP to a port of this machine, so that the next datagram is looked at anew."""
+    from pyroute2 import Conntrack
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
+    for family in (socket.AF_INET, socket.AF_INET6):
+        wanted = NFCTAttrTuple(family=family, proto=socket.IPPROTO_UDP, dport=port)
+        with Conntrack(nfgen_family=family) as connections:
+            for entry in list(connections.dump_entries(tuple_orig=wanted)):
+                try:
+                    connections.delete(entry)
+                except NetlinkError as error:
+                    if error.code != errno.ENOENT:  # over by itself
+                        raise
 
 
 def set_sysctl(name: str, value: str) -> None:

@@ -32,7 +32,7 @@ def told(value: Any) -> Any:
     """What `ip -json` says, without what differs from one time to the next."""
     if isinstance(value, list):
         # Whether there is a carrier the kernel says when it finds time to.
-        kept = [one for one in value if one not in ("NO-CARRIER", "LOWER_UP")]
+        kept = [one for one in value if one not in ("NO-CARRIER", "LOWER_UP", "linkdown")]
         return [
             told(one) for one in kept if not (isinstance(one, dict) and one.get("scope") == "link" and "local" in one)
         ]

@@ -147,3 +147,21 @@ async def test_rules_of_others_stay(place: Neighbourhood) -> None:
     assert ask(place.outside, _HOST[4], 8081) == _OUTSIDE[4]
     assert refuses(place.outside, _HOST[4], 8080)
     assert "chain mine" in command("nft", "list", "table", "inet", "theirs")
+
+
+async def test_datagrams_find_a_pod_that_came_later(place: Neighbourhood) -> None:
+    """Who has sent to the port before is remembered by the kernel, as somebody who wants the host."""
+    await place.attach(PortMapping(8081, 80))  # from now on it keeps track
+    later = place.lab.namespaces.create()
+    with inside(place.outside, partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(20)
+        client.bind((_OUTSIDE[4], 5000))
+        client.sendto(b"too early", (_HOST[4], 8080))
+        await place.lab.network.set_up(pod("two"), later, port_mappings=[PortMapping(8080, 80, "UDP")])
+        with inside(later, partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as server:
+            server.settimeout(20)
+            server.bind(("0.0.0.0", 80))
+            client.sendto(b"now", (_HOST[4], 8080))
+            assert server.recvfrom(100) == (b"now", (_OUTSIDE[4], 5000))
+            server.sendto(b"answer", (_OUTSIDE[4], 5000))
+        assert client.recvfrom(100) == (b"answer", (_HOST[4], 8080))

@@ -214,7 +214,7 @@ def _masquerade(call: Call, given: tuple[Address, ...]) -> None:
         family, multicast = ("ip", "224.0.0.0/4") if one.address.version == 4 else ("ip6", "ff00::/8")
         nowhere = f"{family} daddr != {{ {one.address.network}, {multicast} }}"
         rules.append(f"{family} saddr {one.address.ip} {nowhere} masquerade")
-    firewall.add("postrouting", rules, _comment(call))
+    firewall.add({"postrouting": rules}, _comment(call))
 
 
 def _delete(call: Call, delegate: Plugins) -> None:
@@ -230,7 +230,7 @@ def _delete(call: Call, delegate: Plugins) -> None:
         with suppress(FileNotFoundError), links.doing(f"remove {call.interface} from {call.netns}"):
             links.netlink_inside(call.netns, delete)
     if call.configuration.get("ipMasq"):
-        firewall.remove("postrouting", _comment(call))
+        firewall.remove(_comment(call))
 
 
 def _check(call: Call, delegate: Plugins) -> None:
@@ -260,7 +260,7 @@ def _collect(call: Call, delegate: Plugins) -> None:
         delegate.run(call.of(kind))
     if call.configuration.get("ipMasq"):
         valid = call.configuration.get("cni.dev/valid-attachments") or ()
-        firewall.keep("postrouting", _group(call), [one["containerID"] for one in valid])
+        firewall.keep(_group(call), [one["containerID"] for one in valid])
 
 
 def _ipam_of(call: Call) -> str:

@@ -13,7 +13,6 @@ from pyctrd.network.own.keys import knows
 from pyctrd.network.plugins import Call, Plugins
 
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
-_CHAINS: Final = ("host_ports", "postrouting")
 
 _Address = IPv4Interface | IPv6Interface
 
@@ -39,15 +38,13 @@ class Portmap:
                 _add(call, previous, comment)
                 return dict(previous)
             case "DEL":
-                for chain in _CHAINS:
-                    firewall.remove(chain, comment)
+                firewall.remove(comment)
             case "GC":
                 valid = configuration.get("cni.dev/valid-attachments") or ()
-                for chain in _CHAINS:
-                    firewall.keep(chain, _group(call), [one["containerID"] for one in valid])
+                firewall.keep(_group(call), [one["containerID"] for one in valid])
             case "CHECK":
                 wanted = len(_mappings(call)) * len(_targets(call, configuration.get("prevResult") or {}))
-                if bool(firewall.count("host_ports", comment)) != bool(wanted):
+                if bool(firewall.count(comment)) != bool(wanted):
                     raise PluginError(call.kind, call.command, f"rules of {call.container} are missing")
         return None
 
@@ -69,8 +66,11 @@ def _add(call: Call, previous: Mapping[str, Any], comment: str) -> None:
         with links.netlink() as route, links.doing("find the way to the pod"):
             name = links.leads_to(route, next(target.ip for target in targets if target.version == 4))
         links.set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
-    firewall.add("host_ports", forward, comment)
-    firewall.add("postrouting", back, comment)
+    firewall.add({"host_ports": forward, "postrouting": back}, comment)
+    with links.doing("forget earlier datagrams"):
+        for mapping in _mappings(call):
+            if str(mapping.get("protocol")).lower() == "udp":
+                links.forget_datagrams(int(mapping["hostPort"]))
 
 
 def _rules(call: Call, mapping: Mapping[str, Any], target: _Address) -> tuple[str, list[str]] | None:
