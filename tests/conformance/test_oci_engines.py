@@ -238,6 +238,7 @@ def last(client: Client, name: str) -> int:
     return int(words[-1]) if words else 0
 
 
+@pytest.mark.full
 def test_podman_saves_and_restores(monkeypatch: pytest.MonkeyPatch) -> None:
     require_criu(monkeypatch)
     with podman() as client:
@@ -253,6 +254,7 @@ def test_podman_saves_and_restores(monkeypatch: pytest.MonkeyPatch) -> None:
         client("rm", "--force", "--time", "0", "c1")
 
 
+@pytest.mark.full
 def test_containerd_saves(monkeypatch: pytest.MonkeyPatch, ctr: Client) -> None:
     require_criu(monkeypatch)
     # containerd runs already, with another PATH.

@@ -8,12 +8,13 @@ whose child executes something else or ends by os._exit.
 import errno
 import gc
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyctr_shim.oci import capabilities, init, program
 from pyctr_shim.oci import exec as joining
@@ -45,6 +46,7 @@ class Child:
         kill_and_reap(self.pidfd)
 
 
+_UNDO_SECONDS: Final = 20.0
 _kinship: tuple[int, int] = (0, signal.SIGCHLD)  # clone's flag and signal: this process's children
 
 
@@ -68,6 +70,13 @@ def kill_and_reap(pidfd: int) -> None:
         pidfd_send_signal(pidfd, signal.SIGKILL)
     wait(pidfd)
     os.close(pidfd)
+
+
+def give_up(channel: Channel, pidfd: int) -> None:
+    """Let who restores at the other end of a channel undo what he has made, and end; by force if he does not."""
+    channel.close()
+    select.select([pidfd], [], [], _UNDO_SECONDS)
+    kill_and_reap(pidfd)
 
 
 def fork_init(request: init.Request) -> Child:

@@ -334,10 +334,12 @@ def _create(request: init.Request) -> Container | None:
     except BaseException as error:
         if console_fd >= 0:
             os.close(console_fd)
-        child.end()
-        if restorer_fd >= 0:
-            wait(restorer_fd)
-            os.close(restorer_fd)
+        if request.checkpoint is not None:
+            forks.give_up(child.channel, restorer_fd if restorer_fd >= 0 else child.pidfd)
+            if restorer_fd >= 0:
+                forks.kill_and_reap(child.pidfd)
+        else:
+            child.end()
         try:
             _undo(request)
         except OciError as left:

@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ FILTER = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["kcmp"], "a
 
 
 @pytest.fixture(autouse=True)
-def criu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is tried, nothing stays in the directories for temporary files."""
+def criu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Whatever is tried, nothing stays in the directory for temporary files."""
     require_criu(monkeypatch)
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
     yield
-    assert [name for name in os.listdir("/tmp") if name.startswith(("pyctr-criu-", "pyctr-restore-"))] == []
+    assert os.listdir(directory) == []
 
 
 def counting(lab: Lab) -> Spec:
@@ -378,3 +382,33 @@ def test_user_namespaces_are_refused(lab: Lab, tmp_path: Path) -> None:
         save(container, tmp_path / "images")
 
     assert not (tmp_path / "images").exists()
+
+
+def test_hooks_of_a_restored_container(lab: Lab, tmp_path: Path) -> None:
+    """Those of the runtime's side run, and are told who it is; one that fails keeps it from being made."""
+    spec = counting(lab)
+    told = tmp_path / "told"
+
+    def hook(script: str) -> list[Spec]:
+        return [{"path": "/bin/sh", "args": ["sh", "-c", script]}]
+
+    kinds = ("createRuntime", "poststart", "poststop")
+    spec["hooks"] = {kind: hook(f"cat >> {told}; echo ' {kind}' >> {told}") for kind in kinds}
+    container = started_counting(lab, spec)
+    save(container, tmp_path / "images")
+    lab.remove(container)
+    told.unlink()
+
+    again = restored(lab, spec, container.bundle, tmp_path / "images")
+    again.start()
+    pid = again.pid
+    lab.remove(again)
+
+    lines = told.read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == list(kinds)
+    assert json.loads(lines[0].rpartition(" ")[0])["pid"] == pid
+    spec["hooks"] = {"createRuntime": hook("exit 3")}
+    Path(container.bundle, "config.json").write_text(json.dumps(spec))
+    with pytest.raises(OciError, match="createRuntime"):
+        restored(lab, spec, container.bundle, tmp_path / "images")
+    assert no_process_of(container)
