@@ -29,6 +29,7 @@ from pyctrd.log import Logger
 from pyctrd.metadata.images import Images as ImageRows
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.sandboxes import Sandboxes as SandboxRows
+from pyctrd.network import own
 from pyctrd.network.configuration import Configuration
 from pyctrd.network.plugins import Plugins
 from pyctrd.network.pod_network import PodNetwork
@@ -151,7 +152,7 @@ class CriParts:
         parts, settings = self._parts, self._parts.config.cri.cni
         network = PodNetwork(
             Configuration(settings.conf_dir),
-            Plugins(tuple(map(Path, settings.bin_dirs)), settings.timeout, {}),
+            Plugins(tuple(map(Path, settings.bin_dirs)), settings.timeout, own.plugins(settings.in_process)),
             Records(parts.config.root / "network_records"),
             settings.preference,
             self._network_threads,

@@ -234,15 +234,11 @@ def _runtime(
     ]
     if mappings:
         runtime["portMappings"] = mappings
-    if bandwidth is not None:
-        limits = {"ingress": bandwidth.ingress, "egress": bandwidth.egress}
-        runtime["bandwidth"] = {
-            key: value
-            for direction, rate in limits.items()
-            if rate
-            for key, value in ((f"{direction}Rate", rate), (f"{direction}Burst", _UNLIMITED))
-        }
-    if dns is not None:
+    limits = {"ingress": bandwidth.ingress, "egress": bandwidth.egress} if bandwidth is not None else {}
+    for direction, rate in limits.items():
+        if rate:
+            runtime.setdefault("bandwidth", {}).update({f"{direction}Rate": rate, f"{direction}Burst": _UNLIMITED})
+    if dns is not None and any(dns):
         runtime["dns"] = {key: list(texts) for key, texts in dns._asdict().items()}
     if cgroup_parent:
         runtime["cgroupPath"] = cgroup_parent
