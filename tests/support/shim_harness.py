@@ -338,7 +338,7 @@ def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zyg
             _end(pid, root)
         endpoint.close()
         try:
-            for cgroup in Path("/sys/fs/cgroup").glob(f"*/{here.group}"):
+            for cgroup in _groups(here.group):
                 cgroup.rmdir()
         except OSError:
             _clear(here.group)
@@ -347,9 +347,15 @@ def host(command: tuple[str, ...] = (sys.executable, "-I", "-m", "pyctr_shim.zyg
             shutil.rmtree(root)
 
 
+def _groups(name: str) -> list[Path]:
+    """Return a cgroup in each hierarchy, of version 1 or 2."""
+    root = Path("/sys/fs/cgroup")
+    return [*root.glob(f"*/{name}"), *root.glob(name)]
+
+
 def _clear(group: str) -> None:
     """End and remove what a test that failed has left of its containers."""
-    for cgroup in Path("/sys/fs/cgroup").glob(f"*/{group}"):
+    for cgroup in _groups(group):
         for procs in cgroup.rglob("cgroup.procs"):
             for pid in procs.read_text().split():
                 with contextlib.suppress(ProcessLookupError):
