@@ -10,6 +10,8 @@ from pyctrd.server import public_socket
 from pyctrd.server.dispatch import Dispatch
 
 MAX_MESSAGE_BYTES: Final = 16 << 20  # containerd's, in both directions
+# Of one connection; each takes some 20 KiB. A client waits for every process that it has made, so it may have many.
+MAX_CALLS: Final = 10_000
 
 _FOREVER_MS: Final = (1 << 31) - 1  # INT_MAX, which grpc takes for "without end"
 
@@ -18,6 +20,7 @@ def _options(connection_age: float) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CALLS),
         # Clients ping as they like: GOAWAY "too_many_pings" breaks buildkit and dockerd.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1),

@@ -6,11 +6,13 @@ import stat
 import struct
 import termios
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from pyctr_shim.oci.devices import open_dev
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.mount import OPEN_TREE_CLONE, move_mount, open_tree
-from pyctr_sys.openat2 import make_file, open_in_root
+from pyctr_sys.openat2 import O_PATH, open_in_root
 
 _TIOCSPTLCK: Final = 0x40045431
 _TIOCGPTPEER: Final = 0x5441
@@ -46,8 +48,12 @@ def open_pair(root_fd: int, size: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def bind_console(root_fd: int, peer_fd: int) -> None:
-    """Show the pty as /dev/console."""
-    target_fd = make_file(root_fd, "/dev/console", 0o666)
+    """Show the pty as /dev/console, which may be there but is no link: it would be another file that is covered."""
+    dev_fd = open_dev(root_fd)
+    with suppress(FileExistsError):
+        os.close(os.open("console", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev_fd))
+    target_fd = os.open("console", O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev_fd)
+    os.close(dev_fd)
     if not _is_plain(target_fd):
         os.close(target_fd)
         raise OciError("process.terminal: /dev/console of the container is neither a file nor a device")

@@ -13,6 +13,9 @@ from support.attackers import STARTS, exchanging, snapshot
 from support.oci_bundle import Lab, Spec, make_root
 
 pytestmark = pytest.mark.root
+DEVPTS = {
+    "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"],
+}  # fmt: skip
 
 
 def shell(lab: Lab, script: str) -> Spec:
@@ -305,8 +308,7 @@ def test_cve_2026_88264_the_images_dev_is_never_used(lab: Lab, outside: Path, te
     before = snapshot(outside)
     spec = without_dev(shell(lab, "stat -c '%F' /dev/null; ls /dev/planted; grep ' /dev ' /proc/mounts"))
     spec["process"]["user"] = {"uid": 1000, "gid": 1000}
-    pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
-    spec["mounts"] += [pts] * terminal
+    spec["mounts"] += [DEVPTS] * terminal
     spec["process"]["terminal"] = terminal
     bundle = lab.bundle(spec)
     for name in ("console", "null", "ptmx", "stdin", "stdout", "stderr", "tty", "planted"):
@@ -372,9 +374,10 @@ def test_cve_2025_52565_the_terminal_is_not_redirected(lab: Lab, outside: Path, 
     spec, dev = false_dev(lab, outside)
     (dev / "pts").mkdir()
     (dev / victim).symlink_to("/outside/file" if victim == "console" else "/dev/null")
+    spec["mounts"] += [DEVPTS] * (victim == "console")
     spec["process"]["terminal"] = True
 
-    with pytest.raises(OciError, match=r"process.terminal"):
+    with pytest.raises(OciError, match=f"process.terminal: /dev/{victim}"):
         lab.create(spec)
 
     assert snapshot(outside) == before
@@ -385,8 +388,7 @@ def test_cve_2025_52565_the_console_is_exchanged(lab: Lab, outside: Path, starts
     """The pty is mounted on a file of /dev's or of the container's root, and never given another file's place."""
     spec, dev = false_dev(lab, outside)
     (dev / "pts").mkdir()
-    pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
-    spec["mounts"].append(pts)
+    spec["mounts"].append(DEVPTS)
     spec["process"] |= {"terminal": True, "args": ["sleep", "1000"], "user": {"uid": 1000, "gid": 1000}}
     (dev / "console").write_text("")
     (dev / "link").symlink_to(outside / "file")
