@@ -1,6 +1,7 @@
 """Published archives that got out of where they were unpacked, by number: here each stays inside or is refused."""
 
 import os
+import re
 import tarfile
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 
 import pytest
 
+import pyctr_shim
+import pyctr_sys
+import pyctr_wire
+import pyctrd
 from pyctr_wire.errors import InvalidArgument, UnknownError
 from pyctrd.core.mounts import Mount
 from support.attackers import snapshot
@@ -84,17 +89,14 @@ async def test_cve_2007_4559_archives_that_want_out(
 
 
 def test_cve_2007_4559_the_standard_library_unpacks_nothing_for_us() -> None:
-    """Its extraction is not called anywhere in the daemon or the shim, nor what calls it."""
-    import pyctr_shim
-    import pyctr_sys
-    import pyctr_wire
-    import pyctrd
+    """Neither in the daemon nor in the shim: it may write archives, its reader is not asked."""
+    reading = re.compile(r'\.extract(all|file)?\(|unpack_archive|tarfile\.open\((?![^)]*mode="w)')
+    packages = (pyctr_shim, pyctr_sys, pyctr_wire, pyctrd)
 
-    for package in (pyctr_shim, pyctr_sys, pyctr_wire, pyctrd):
-        for path in Path(package.__path__[0]).rglob("*.py"):
-            text = path.read_text()
-            assert "import tarfile" not in text, path
-            assert "unpack_archive" not in text, path
+    found = [path for package in packages for path in Path(package.__path__[0]).rglob("*.py")]
+
+    assert len(found) > 200
+    assert [str(path) for path in found if reading.search(path.read_text())] == []
 
 
 async def test_cve_2025_47290_a_target_of_several_mounts(unpacking: Unpacking, tmp_path: Path) -> None:
