@@ -5,8 +5,9 @@
       chain prerouting, output     where those come from
       chain postrouting     pods' packets to elsewhere, and those whose answers would go astray
 
-Each rule has a comment that says whose it is: `<network> <container>`. libnftables does it, in one transaction, for
-the network namespace of the calling thread. Source: libnftables(3), libnftables-json(5), nft(8).
+Each rule has a comment that says whose it is: `<network> <container>`; the table goes with the last of them.
+libnftables does it, in one transaction, for the network namespace of the calling thread.
+Source: libnftables(3), libnftables-json(5), nft(8).
 """
 
 import ctypes
@@ -81,8 +82,11 @@ def count(comment: str) -> int:
 
 def _remove_if(unwanted: Callable[[str], bool]) -> None:
     with _lock:
-        found = [rule for rule in _rules() if unwanted(rule.get("comment", ""))]
-        if found:
+        owned = [rule for rule in _rules() if rule.get("comment")]
+        found = [rule for rule in owned if unwanted(rule["comment"])]
+        if found == owned != []:  # what is left would only cost each packet time
+            _run(f"delete table {_TABLE}\n")
+        elif found:
             _run("".join(f"delete rule {_TABLE} {rule['chain']} handle {rule['handle']}\n" for rule in found))
 
 

@@ -75,6 +75,8 @@ class PodNetwork:
         self._preference = preference
         self._offload = offload
         self._busy = _Busy()
+        # Sandboxes that were attached by this object: those who ask for a collection may not know them yet.
+        self._attached: set[str] = set()
 
     async def status(self) -> str | None:
         """Return None if pods can be attached, else why they cannot."""
@@ -119,8 +121,8 @@ class PodNetwork:
     async def collect(self, valid: Collection[str]) -> None:
         """Detach what belongs to none of the `valid` sandboxes, by our records and by the plugins' own.
 
-        To be called when it is known which sandboxes there are, and while none is being made. Failures are logged:
-        the next time it is tried again.
+        Those that were attached meanwhile, by this object, are left alone. Failures are logged: the next time it is
+        tried again.
         """
         await self._offload.run(self._collect, frozenset(valid))
 
@@ -144,6 +146,7 @@ class PodNetwork:
                     return self._addresses(earlier)  # whoever asks has not heard that it was done
                 self._delete(earlier)
             network = self._configuration.network()
+            self._attached.add(pod.id)
             attachment = Attachment(network, pod.id, INTERFACE, str(netns), arguments, runtime, self._plugins.known())
             # A crash from here on leaves a record without a result: `collect` undoes what the plugins did.
             self._records.write(attachment)
@@ -151,6 +154,7 @@ class PodNetwork:
                 attachment = attachment._replace(result=chain.add(self._plugins, attachment))
                 addresses = self._addresses(attachment)
             except BaseException:
+                self._attached.discard(pod.id)
                 self._undo(attachment)
                 raise
             self._records.write(attachment)
@@ -184,6 +188,7 @@ class PodNetwork:
                     self._undo(attachment)
                 else:
                     self._delete(attachment)
+            self._attached.discard(container)
 
     def _delete(self, attachment: Attachment) -> None:
         chain.delete(self._plugins.only(attachment.in_process), attachment)
@@ -201,12 +206,15 @@ class PodNetwork:
         for attachment in self._records:
             if attachment.container not in valid:
                 with self._busy.alone(attachment.container):
-                    there = bool(attachment.netns) and is_open(Path(attachment.netns))
-                    self._undo(attachment if there else attachment._replace(netns=""))
+                    if attachment.container not in self._attached:
+                        there = bool(attachment.netns) and is_open(Path(attachment.netns))
+                        self._undo(attachment if there else attachment._replace(netns=""))
         try:
             network = self._configuration.network()
-            kept = [one.key for one in self._records if one.network.name == network.name]
-            chain.collect(self._plugins, network, kept)
+            # An address that is given away in between would be taken back.
+            with self._busy.none():
+                kept = [one.key for one in self._records if one.network.name == network.name]
+                chain.collect(self._plugins, network, kept)
         except NetworkNotReady:
             return  # then there is nobody to ask
         except ExceptionGroup as failures:
@@ -248,20 +256,33 @@ def _runtime(
 
 
 class _Busy:
-    """Who is being worked on: one at a time for each."""
+    """Who is being worked on: one at a time for each, or nobody at all."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._names: set[str] = set()
+        self._closed = False
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: name not in self._names)
+            self._changed.wait_for(lambda: not self._closed and name not in self._names)
             self._names.add(name)
         try:
             yield
         finally:
             with self._changed:
                 self._names.discard(name)
+                self._changed.notify_all()
+
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed and not self._names)
+            self._closed = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
                 self._changed.notify_all()

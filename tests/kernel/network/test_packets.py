@@ -148,6 +148,9 @@ async def test_rules_of_others_stay(place: Neighbourhood) -> None:
     assert refuses(place.outside, _HOST[4], 8080)
     assert "chain mine" in command("nft", "list", "table", "inet", "theirs")
 
+    await place.lab.network.tear_down(pod("two"), other)
+    assert "table inet" not in command("nft", "list", "tables").replace("table inet theirs", "")
+
 
 async def test_datagrams_find_a_pod_that_came_later(place: Neighbourhood) -> None:
     """Who has sent to the port before is remembered by the kernel, as somebody who wants the host."""

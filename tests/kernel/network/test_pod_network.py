@@ -65,6 +65,30 @@ async def test_what_belongs_to_no_sandbox_is_collected(lab: Lab) -> None:
     assert [one.container for one in lab.records] == ["kept"]
 
 
+async def test_what_is_attached_during_a_collection_stays(lab: Lab) -> None:
+    """Whoever asks for it has not heard of it yet."""
+    lab.configure(lab.bridge())
+    await lab.network.set_up(pod(), lab.namespaces.create())
+
+    await lab.network.collect([])
+    assert lab.reserved() == {"10.201.0.2", "fd00:201::2"}
+
+    await lab.started().collect([])
+    assert not lab.reserved()
+
+
+async def test_an_attachment_that_is_asked_for_again_is_the_same(lab: Lab) -> None:
+    lab.configure(lab.bridge())
+    netns = lab.namespaces.create()
+
+    first = await lab.network.set_up(pod(), netns)
+
+    assert await lab.started().set_up(pod(), netns) == first
+    other = await lab.started().set_up(pod(), lab.namespaces.create())
+    assert other.primary == "10.201.0.3"
+    assert lab.reserved() == {"10.201.0.3", "fd00:201::3"}
+
+
 @pytest.mark.parametrize("in_process", [(), OWN_PLUGINS], ids=["programs", "own"])
 async def test_the_network_that_pyctr_writes_works(host: None, tmp_path: Path, in_process: tuple[str, ...]) -> None:
     lab = Lab(tmp_path, in_process)
