@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _OURS: Final = "io.containerd.pyctr.v1"
 _NETWORK_THREADS: Final = 16
-_FEATURES: Final = (True, True)  # recursive read-only mounts, user namespaces
+_FEATURES: Final = (True, False)  # recursive read-only mounts, user namespaces
 
 _log = Logger("pyctrd.cri")
 

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -45,6 +46,7 @@ from pyctrd.runtime.tasks import Tasks
 _START_ERROR: Final = 128
 _STATE_MASK: Final = (f"extensions.{CONTAINER_STATE}",)
 _RESOURCES_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+_SECONDS_TO_REOPEN: Final = 10.0
 _SECONDS_TO_DIE: Final = 60.0
 
 _log = Logger("pyctrd.cri")
@@ -315,13 +317,17 @@ class Containers:
         }
 
     async def reopen_log(self, container: PodContainer) -> None:
-        """Have the log opened anew at its path. Raises FailedPrecondition unless the container runs."""
+        """Have the log opened anew at its path. Raises FailedPrecondition unless the container runs, UnknownError."""
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             raise FailedPrecondition("container is not running")
         address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
-        if address is not None:
-            with suppress(ProcessLookupError):
-                os.kill(address.pid, signal.SIGUSR1)
+        if address is None or not container.log_path:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(address.pid, signal.SIGUSR1)
+        # A signal has no answer. The shim opens the file first of all; one that was not renamed is there already.
+        if not await self._threads.run(_appears, container.log_path):
+            raise UnknownError(f"the shim did not open {container.log_path} anew")
 
     async def recover(self, container: PodContainer) -> None:
         """After a start of the daemon: watch what runs, and note how others have ended meanwhile."""
@@ -351,3 +357,13 @@ def _note_exit(container: PodContainer, ended: Exit) -> None:
         container.reason = "OOMKilled"
     else:
         container.reason = "Error" if ended.exit_status else "Completed"
+
+
+def _appears(path: str) -> bool:
+    """Wait for a file, a limited time."""
+    deadline = time.monotonic() + _SECONDS_TO_REOPEN
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True

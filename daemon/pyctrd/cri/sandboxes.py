@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from google.protobuf.json_format import MessageToDict
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound, UnknownError
+from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented, UnknownError
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.cri.events import Events
 from pyctrd.cri.index import Index
@@ -85,6 +85,7 @@ class Sandboxes:
         """
         if not config.HasField("metadata"):
             raise InvalidArgument("sandbox config must include metadata")
+        check_user_namespace(config.linux.security_context.namespace_options)
         pod = Pod(secrets.token_hex(32), config, handler, now())
         if handler not in self._handlers:
             raise UnknownError(
@@ -217,3 +218,31 @@ class Sandboxes:
         self._files.remove(pod.id)
         with suppress(NotFound):
             self._rows.delete(NAMESPACE, pod.id)
+
+
+def check_user_namespace(options: image_pb2.NamespaceOption) -> None:
+    """Raise InvalidArgument for what makes no sense, and Unimplemented for a user namespace."""
+    if not options.HasField("userns_options"):
+        return
+    wanted = options.userns_options
+    uids, gids = wanted.uids, wanted.gids
+    mode = image_pb2.NamespaceMode.Name(wanted.mode)
+    if wanted.mode == image_pb2.NODE:
+        if uids or gids:
+            raise InvalidArgument(
+                'can\'t use user namespace mode "NODE" with mappings. '
+                f"Got {len(uids)} UID mappings and {len(gids)} GID mappings"
+            )
+        return
+    if wanted.mode != image_pb2.POD:
+        raise InvalidArgument(f'unsupported user namespace mode: "{mode}"')
+    for mappings in (uids, gids):
+        if not mappings:
+            raise InvalidArgument('can\'t use user namespace mode "POD" without UID and GID mappings')
+        if len(mappings) > 1:
+            raise InvalidArgument(f"only one mapping line supported, got {len(mappings)} mapping lines")
+        if not mappings[0].length:
+            raise InvalidArgument("invalid mapping length: 0")
+        if mappings[0].container_id:
+            raise InvalidArgument("the mapping must begin with container id 0")
+    raise Unimplemented("a user namespace for a pod")

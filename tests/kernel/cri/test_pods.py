@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from support.cri_client import NODE, POD, TARGET, CriClient
+from support.cri_client import CONTAINER, NODE, POD, TARGET, CriClient
 from support.daemon_process import DaemonProcess, wait_until
 from support.images import image
 
@@ -256,7 +256,8 @@ def test_a_log_that_was_renamed_is_opened_anew(cri: CriClient) -> None:
 
     cri.runtime.ReopenContainerLog(runtime_pb2.ReopenContainerLogRequest(container_id=container))
 
-    wait_until(lambda: path.exists() and path.read_text().count("\n") > 5, "it writes to a new file")
+    assert path.exists()
+    wait_until(lambda: path.read_text().count("\n") > 5, "it writes to a new file")
     cri.stop(container)
     lines = ((cri.logs / "main.log.1").read_text() + cri.log()).splitlines()
     assert [int(line.split()[-1]) for line in lines] == list(range(1, len(lines) + 1))
@@ -334,6 +335,33 @@ def test_mounts_are_what_was_asked_for(cri: CriClient) -> None:
     shared.mounts.add(container_path="/data", host_path=str(here), propagation=runtime_pb2.PROPAGATION_BIDIRECTIONAL)
     code, text = refused(cri.create, pod, shared)
     assert (code, "not a shared mount" in text) == (grpc.StatusCode.UNKNOWN, True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "uids", "code", "text"),
+    [
+        (CONTAINER, [], "INVALID_ARGUMENT", 'unsupported user namespace mode: "CONTAINER"'),
+        (POD, [], "INVALID_ARGUMENT", "without UID and GID mappings"),
+        (POD, [(0, 1000, 10), (10, 2000, 10)], "INVALID_ARGUMENT", "got 2 mapping lines"),
+        (POD, [(0, 1000, 0)], "INVALID_ARGUMENT", "invalid mapping length: 0"),
+        (POD, [(1, 1000, 10)], "INVALID_ARGUMENT", "container id 0"),
+        (POD, [(0, 1000, 10)], "UNIMPLEMENTED", "a user namespace for a pod"),
+        (NODE, [(0, 1000, 10)], "INVALID_ARGUMENT", "Got 1 UID mappings and 1 GID mappings"),
+    ],
+)
+def test_a_user_namespace_is_refused_rather_than_forgotten(
+    cri: CriClient, mode: int, uids: list[tuple[int, int, int]], code: str, text: str
+) -> None:
+    config = cri.pod_config("mapped")
+    options = config.linux.security_context.namespace_options.userns_options
+    options.mode = mode  # type: ignore[assignment]
+    for inside, outside, length in uids:
+        options.uids.add(container_id=inside, host_id=outside, length=length)
+        options.gids.add(container_id=inside, host_id=outside, length=length)
+
+    found, said = refused(cri.runtime.RunPodSandbox, runtime_pb2.RunPodSandboxRequest(config=config))
+
+    assert (found.name, text in said) == (code, True), said
 
 
 def test_volumes_of_an_image_begin_as_the_image_has_them(cri: CriClient) -> None:
