@@ -4,12 +4,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from pyctr_wire.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from pyctr_wire.containerd.services.leases.v1 import leases_pb2, leases_pb2_grpc
 from pyctr_wire.cri import image_pb2 as pb
 from pyctr_wire.cri import image_pb2_grpc
@@ -49,6 +51,7 @@ class Client:
         self.daemon = daemon
         self.stub: Any = image_pb2_grpc.ImageServiceStub(channel)
         self._leases: Any = leases_pb2_grpc.LeasesStub(channel)
+        self._content: Any = content_pb2_grpc.ContentStub(channel)
 
     async def pull(self, name: str, timeout: float = 60, **auth: str) -> str:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=name), auth=pb.AuthConfig(**auth) if auth else None)
@@ -61,6 +64,11 @@ class Client:
         assert SECRET not in (caught.value.details() or "")
         await self.nothing_is_left()
         return caught.value.code(), caught.value.details() or ""
+
+    async def arrived(self) -> int:
+        """Return how many bytes there are of what is being fetched."""
+        found = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), metadata=NAMESPACE)
+        return sum(one.offset for one in found.statuses)
 
     async def nothing_is_left(self) -> None:
         assert not (await self.stub.ListImages(pb.ListImagesRequest(), timeout=30)).images
@@ -188,6 +196,39 @@ class stalling:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self._body))
         writer.write(self._body[: len(self._body) // 2])
         await writer.drain()
+
+
+async def test_a_killed_daemon_leaves_no_half_image(registry: ScriptedRegistry) -> None:
+    """F05: and the next one goes on from the half of the layer that had arrived."""
+    serve(registry, IMAGE)
+    blob, data = f"/v2/test/image/blobs/{LAYER_DIGEST}", IMAGE.blobs[LAYER_DIGEST]
+    # A daemon of its own: the dead one's lease lasts for a day.
+    with DaemonProcess() as daemon:
+        async with (
+            grpc.aio.insecure_channel(f"unix:{daemon.address}") as channel,
+            stalling(data) as address,
+        ):
+            client = Client(daemon, channel)
+            registry.on("GET", blob, Answer(307, headers={"Location": f"http://{address}/blob"}))
+            pull = asyncio.ensure_future(client.pull(f"{registry.host}/test/image:v1"))
+            async with asyncio.timeout(30):
+                while await client.arrived() != len(data) // 2:
+                    await asyncio.sleep(0.05)
+            daemon.restart()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await pull
+
+        registry.on("GET", blob, partial(_from_range, data))
+        async with grpc.aio.insecure_channel(f"unix:{daemon.address}") as channel:
+            client = Client(daemon, channel)
+            assert not (await client.stub.ListImages(pb.ListImagesRequest(), timeout=30)).images
+            assert await client.pull(f"{registry.host}/test/image:v1") == digest(IMAGE.config)
+    assert registry.requests(blob)[-1].headers["Range"] == f"bytes={len(data) // 2}-{len(data) - 1}"
+
+
+def _from_range(data: bytes, seen: Seen) -> Answer:
+    start = int(seen.headers["Range"].removeprefix("bytes=").partition("-")[0])
+    return Answer(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
 
 
 # -- what is too much

@@ -25,6 +25,8 @@ PINNED: Final = "pinned"
 
 # Fewer digits than these are not the start of an id: they are rather a name that was mistyped.
 _ID_START: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
+# Characters: a name of 255, a tag of 128 and a sha512 fit. Names come from pods, and to read a long one takes its time.
+_LONGEST: Final = 1024
 _BARE_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -161,6 +163,8 @@ def reference_of(text: str) -> Reference | None:
 
     An id is none, though `sha256:…` could be read as a repository with a tag.
     """
+    if len(text) > _LONGEST:
+        return None
     if _BARE_ID.fullmatch(text) or _is_digest(text):
         return None
     try:

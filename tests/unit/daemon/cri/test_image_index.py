@@ -1,6 +1,10 @@
 """Images by every name: how references are completed, how records are merged, and what is ambiguous."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyctr_wire.errors import NotFound
 from pyctrd.core.descriptors import Descriptor
@@ -45,9 +49,22 @@ def test_references_are_completed(text: str, full: str) -> None:
     assert str(reference_of(text)) == full
 
 
-@pytest.mark.parametrize("text", ["", ONE, "ab" * 32, "Upper/Case", "a//b", "-", "a:b:c", "a@sha256:123", "a b"])
+LONG = pytest.param("a" * 1_000_000, id="long")
+
+
+@pytest.mark.parametrize("text", ["", ONE, "ab" * 32, "Upper/Case", "a//b", "-", "a:b:c", "a@sha256:123", "a b", LONG])
 def test_what_is_no_reference(text: str) -> None:
     assert reference_of(text) is None
+
+
+@given(st.text(max_size=80) | st.text("abAB019.:/@-_ ", max_size=80))
+def test_whatever_is_asked_for_is_found_or_not(text: str) -> None:
+    index = ImageIndex([record(ONE), record("docker.io/library/a:latest")])
+    with suppress(NotFound):
+        assert index.find(text).id == ONE
+    found = reference_of(text)
+    if found is not None:
+        assert str(reference_of(str(found))) == str(found)
 
 
 def test_records_of_one_image_are_one_image() -> None:
