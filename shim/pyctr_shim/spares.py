@@ -37,6 +37,7 @@ from pyctr_shim.identity import Identity, Inheritance, make_inheritance
 from pyctr_shim.keeper import Common, Keeper, read_notices, share, wish_for_fork
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import forks, practice, runtime
+from pyctr_shim.oci.cgroups import stats as _stats  # noqa: F401 - so that all shims share it
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
 from pyctr_sys import pagemap

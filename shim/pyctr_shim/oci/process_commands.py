@@ -15,7 +15,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import commands, log, runtime, validate
+from pyctr_shim.oci import commands, log, runtime
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v1 import PlacesV1
 from pyctr_shim.oci.checkpoint.choices import Restore
@@ -209,6 +209,8 @@ def _process_document(options: argparse.Namespace, bundle: str) -> dict[str, Any
     """Return the process to execute: a document of its own, or init's with what the options change."""
     if options.process:
         return commands.read_json(options.process)
+    from pyctr_shim.oci import validate
+
     document = {"cwd": "/", **(validate.load_spec(os.path.join(bundle, "config.json")).get("process") or {})}
     arguments = options.args[1:] if options.args[:1] == ["--"] else options.args
     if not arguments:

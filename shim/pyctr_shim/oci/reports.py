@@ -7,10 +7,10 @@ import os
 import pwd
 import select
 import sys
-from datetime import UTC, datetime
+import time
 from typing import Any, Final
 
-from pyctr_shim.oci import counters, state
+from pyctr_shim.oci import state
 from pyctr_shim.oci.commands import existing, status_of
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.state import State, Status
@@ -42,7 +42,7 @@ def state_(options: argparse.Namespace) -> int:
 def _report(record: State, status: Status, directory: str) -> dict[str, Any]:
     document = json.loads(record.document(status))
     seconds, nanoseconds = divmod(record.created_ns, 1_000_000_000)
-    created = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"
+    created = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09}Z"
     rootfs = record.rootfs or os.path.join(record.bundle, "rootfs")
     return {**document, "rootfs": rootfs, "created": created, "owner": _owner(directory)}
 
@@ -102,6 +102,8 @@ def ps(options: argparse.Namespace) -> int:
 
 def events(options: argparse.Namespace) -> int:
     """Print counters, once or at an interval until the container ends; then also each time memory ran out."""
+    from pyctr_shim.oci import counters  # and with them protobuf, for this command only
+
     with existing(options) as (_, record, container):
         if not record.is_alive():
             raise OciError(f"container with id {options.id} is not running")

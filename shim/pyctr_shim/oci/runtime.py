@@ -7,6 +7,8 @@ calling process stays as small as it was.
     start    lets it, and returns when it has
     exec     forks a child that joins the container and executes at once
     delete   removes cgroup and state after init's end
+
+What makes processes is loaded when one is to be made: a command that looks at a container, or ends it, is short.
 """
 
 import os
@@ -17,8 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pyctr_shim.oci import detached, forks, hooks, init, listener, net_devices, rdt, state, validate
-from pyctr_shim.oci import exec as joining
+from pyctr_shim.oci import detached, hooks, listener, net_devices, rdt, state
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError, PoststopFailed, describe
 from pyctr_shim.oci.handshake import Channel, Message
@@ -29,6 +30,8 @@ from pyctr_sys.mount import MNT_DETACH, umount2
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 if TYPE_CHECKING:
+    from pyctr_shim.oci import exec as joining
+    from pyctr_shim.oci import forks, init
     from pyctr_shim.oci.checkpoint.choices import Dump, Restore
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
@@ -159,8 +162,10 @@ class Container:
         request = self.exec_request(process, stdio, options)
         return _exec(request, self.state_directory)
 
-    def exec_request(self, process: bytes, stdio: Stdio, options: ExecOptions) -> joining.Request:
+    def exec_request(self, process: bytes, stdio: Stdio, options: ExecOptions) -> "joining.Request":
         """Return what a child that joins this container needs to know."""
+        from pyctr_shim.oci import exec as joining
+
         return joining.Request(
             id=self.id,
             init_pid=self.pid,
@@ -209,6 +214,8 @@ class Container:
 
     def update(self, resources: bytes) -> None:
         """Change limits to those of a LinuxResources document (JSON). Raises OciError naming the field."""
+        from pyctr_shim.oci import validate
+
         self.cgroup.apply(validate.load_resources(resources))
 
     def stats(self) -> tuple[str, bytes]:
@@ -219,11 +226,13 @@ class Container:
         """Return how many processes the kernel killed for memory; read it before `delete`."""
         return self.cgroup.oom_kills()
 
-    def checkpoint(self, choices: "Dump") -> forks.Child:
+    def checkpoint(self, choices: "Dump") -> "forks.Child":
         """Have the container saved by a child, whose channel ends once that is done, or tells why it failed.
 
         Closing it before means that nobody is interested any more: then the container goes on.
         """
+        from pyctr_shim.oci import forks
+
         return forks.fork_dumper(state.read(self.state_directory), choices)
 
     def delete(self) -> None:
@@ -253,6 +262,8 @@ def create(
 
     Raises OciError; nothing is left of the container then. The calling process has one thread.
     """
+    from pyctr_shim.oci import init
+
     if hierarchies is None:
         hierarchies = mounted()
     state_directory = options.state_directory or bundle
@@ -294,8 +305,10 @@ def create(
     return container
 
 
-def _create(request: init.Request) -> Container | None:
+def _create(request: "init.Request") -> Container | None:
     """Fork a child, or take the one forked ahead, and follow it to CREATED; None if it asks for a stager."""
+    from pyctr_shim.oci import forks
+
     child = _take_ahead(request)
     if child is None:
         request = replace(request, staged=request.staged or request.hierarchies.is_v2)
@@ -359,7 +372,7 @@ def _pidfd_of_init(pid: int) -> int:
 
 
 def _container(
-    request: init.Request, child: forks.Child, console_fd: int, fields: Mapping[str, Any], restorer_fd: int
+    request: "init.Request", child: "forks.Child", console_fd: int, fields: Mapping[str, Any], restorer_fd: int
 ) -> Container:
     return Container(
         id=request.id,
@@ -381,10 +394,10 @@ def _container(
     )
 
 
-_ahead: list[forks.Child] = []  # none or one: this process's, as a process is what forks
+_ahead: "list[forks.Child]" = []  # none or one: this process's, as a process is what forks
 
 
-def forked_ahead() -> list[forks.Child]:
+def forked_ahead() -> "list[forks.Child]":
     """Return the child that waits, if there is one; whoever takes it out of the list ends it."""
     return _ahead
 
@@ -396,22 +409,30 @@ def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
     `fork`, if given, has this process's parent fork, and its child do `wait_for_request`. For a process that will
     create a container and that forks nothing else which could keep its channel open.
     """
+    from pyctr_shim.oci import forks
+
     if not _ahead:
         _ahead.append(forks.fork_ahead(fork or fork_waiting))
 
 
 def fork_waiting(fd: int, pages: pagemap.Ranges | None = None) -> None:
     """Fork a child that takes its request from `fd`, with `pages` (of `practice.touched_pages`) touched."""
+    from pyctr_shim.oci import forks
+
     forks.fork_waiting(fd, mounted(), array("Q") if pages is None else pages)
 
 
 def wait_for_request(fd: int, pages: pagemap.Ranges) -> NoReturn:
     """In a child: do what that of `fork_waiting` does."""
+    from pyctr_shim.oci import forks
+
     forks.wait_for_request(fd, mounted(), pages)
 
 
-def _take_ahead(request: init.Request) -> forks.Child | None:
+def _take_ahead(request: "init.Request") -> "forks.Child | None":
     """Return the child forked ahead, given its request, if there is one and this is a request that it can serve."""
+    from pyctr_shim.oci import forks
+
     if not _ahead or request.staged or request.preserve_fds or request.start_fd >= 0 or request.entered:
         return None
     if request.hierarchies is not mounted():
@@ -423,8 +444,11 @@ def _take_ahead(request: init.Request) -> forks.Child | None:
     return given
 
 
-def _exec(request: joining.Request, state_directory: str) -> Process:
+def _exec(request: "joining.Request", state_directory: str) -> Process:
     """Make a process that joins, straight away or by a fork that can tell what is wrong."""
+    from pyctr_shim.oci import exec as joining
+    from pyctr_shim.oci import forks
+
     try:
         with closing(joining.Joiner(request)) as joiner:
             spawned = forks.spawn_into(joiner)
@@ -438,7 +462,7 @@ def _exec(request: joining.Request, state_directory: str) -> Process:
     return _follow_to_exec(child, state_directory)
 
 
-def _follow_to_exec(child: forks.Child, state_directory: str) -> Process:
+def _follow_to_exec(child: "forks.Child", state_directory: str) -> Process:
     console_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:
@@ -470,7 +494,7 @@ def run_hooks(kind: str, record: State, status: Status) -> None:
         run(kind, found, record.document(status))
 
 
-def _undo(request: init.Request) -> None:
+def _undo(request: "init.Request") -> None:
     """Remove what a failed creation left, as its state names it; its process has ended."""
     try:
         record = state.read(request.state_directory)

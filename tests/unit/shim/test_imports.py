@@ -35,3 +35,10 @@ def test_the_shim_stays_small(module: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert module in loaded
     assert not [name for name in _FORBIDDEN if name in loaded]
+
+
+def test_a_command_that_looks_at_a_container_loads_neither_protobuf_nor_what_makes_one() -> None:
+    program = "import sys, pyctr_shim.oci.arguments; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "pyctr_shim.oci.runtime" in loaded
+    assert not {"google.protobuf", "pyctr_shim.oci.init", "pyctr_shim.oci.exec", "pyctr_shim.oci.counters"} & {*loaded}

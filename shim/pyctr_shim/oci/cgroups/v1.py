@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pyctr_shim.oci.cgroups import device_filter, files, stats
+from pyctr_shim.oci.cgroups import device_filter, files
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 
@@ -198,6 +198,8 @@ class CgroupV1:
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v1.Metrics."""
+        from pyctr_shim.oci.cgroups import stats  # and with it protobuf, which most commands do without
+
         return stats.v1_metrics(self._directory)
 
     def oom_kills(self) -> int:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from pyctr_shim.oci.cgroups import device_filter, files, stats
+from pyctr_shim.oci.cgroups import device_filter, files
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.bpf import attach_device_program, detach_device_program, device_programs, load_device_program
@@ -163,6 +163,8 @@ class CgroupV2:
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v2.Metrics."""
+        from pyctr_shim.oci.cgroups import stats  # and with it protobuf, which most commands do without
+
         return stats.v2_metrics(self._directory)
 
     def oom_kills(self) -> int:
