@@ -60,7 +60,7 @@ class NetworkNamespaces:
 
     def create(self) -> Path:
         """Return the path of a new namespace, in which `lo` is up. Raises OSError; nothing is left then."""
-        return self._pinned(lambda path: _in_thread(lambda: _make(path)))
+        return self._pinned(lambda path: in_thread(lambda: _make(path)))
 
     def create_owned(self, uids: Collection[IdMap], gids: Collection[IdMap]) -> Path:
         """Return the path of a new namespace that belongs to a new user namespace with these mappings.
@@ -129,12 +129,12 @@ def inside(path: Path, function: Callable[[], _T]) -> _T:
         return function()
 
     try:
-        return _in_thread(enter)
+        return in_thread(enter)
     finally:
         os.close(fd)
 
 
-def _in_thread(function: Callable[[], _T]) -> _T:
+def in_thread(function: Callable[[], _T]) -> _T:
     """Return what `function` does, in a thread that ends with it: it may change the thread's namespaces."""
     outcome: list[_T] = []
     failure: list[BaseException] = []

@@ -6,15 +6,11 @@ A container joins them by path. They outlive every process, this daemon too, but
 Source: namespaces(7), "Namespace lifetime".
 """
 
-import fcntl
 import json
 import os
 import re
 import signal
-import socket
-import struct
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +20,7 @@ from pyctr_sys.namespaces import Clone, unshare
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, start_ticks, wait
 from pyctr_sys.process import sethostname
 from pyctr_wire.errors import InvalidArgument, UnknownError
+from pyctrd.network.netns import in_thread, set_loopback_up
 from pyctrd.sandbox import pid_one
 
 KINDS: Final[Mapping[str, Clone]] = {
@@ -36,8 +33,6 @@ _INIT: Final = "init.json"
 _OF_IPC: Final = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 _OF_NET: Final = ("net.",)
 _SYSCTL: Final = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_*:-]+)+")
-_SIOCSIFFLAGS: Final = 0x8914
-_IFF_UP_AND_RUNNING: Final = 0x41
 
 
 def pin(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
@@ -49,30 +44,13 @@ def pin(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping
     check_sysctls(sysctls, kinds)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        _in_a_thread(lambda: _make(directory, kinds, hostname, sysctls))
+        in_thread(lambda: _make(directory, kinds, hostname, sysctls))
     except OSError as error:
         unpin(directory)
         raise UnknownError(f"namespaces of the sandbox: {error}") from error
     except BaseException:
         unpin(directory)
         raise
-
-
-def _in_a_thread(work: Callable[[], None]) -> None:
-    """Do it in a thread of its own, since namespaces belong to threads; raises what it raises."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="namespaces", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
 
 
 def unpin(directory: Path) -> None:
@@ -111,8 +89,7 @@ def _make(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mappi
         flags |= KINDS[kind]
     unshare(flags & ~Clone.NEWPID)  # that is another thread's: after it, this one could not start any
     if "net" in kinds:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_AND_RUNNING))
+        set_loopback_up()
     if "uts" in kinds:
         sethostname(hostname)
     for name, value in sysctls.items():
@@ -131,14 +108,12 @@ def _make(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mappi
 
 
 def _start_init(directory: Path) -> int:
-    started: list[int] = []
     scratch = directory / "root"
     scratch.mkdir()
     try:
-        _in_a_thread(lambda: started.append(pid_one.start(scratch)))
+        pid = in_thread(lambda: pid_one.start(scratch))
     finally:
         scratch.rmdir()
-    pid = started[0]
     (directory / _INIT).write_text(json.dumps({"pid": pid, "start_ticks": start_ticks(pid)}))
     return pid
 
