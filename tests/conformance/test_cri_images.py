@@ -227,8 +227,8 @@ def test_fifty_pulls_at_once_are_one(daemon: DaemonProcess, client: Client, regi
 def test_pulls_and_removals_at_the_same_time_all_succeed(client: Client, registry: str) -> None:
     names = [f"{registry}/test/{name}" for name in ("busybox:v1", "busybox:v2", "multi:v1", "user:v1")]
     with ThreadPoolExecutor(12) as pool:
-        pulled = [pool.submit(client.pull, name) for name in names * 6]
-        removed = [pool.submit(client.remove, name) for name in names * 6]
+        pulled = [pool.submit(client.pull, name) for name in names * 3]
+        removed = [pool.submit(client.remove, name) for name in names * 3]
         assert {one.result() for one in pulled} == {_id(BUSYBOX), _id(NAMED_USER)}
         for one in removed:
             one.result()

@@ -22,7 +22,7 @@ from support.scripted_registry import Answer, ScriptedRegistry, Seen, scripted_r
 pytestmark = pytest.mark.root
 
 # Ends a pull to which nothing comes; long enough for a loaded machine to send a byte.
-PATIENCE = 8
+PATIENCE = 5
 
 IMAGE: BuiltImage = image({"etc/hello": b"hello\n"})
 [LAYER_DIGEST] = [digest(layer) for layer in IMAGE.layers]
@@ -264,8 +264,9 @@ async def test_a_manifest_without_end_is_cut_off(client: Client, registry: Scrip
         b'{"config":{"Env":' + b'["A=B"' + b',"A=B"' * 1_000_000 + b']},"rootfs":{"diff_ids":[]}}',
         b'{"rootfs":{"diff_ids":["../../etc/passwd"]}}',
         b'{"config":{"User":"' + b"x" * (9 << 20) + b'"}}',
+        b'{"os":"linux","architecture":"amd64","config":{"User":"\\ud800"},"rootfs":{"diff_ids":[]}}',
     ],
-    ids=["deep", "wide", "path", "long"],
+    ids=["deep", "wide", "path", "long", "half a character"],
 )
 async def test_a_configuration_that_no_image_has(client: Client, registry: ScriptedRegistry, config: bytes) -> None:
     manifest = json.dumps(

@@ -109,7 +109,7 @@ class ImageService:
 
     async def _info(self, image: CriImage) -> dict[str, str]:
         document = {"chainID": image.chain_id, "imageSpec": await self._images.document(image)}
-        return {"info": json.dumps(document, ensure_ascii=False)}
+        return {"info": json.dumps(document)}
 
 
 def _list_of(images: Sequence[CriImage]) -> bytes:

@@ -44,6 +44,7 @@ ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
 ANNOTATION_IMAGE_NAME: Final = "io.containerd.image.name"
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89A-Fa-f]")
 _LAYER_PREFIXES: Final = (
     OCI_LAYER,
     OCI_LAYER_NONDISTRIBUTABLE,
@@ -240,10 +241,16 @@ def check_size(size: int, what: str) -> None:
 
 
 def load_json(data: bytes, what: str) -> Any:
-    """Parse a JSON document that came from outside: capped, keys unique. Raises InvalidArgument naming `what`."""
+    """Parse a JSON document that came from outside: capped, keys unique. Raises InvalidArgument naming `what`.
+
+    Half a surrogate pair is refused too: a text with one cannot be sent to anybody, not even in an error.
+    """
     check_size(len(data), what)
     try:
-        return json.loads(data, object_pairs_hook=_unique)
+        document = json.loads(data, object_pairs_hook=_unique)
+        if _SURROGATE.search(data):
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{what} is not valid JSON: {error}") from error
 

@@ -137,3 +137,19 @@ def test_sizes_and_digests_of_other_algorithms() -> None:
     assert image_spec.digest_like("sha512:", b"") == image_spec.check_digest(image_spec.digest_like("sha512:", b""))
     with pytest.raises(InvalidArgument):
         image_spec.check_size(image_spec.MAX_DOCUMENT + 1, "a document")
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"x\uDFFFy", r"\udc00\ud800", r"\ud83d\u0020"])
+def test_half_a_surrogate_pair_is_refused(text: str) -> None:
+    """Nobody could be told of it."""
+    for document in (f'{{"a":"{text}"}}', f'{{"{text}":1}}', f'["{text}"]'):
+        with pytest.raises(InvalidArgument):
+            image_spec.load_json(document.encode(), "document")
+
+
+def test_whole_pairs_and_escapes_are_read() -> None:
+    assert image_spec.load_json(rb'["\ud83d\udc0b","\\ud800","\u00d8"]', "document") == [
+        "\U0001f40b",
+        r"\ud800",
+        "\u00d8",
+    ]

@@ -219,6 +219,18 @@ async def test_users_are_capped(node: Node, images_of: Images) -> None:
     assert (await images_of.resolve("one:1")).user == "x" * 256
 
 
+async def test_half_a_character_hides_one_image_and_no_other(node: Node, images_of: Images) -> None:
+    """A list with such a text could not be sent, nor an error."""
+    node.bring(ONE, "docker.io/library/one:1")
+    for number, half in enumerate(("\ud800", "x\udfffy")):
+        node.bring(image({"n": b"%d" % number}, config={"User": half}), f"docker.io/library/user:{number}")
+        node.bring(image({"n": b"%d" % number}, architecture=half), f"docker.io/library/machine:{number}")
+    node.bring(image(config={"User": "\U0001f40b"}), "docker.io/library/whale:1")
+
+    found = await images_of.list()
+    assert {one.tags for one in found} == {("docker.io/library/one:1",), ("docker.io/library/whale:1",)}
+
+
 async def test_bad_documents_hide_one_image_and_no_other(node: Node, images_of: Images) -> None:
     node.bring(ONE, "docker.io/library/one:1")
     for number, data in enumerate(
