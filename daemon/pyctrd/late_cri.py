@@ -152,7 +152,7 @@ class CriParts:
         parts, settings = self._parts, self._parts.config.cri.cni
         network = PodNetwork(
             Configuration(settings.conf_dir),
-            Plugins(tuple(map(Path, settings.bin_dirs)), settings.timeout, own.plugins(settings.in_process)),
+            Plugins(tuple(map(Path, settings.bin_dirs)), settings.timeout, own.PLUGINS, settings.in_process),
             Records(parts.config.root / "network_records"),
             settings.preference,
             self._network_threads,

@@ -63,7 +63,7 @@ class Lab:
     def started(self) -> PodNetwork:
         """Return what a daemon has that was started just now."""
         self.records = Records(self.directory / "records")
-        plugins = Plugins((self.programs, REAL_PLUGINS), self.seconds, own.plugins(self.in_process))
+        plugins = Plugins((self.programs, REAL_PLUGINS), self.seconds, own.PLUGINS, self.in_process)
         return PodNetwork(Configuration(self.configurations), plugins, self.records, Preference.IPV4, self._offload)
 
     def configure(self, *plugins: dict[str, Any], version: str = "1.0.0", name: str = "labnet", **more: Any) -> None:

@@ -56,31 +56,28 @@ class InProcess(Protocol):
 class Plugins:
     """All plugins that can be run."""
 
-    def __init__(self, directories: tuple[Path, ...], seconds: float, known: Mapping[str, InProcess]) -> None:
-        """Look for programs in `directories`, give each `seconds`; `known` are those of ours, by their types."""
-        self._directories, self._seconds, self._known = directories, seconds, known
+    def __init__(
+        self, directories: tuple[Path, ...], seconds: float, own: Mapping[str, InProcess], chosen: tuple[str, ...]
+    ) -> None:
+        """Look for programs in `directories`, give each `seconds`; of our `own` by types, run the `chosen` ones."""
+        self._directories, self._seconds, self._own = directories, seconds, own
+        self.chosen = chosen
 
-    def known(self) -> tuple[str, ...]:
-        """Return the types of which we have our own."""
-        return tuple(self._known)
+    def choosing(self, chosen: tuple[str, ...]) -> "Plugins":
+        """Return the same plugins, of which `chosen` run in this process."""
+        return Plugins(self._directories, self._seconds, self._own, chosen)
 
     def is_own(self, configuration: Mapping[str, Any]) -> bool:
         """Return whether a plugin so configured runs in this process."""
-        own = self._known.get(configuration["type"])
-        return own is not None and own.can(configuration)
-
-    def only(self, kinds: tuple[str, ...]) -> "Plugins":
-        """Return the plugins of which no others than `kinds` run in this process."""
-        return Plugins(
-            self._directories, self._seconds, {kind: self._known[kind] for kind in kinds if kind in self._known}
-        )
+        kind = configuration["type"]
+        return kind in self.chosen and kind in self._own and self._own[kind].can(configuration)
 
     def run(self, call: Call) -> Mapping[str, Any] | None:
         """Run a plugin and return what it answers: a result in an ADD. Blocks. Raises PluginError."""
         if not self.is_own(call.configuration):
             return self._execute(call)
         try:
-            return self._known[call.kind].call(call, self)
+            return self._own[call.kind].call(call, self)
         except OSError as error:
             raise PluginError(call.kind, call.command, error.strerror or str(error)) from error
 

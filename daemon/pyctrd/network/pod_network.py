@@ -147,7 +147,7 @@ class PodNetwork:
                 self._delete(earlier)
             network = self._configuration.network()
             self._attached.add(pod.id)
-            attachment = Attachment(network, pod.id, INTERFACE, str(netns), arguments, runtime, self._plugins.known())
+            attachment = Attachment(network, pod.id, INTERFACE, str(netns), arguments, runtime, self._plugins.chosen)
             # A crash from here on leaves a record without a result: `collect` undoes what the plugins did.
             self._records.write(attachment)
             try:
@@ -191,7 +191,7 @@ class PodNetwork:
             self._attached.discard(container)
 
     def _delete(self, attachment: Attachment) -> None:
-        chain.delete(self._plugins.only(attachment.in_process), attachment)
+        chain.delete(self._plugins.choosing(attachment.in_process), attachment)
         self._records.remove(attachment)
 
     def _check(self, container: str) -> None:
@@ -200,7 +200,7 @@ class PodNetwork:
             if not found:
                 raise NetworkNotReady(f'sandbox "{container}" is attached to no network')
             for attachment in found:
-                chain.check(self._plugins.only(attachment.in_process), attachment)
+                chain.check(self._plugins.choosing(attachment.in_process), attachment)
 
     def _collect(self, valid: frozenset[str]) -> None:
         for attachment in self._records:

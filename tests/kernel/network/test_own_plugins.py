@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pyctrd.network.errors import PluginError
 from pyctrd.network.pod_network import PortMapping
 from support.pod_networks import OWN_PLUGINS, REAL_PLUGINS, Lab, command, own_host, pod
 
@@ -128,3 +129,103 @@ async def test_both_ways_leave_the_same(tmp_path: Path, case: str) -> None:
     for mine, theirs in zip(own[1], programs[1], strict=True):
         assert set(mine) ^ set(theirs) == set()
     assert own[2:] == programs[2:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"), [("bridge", {"vlan": 7}), ("bridge", {}), ("portmap", {"markMasqBit": 5}), ("portmap", {})]
+)
+async def test_what_we_do_not_know_is_the_programs(lab: Lab, kind: str, changed: dict[str, Any]) -> None:
+    """And what we do is ours: the program here says no to everything."""
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    program = lab.programs / kind
+    program.write_text('#!/bin/sh\necho \'{"code": 7, "msg": "by the program"}\'; exit 1\n')
+    program.chmod(0o755)
+    plugins = [lab.bridge(), _PORTMAP]
+    lab.configure(*({**one, **(changed if one["type"] == kind else {})} for one in plugins))
+    netns = lab.namespaces.create()
+
+    if changed:
+        with pytest.raises(PluginError, match=rf'plugin type="{kind}" failed \(add\): by the program \(code 7\)'):
+            await lab.network.set_up(pod(), netns)
+    else:
+        assert (await lab.network.set_up(pod(), netns)).primary == "10.201.0.2"
+
+
+async def test_addresses_may_come_from_a_program(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure({**lab.bridge(), "ipam": {"type": "static", "addresses": [{"address": "10.201.0.77/24"}]}})
+
+    assert (await lab.network.set_up(pod(), lab.namespaces.create())).primary == "10.201.0.77"
+
+
+async def test_whoever_did_it_undoes_it(lab: Lab) -> None:
+    lab.configure(lab.bridge(), _PORTMAP)
+    first, second = lab.namespaces.create(), lab.namespaces.create()
+    await lab.network.set_up(pod(), first, port_mappings=[PortMapping(8080, 80)])
+    lab.in_process = OWN_PLUGINS
+    await lab.started().set_up(pod("two"), second, port_mappings=[PortMapping(8081, 80)])
+    assert lab.reserved() == {"10.201.0.2", "10.201.0.3", "fd00:201::2", "fd00:201::3"}
+
+    await lab.started().tear_down(pod(), first)
+    lab.in_process = ()
+    await lab.started().tear_down(pod("two"), second)
+
+    assert not lab.reserved()
+    assert "8080" not in command("iptables-save")
+    assert "pyctr_cni" not in command("nft", "list", "tables")
+
+
+async def test_addresses_run_out_and_come_back(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure({**lab.bridge(), "ipam": _one_range(lab)})
+    for name in ("one", "two"):
+        await lab.network.set_up(pod(name), lab.namespaces.create())
+
+    with pytest.raises(PluginError, match=r"no IP addresses available in range set: 10.201.0.5-10.201.0.6"):
+        await lab.network.set_up(pod("three"), lab.namespaces.create())
+    await lab.network.tear_down(pod("one"), None)
+
+    assert (await lab.network.set_up(pod("three"), lab.namespaces.create())).primary == "10.201.0.5"
+
+
+async def test_a_check_finds_what_is_missing(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), _PORTMAP)
+    netns = lab.namespaces.create()
+    await lab.network.set_up(pod(), netns, port_mappings=[PortMapping(8080, 80)])
+    await lab.network.check(pod())
+
+    command("nft", "flush", "chain", "inet", "pyctr_cni", "host_ports")
+    command("nft", "flush", "chain", "inet", "pyctr_cni", "postrouting")
+    with pytest.raises(PluginError, match=r'plugin type="portmap" failed \(check\): rules of one are missing'):
+        await lab.network.check(pod())
+    command("ip", "address", "flush", "dev", "eth0", netns=netns)
+    with pytest.raises(PluginError, match=r"eth0 has lost 10.201.0.2/24, fd00:201::2/64"):
+        await lab.network.check(pod())
+    command("ip", "link", "delete", "eth0", netns=netns)
+    with pytest.raises(PluginError, match="eth0 is missing"):
+        await lab.network.check(pod())
+
+
+async def test_what_the_kernel_refuses_is_told_with_what_it_was_for(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    netns = lab.namespaces.create()
+    command("ip", "link", "add", "labbr", "type", "veth")
+    lab.configure(lab.bridge())
+    with pytest.raises(PluginError, match=r'plugin type="bridge" failed \(add\): labbr is there and is no bridge'):
+        await lab.network.set_up(pod(), netns)
+
+    lab.configure(lab.bridge(bridge="a-name-that-is-too-long"))
+    with pytest.raises(PluginError, match="cannot make bridge a-name-that-is-too-long: "):
+        await lab.network.set_up(pod(), netns)
+
+    command("ip", "link", "add", "eth0", "type", "veth", netns=netns)
+    lab.configure(lab.bridge(bridge="other"))
+    with pytest.raises(PluginError, match=f"there is an interface eth0 in {netns} already"):
+        await lab.network.set_up(pod(), netns)
+    assert not lab.reserved()
