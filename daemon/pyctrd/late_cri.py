@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, NotFound
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform
@@ -216,7 +217,8 @@ class CriParts:
             await self._recover_one(container)
         for sandbox_id in set(self._files.list()) - set(self._index.pods):
             await self._parts.bulk.run(self._sweep, sandbox_id)
-        await self._network.collect(list(self._index.pods.values()))
+        if not in_user_namespace():  # whose root has made no network of this machine's
+            await self._network.collect(list(self._index.pods.values()))
 
     async def _recover_one(self, container: PodContainer) -> None:
         try:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -72,8 +72,34 @@ class OrdinaryUser:
     @property
     def prefix(self) -> list[str]:
         """The beginning of a command that this user runs; the process is the one that is started."""
+        return self._prefix("")
+
+    def delegated(self, path: str) -> list[str]:
+        """Return the beginning of a command that sees cgroups of version 2 alone and is in one that is this user's.
+
+        It is at `path` of that hierarchy, and the command in `daemon` below that, as with systemd's
+        DelegateSubgroup=; whoever calls removes it.
+        """
+        here = f"/sys/fs/cgroup{path}"
+        return self._prefix(
+            "umount -R -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup\n"
+            f"mkdir -p {here}/daemon; echo $$ >{here}/daemon/cgroup.procs\n"
+            f"for one in {here} {here}/daemon; do cd $one; chown {self.uid}:{self.gid} . cgroup.procs"
+            " cgroup.subtree_control cgroup.threads; done; cd /\n"
+        )
+
+    def _prefix(self, script: str) -> list[str]:
         become = shlex.join(["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--"])
-        return ["unshare", "--mount", "--propagation", "slave", "sh", "-ec", f'{_reachable()}exec {become} "$@"', "sh"]
+        return [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-ec",
+            f'{_reachable()}{script}exec {become} "$@"',
+            "sh",
+        ]
 
     def run(self, *command: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
             ) -> "subprocess.CompletedProcess[str]":  # fmt: skip
@@ -90,9 +116,9 @@ class OrdinaryUser:
         return done.stdout
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[DaemonProcess]:
-        """Run a daemon of this user's at the usual places, with its log in the home directory."""
-        daemon = DaemonProcess(wrapper=self.prefix, environment=self.environment)
+    def daemon(self, wrapper: Sequence[str] = ()) -> Iterator[DaemonProcess]:
+        """Run a daemon of this user's at the usual places; `wrapper` begins its command, if it is not `prefix`."""
+        daemon = DaemonProcess(wrapper=wrapper or self.prefix, environment=self.environment)
         daemon.environment = dict(self.environment)
         daemon.state = self.runtime / "pyctr"
         daemon.root = self.home / ".local/share/pyctr"

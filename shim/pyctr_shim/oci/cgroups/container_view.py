@@ -1,6 +1,7 @@
 """A container's own view of its cgroups: what a mount of type `cgroup` shows."""
 
 import os
+from typing import Final
 
 from pyctr_shim.oci.cgroups.manager import Cgroup, Hierarchies
 from pyctr_sys.mount import (
@@ -14,6 +15,9 @@ from pyctr_sys.mount import (
     open_tree,
 )
 from pyctr_sys.openat2 import O_PATH, make_directories, open_in_root
+from pyctr_sys.process import file_system_type
+
+_CGROUP2_MAGIC: Final = 0x63677270  # source: linux/magic.h
 
 
 def mount_view(
@@ -28,6 +32,12 @@ def mount_view(
     target_fd = make_directories(root_fd, destination)
     here = f"/proc/self/fd/{target_fd}"
     if hierarchies.is_v2:
+        if file_system_type(target_fd) == _CGROUP2_MAGIC:
+            # /sys is the host's, with its cgroups, and the kernel mounts no file system on itself.
+            mount("tmpfs", here, "tmpfs", flags & ~MountFlag.RDONLY, "mode=755")
+            os.close(target_fd)
+            target_fd = open_in_root(root_fd, destination, O_PATH | os.O_DIRECTORY)
+            here = f"/proc/self/fd/{target_fd}"
         try:
             mount("cgroup", here, "cgroup2", flags)
         except PermissionError:
