@@ -570,6 +570,7 @@ def tell_created(build: Build) -> None:
         seccomp_flags=build.state.seccomp_flags,
         linux=build.state.linux,
         hooks=sorted(build.state.hooks),
+        host_mount=build.state.host_mount,
         notes=build.notes,
     )
 

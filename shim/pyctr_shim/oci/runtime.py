@@ -111,6 +111,7 @@ class Container:
     seccomp_flags: int
     linux: Mapping[str, Any]  # see state.py
     hook_kinds: frozenset[str]
+    host_mount: str  # where the host sees its root, "" for nowhere
     channel: Channel | None
     restorer_fd: int = -1  # a pidfd of who restores and has not ended yet
 
@@ -245,7 +246,7 @@ class Container:
             self.channel.close()
             self.channel = None
         self._await_restorer()
-        _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds or self.linux))
+        _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds or self.linux or self.host_mount))
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -389,6 +390,7 @@ def _container(
         seccomp_flags=fields["seccomp_flags"],
         linux=fields["linux"],
         hook_kinds=frozenset(fields["hooks"]),
+        host_mount=fields["host_mount"],
         channel=child.channel,
         restorer_fd=restorer_fd,
     )
@@ -563,5 +565,6 @@ def load(state_directory: str) -> Container:
         seccomp_flags=record.seccomp_flags,
         linux=record.linux,
         hook_kinds=frozenset(record.hooks),
+        host_mount=record.host_mount,
         channel=None,
     )

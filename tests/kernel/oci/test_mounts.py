@@ -261,6 +261,19 @@ def test_an_overlay_root_is_mounted_in_the_container_only(lab: Lab, count: int) 
     assert (upper / "new").read_text() == "written\n"
 
 
+def test_an_overlay_root_that_shares_its_mounts_is_mounted_here_until_the_end(lab: Lab) -> None:
+    overlay, _ = layers(lab, 2)
+    spec = lab.spec("sleep", "1000")
+    spec["linux"]["rootfsPropagation"] = "rshared"
+    bundle = lab.bundle(spec, root=False)
+    container = lab.running(spec, bundle=bundle, rootfs=(overlay,))
+    assert is_mounted(bundle / "rootfs")
+
+    lab.remove(container)
+
+    assert not is_mounted(bundle / "rootfs")
+
+
 def test_a_bind_root_can_be_read_only(lab: Lab) -> None:
     root = make_root(lab.base / "elsewhere")
     spec = shell(lab, "touch /x")
