@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyctrd.network.errors import PluginError
-from pyctrd.network.pod_network import PortMapping
+from pyctrd.network.pod_network import Bandwidth, PortMapping
 from support.pod_networks import OWN_PLUGINS, REAL_PLUGINS, Lab, command, own_host, pod
 
 pytestmark = [
@@ -86,6 +86,7 @@ _CASES: dict[str, Callable[[Lab], tuple[str, list[dict[str, Any]]]]] = {
         ],
     ),
     "no gateway": lambda lab: ("0.4.0", [lab.bridge(isGateway=False, ipMasq=False, promiscMode=True)]),
+    "limits": lambda lab: ("1.0.0", [lab.bridge(), {"type": "bandwidth", "capabilities": {"bandwidth": True}}]),
     "one range": lambda lab: ("0.3.1", [{**lab.bridge(), "ipam": _one_range(lab)}, {"type": "loopback"}]),
 }
 
@@ -114,8 +115,8 @@ async def test_both_ways_leave_the_same(tmp_path: Path, case: str) -> None:
                 namespaces = [lab.namespaces.create() for _ in range(2)]
                 results = []
                 for number, netns in enumerate(namespaces):
-                    ports = [PortMapping(8080 + number, 80)]
-                    given = await lab.network.set_up(pod(str(number)), netns, port_mappings=ports)
+                    ports, limits = [PortMapping(8080 + number, 80)], Bandwidth(10**7, 2 * 10**7)
+                    given = await lab.network.set_up(pod(str(number)), netns, port_mappings=ports, bandwidth=limits)
                     text = _VETH.sub("veth*", _MAC.sub("MAC", json.dumps(given.result))).replace(str(netns), "NETNS")
                     results.append((given[:2], json.loads(text)))
                 states = [state_of(netns) for netns in (None, *namespaces)]
