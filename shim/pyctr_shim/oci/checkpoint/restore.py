@@ -18,14 +18,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-from pyctr_shim.oci import init, lockdown, rootfs, state
+from pyctr_shim.oci import init, lockdown, rootfs, seccomp, state
 from pyctr_shim.oci.cgroups import Cgroup, mount_view
 from pyctr_shim.oci.checkpoint import criu, images, mount_table, verify
 from pyctr_shim.oci.checkpoint.choices import Restore
@@ -44,7 +44,7 @@ from pyctr_wire.criu import rpc_pb2 as pb
 
 LOG: Final = "restore.log"
 _END_SECONDS: Final = 10.0
-_PAUSE: Final = 0.01
+_PAUSE: Final = 0.01  # seconds
 _ABOVE_STDIO: Final = 3
 _LOOK_AGAIN: Final = 1.0  # seconds
 _FLAGS: Final = 6  # of the fields behind the name. Source: proc_pid_stat(5)
@@ -114,8 +114,6 @@ class _Restoring:
 
     def _check_filters(self) -> None:
         """Raise OciError unless every filter that was loaded first is the spec's own."""
-        from pyctr_shim.oci import seccomp
-
         request = self.build.request
         wanted = seccomp.prepare(self.build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
         if wanted is None:
@@ -293,17 +291,14 @@ def _is_ending(pid: int) -> bool:
         return True
 
 
-class _opened:
-    """An fd of a directory, as a context manager."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Yield an fd of a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _has_position(fd: int) -> bool:
