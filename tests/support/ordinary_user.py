@@ -26,6 +26,7 @@ from typing import Self
 from .daemon_process import DEADLINE, DaemonProcess, wait_until
 
 IDS = 65536
+UNIFIED = Path("/sys/fs/cgroup/unified")  # version 2 beside version 1
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _NEEDED = tuple(dict.fromkeys((_REPOSITORY, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve())))
 
@@ -74,13 +75,12 @@ class OrdinaryUser:
         """The beginning of a command that this user runs; the process is the one that is started."""
         return self._prefix("")
 
-    def delegated(self, path: str) -> list[str]:
+    def delegated(self) -> list[str]:
         """Return the beginning of a command that sees cgroups of version 2 alone and is in one that is this user's.
 
-        It is at `path` of that hierarchy, and the command in `daemon` below that, as with systemd's
-        DelegateSubgroup=; whoever calls removes it.
+        It is called after the user, and the command is in `daemon` below it, as with systemd's DelegateSubgroup=.
         """
-        here = f"/sys/fs/cgroup{path}"
+        here = f"/sys/fs/cgroup/{self.name}"
         return self._prefix(
             "umount -R -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup\n"
             f"mkdir -p {here}/daemon; echo $$ >{here}/daemon/cgroup.procs\n"
@@ -159,6 +159,8 @@ class OrdinaryUser:
         try:
             wait_until(lambda: not self.processes(), f"the end of all processes of {self.name}")
         finally:
+            for folder, _, _ in os.walk(UNIFIED / self.name, topdown=False):
+                os.rmdir(folder)
             _system("userdel", self.name)
             shutil.rmtree(self.base, ignore_errors=True)
         assert error or not left, f"processes of {self.name} were left: {left}"
