@@ -99,7 +99,8 @@ def test_nothing_is_imported_from_the_container(lab: Lab, in_exec: bool, monkeyp
     spec = lab.spec("true")
     bundle = lab.bundle(spec)
     root = bundle / "rootfs"
-    evil = f"open('{lab.base}/pwned', 'w'); open('/pwned', 'w')\n"
+    # Where it runs is the container's root by then, or still the host's.
+    evil = f"import os\nopen('/pwned' if not os.path.isdir('{lab.base}') else '{lab.base}/pwned', 'w')\n"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     places = [
         *(Path(path) for path in sys.path if path),

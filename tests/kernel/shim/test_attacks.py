@@ -245,7 +245,9 @@ def test_cve_2026_30892_uid_1_is_uid_1(shims: Host) -> None:
 
 def test_nothing_is_imported_from_the_container(shims: Host, tmp_path: Path) -> None:
     """A module that the interpreter might look for late is never found in the container."""
-    root, evil = tmp_path / "root", f"open('{tmp_path}/pwned', 'w')\n"
+    root = tmp_path / "root"
+    # Where it runs is the container's root by then, or still the host's.
+    evil = f"import os\nopen('/pwned' if not os.path.isdir('{tmp_path}') else '{tmp_path}/pwned', 'w')\n"
     shutil.copytree(shims.rootfs, root)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for place in (*filter(os.path.isdir, sys.path), f"/usr/lib/{version}", "/"):
@@ -272,6 +274,7 @@ def test_nothing_is_imported_from_the_container(shims: Host, tmp_path: Path) -> 
                 exec_outcome(container, f"e{number}{terminal}", document)
 
     assert not (tmp_path / "pwned").exists()
+    assert not (root / "pwned").exists()
 
 
 # -- the shim
