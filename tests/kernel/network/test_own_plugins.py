@@ -1,5 +1,6 @@
 """The plugins that run in the daemon do what Debian's programs do: to the kernel, to files, to packets."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -230,3 +231,46 @@ async def test_what_the_kernel_refuses_is_told_with_what_it_was_for(lab: Lab) ->
     with pytest.raises(PluginError, match=f"there is an interface eth0 in {netns} already"):
         await lab.network.set_up(pod(), netns)
     assert not lab.reserved()
+
+
+async def test_many_at_once_get_an_address_each(lab: Lab) -> None:
+    """The first of them also make the bridge and the rules' table."""
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), _PORTMAP)
+    names = [str(number) for number in range(8)]
+    namespaces = {name: lab.namespaces.create() for name in names}
+
+    async with asyncio.TaskGroup() as group:
+        ports = {name: [PortMapping(8000 + int(name), 80)] for name in names}
+        tasks = [
+            group.create_task(lab.network.set_up(pod(name), namespaces[name], port_mappings=ports[name]))
+            for name in names
+        ]
+    assert {task.result().primary for task in tasks} == {f"10.201.0.{number}" for number in range(2, 10)}
+    assert command("nft", "list", "chain", "inet", "pyctr_cni", "prerouting").count("jump host_ports") == 1
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(lab.network.tear_down(pod(name), namespaces[name]))
+    assert not lab.reserved()
+    assert "veth" not in command("ip", "link")
+
+
+async def test_what_has_lost_its_record_is_collected(lab: Lab) -> None:
+    """As after a power cut, which takes what was not yet on disk."""
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), _PORTMAP)
+    for name, port in (("lost", 8080), ("kept", 8081)):
+        await lab.network.set_up(pod(name), lab.namespaces.create(), port_mappings=[PortMapping(port, 80)])
+    for record in (lab.directory / "records").glob("*-lost-*"):
+        record.unlink()
+
+    await lab.started().collect(["kept"])
+
+    assert lab.reserved() == {"10.201.0.3", "fd00:201::3"}
+    rules = command("nft", "list", "table", "inet", "pyctr_cni")
+    assert "lost" not in rules
+    assert "8080" not in rules
+    assert "8081" in rules
