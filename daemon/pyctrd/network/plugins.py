@@ -74,12 +74,15 @@ class Plugins:
 
     def run(self, call: Call) -> Mapping[str, Any] | None:
         """Run a plugin and return what it answers: a result in an ADD. Blocks. Raises PluginError."""
-        if not self.is_own(call.configuration):
-            return self._execute(call)
         try:
-            return self._own[call.kind].call(call, self)
+            if self.is_own(call.configuration):
+                return self._own[call.kind].call(call, self)
         except OSError as error:
             raise PluginError(call.kind, call.command, error.strerror or str(error)) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # An administrator's document: what has another type than it should have is met where it is used.
+            raise PluginError(call.kind, call.command, f"its configuration cannot be: {error}") from error
+        return self._execute(call)
 
     def _execute(self, call: Call) -> Mapping[str, Any] | None:
         program = self._find(call)

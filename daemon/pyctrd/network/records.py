@@ -57,7 +57,7 @@ class Records:
         document = attachment._asdict() | {"network": attachment.network.document(), "format": _FORMAT}
         path = self._path(attachment)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        staged = path.with_suffix(".new")
+        staged = path.with_name(f"{path.name}.new")
         staged.write_text(json.dumps(document))
         staged.replace(path)
 
@@ -66,13 +66,17 @@ class Records:
         self._path(attachment).unlink(missing_ok=True)
 
     def of(self, container: str) -> list[Attachment]:
-        """Return a container's attachments, the newest last."""
-        return [one for one in self if one.container == container]
+        """Return a container's attachments."""
+        return [one for one in self._read(f"-{container}-") if one.container == container]
 
     def __iter__(self) -> Iterator[Attachment]:
         """Return all of them that can be read; those of a power cut, which cannot, are removed."""
+        return self._read("")
+
+    def _read(self, part: str) -> Iterator[Attachment]:
+        """Return those whose file's name has `part` in it."""
         try:
-            names = sorted(os.listdir(self._directory))
+            names = sorted(name for name in os.listdir(self._directory) if part in name and name.endswith(_SUFFIX))
         except FileNotFoundError:
             return
         for name in names:

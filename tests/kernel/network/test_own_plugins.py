@@ -274,3 +274,29 @@ async def test_what_has_lost_its_record_is_collected(lab: Lab) -> None:
     assert "lost" not in rules
     assert "8080" not in rules
     assert "8081" in rules
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mtu": "large"},
+        {"ipam": "host-local"},
+        {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.201.0.1/24"}]]}},
+        {"ipam": {"type": "host-local", "ranges": [{"subnet": "10.201.0.0/24"}]}},
+        {"ipam": {"type": "host-local", "subnet": "10.201.0.0/24", "rangeStart": "10.202.0.1"}},
+        {"ipam": {"type": "host-local"}},
+    ],
+)
+async def test_configurations_that_cannot_be_are_refused(lab: Lab, wrong: dict[str, Any]) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    if isinstance(wrong.get("ipam"), dict):
+        wrong = {"ipam": {**wrong["ipam"], "dataDir": str(lab.ips)}}
+    lab.configure({**lab.bridge(), **wrong})
+
+    with pytest.raises(
+        PluginError, match=r'plugin type="(bridge|host-local)" failed \(add\): its configuration cannot be: '
+    ):
+        await lab.network.set_up(pod(), lab.namespaces.create())
+
+    assert not lab.reserved()

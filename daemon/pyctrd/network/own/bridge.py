@@ -42,7 +42,8 @@ class Bridge:
             case "DEL":
                 _delete(call, delegate)
             case "CHECK":
-                _check(call, delegate)
+                with links.doing(f"look at {call.interface} in {call.netns}"):
+                    _check(call, delegate)
             case "GC":
                 _collect(call, delegate)
             case "STATUS":
@@ -74,7 +75,8 @@ def _add(call: Call, delegate: Plugins) -> Result:
                 _be_gateway(host, call, bridge, given.addresses)
         if conf.get("ipMasq"):
             _masquerade(call, given.addresses)
-        interfaces = (_interface(host, name), _interface(host, outer), inner)
+        with links.doing(f"look at bridge {name}"):
+            interfaces = (_interface(host, name), _interface(host, outer), inner)
     return Result(interfaces, given.addresses, given.routes, conf.get("dns") or given.dns)
 
 

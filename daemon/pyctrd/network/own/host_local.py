@@ -57,7 +57,7 @@ class HostLocal:
         return knows(ipam, _KNOWN) and not args.get("ips") and not args.get("ranges")
 
     def call(self, call: Call, _: Plugins) -> Mapping[str, Any] | None:
-        """Do it. Raises PluginError, OSError."""
+        """Do it. Raises PluginError, OSError; ValueError, KeyError, TypeError for what cannot be a configuration."""
         configuration = call.configuration
         ipam = configuration.get("ipam") or {}
         store = _Store(Path(ipam.get("dataDir") or _DEFAULT_DIRECTORY) / configuration["name"])
@@ -79,11 +79,7 @@ class HostLocal:
 
 
 def _add(call: Call, ipam: Mapping[str, Any], store: "_Store") -> Result:
-    try:
-        sets = _range_sets(call.configuration, ipam)
-        wanted = _wanted(call)
-    except (ValueError, KeyError, TypeError) as error:
-        raise PluginError(call.kind, call.command, f"its configuration is wrong: {error}") from error
+    sets, wanted = _range_sets(call.configuration, ipam), _wanted(call)
     addresses: list[Address] = []
     with store.locked():
         try:
@@ -143,7 +139,7 @@ def _after(last: _Ip | None, ranges: Sequence[Range]) -> Iterator[tuple[_Ip, Ran
 
 
 def _range_sets(configuration: Mapping[str, Any], ipam: Mapping[str, Any]) -> list[list[Range]]:
-    """Return the range sets, of each of which a pod gets an address. Raises ValueError, KeyError, TypeError."""
+    """Return the range sets, of each of which a pod gets an address."""
     sets = list((configuration.get("runtimeConfig") or {}).get("ipRanges") or ())
     if ipam.get("subnet"):
         sets.append([ipam])
