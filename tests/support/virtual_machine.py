@@ -90,32 +90,14 @@ def _fill(payload: Path) -> None:
         _, _, script = (Path(sys.executable).parent / name).read_text().partition("\n")
         (commands / name).write_text(f"#!/usr/bin/python3\n{script}")
         (commands / name).chmod(0o755)
-    _bring_criu(payload)
     roots = [f"/payload/clone/{root}" for root in ("proto", "shim", "daemon", "ctl")]
     (payload / "pyctr.pth").write_text("\n".join([*roots, "/payload/site"]))
     (payload / "run").write_text(
         "cp /payload/pyctr.pth /usr/local/lib/python3.11/dist-packages/\n"
         "cp /payload/bin/* /usr/bin/\n"
-        "cp -r /payload/criu/. /usr/ 2>/dev/null && ldconfig\n"
         "cd /payload/clone\n"
         "mapfile -t items </payload/items\n"
         f"export {REPORTS_VARIABLE}=/payload/out/reports\n"
         "exec python3 -m pytest -v -p no:cacheprovider -p no:randomly --color=no --durations=15 "
         '"${items[@]}"\n'
     )
-
-
-def _bring_criu(payload: Path) -> None:
-    """Copy Debian's CRIU, which fits the machine's kernel if not ours, with its libraries, where it is installed."""
-    program = Path("/usr/sbin/criu")
-    if not program.exists():
-        return
-    libraries = payload / "criu/local/lib"
-    libraries.mkdir(parents=True)
-    (payload / "criu/sbin").mkdir()
-    shutil.copy2(program, payload / "criu/sbin/criu")
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    for line in listed.splitlines():
-        _, arrow, path = line.partition(" => ")
-        if arrow and "libc.so" not in path:
-            shutil.copy2(path.split()[0], libraries)

@@ -17,7 +17,7 @@ CLONE = Path(__file__).parents[2]
     "suite",
     [
         "ahead", "attacks", "cgroups", "containers", "exec_ways", "id_maps", "identity", "lasting", "listener",
-        "mounts", "namespaces", "net_devices", "systemd_scopes", "checkpoint", "restore_rules",
+        "mounts", "namespaces", "net_devices", "systemd_scopes", "restore_rules",
     ],
 )  # fmt: skip
 def test_suite(suite: str) -> None:
