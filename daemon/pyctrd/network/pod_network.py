@@ -203,6 +203,8 @@ class PodNetwork:
                 chain.check(self._plugins.choosing(attachment.in_process), attachment)
 
     def _collect(self, valid: frozenset[str]) -> None:
+        with self._busy.none():
+            self._records.sweep()
         for attachment in self._records:
             if attachment.container not in valid:
                 with self._busy.alone(attachment.container):

@@ -18,6 +18,7 @@ from pyctrd.network.configuration import Network
 from pyctrd.network.configuration import parse as parse_network
 
 _SUFFIX: Final = ".json"
+_UNFINISHED: Final = ".new"
 _FORMAT: Final = 1
 
 _log = Logger("pyctrd.network")
@@ -57,13 +58,18 @@ class Records:
         document = attachment._asdict() | {"network": attachment.network.document(), "format": _FORMAT}
         path = self._path(attachment)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        staged = path.with_name(f"{path.name}.new")
+        staged = path.with_name(path.name + _UNFINISHED)
         staged.write_text(json.dumps(document))
         staged.replace(path)
 
     def remove(self, attachment: Attachment) -> None:
         """Remove a record that may not be there."""
         self._path(attachment).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what a crash left half written; while nobody writes."""
+        for path in self._directory.glob(f"*{_UNFINISHED}"):
+            path.unlink()
 
     def of(self, container: str) -> list[Attachment]:
         """Return a container's attachments."""
