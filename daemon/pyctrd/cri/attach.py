@@ -40,27 +40,26 @@ class Connection:
                 self._writer.write(_HEADER.pack(kind, len(part)) + part)
                 await self._writer.drain()
 
-    def end_input(self) -> None:
-        """Send the end of the process's input, without waiting; it comes after all that was sent."""
-        self._writer.write(_HEADER.pack(STDIN, 0))
-
     def close(self) -> None:
-        """Let go once all is sent; the process does not notice."""
+        """Let go; the process does not notice."""
         self._writer.close()
 
 
-async def connect(path: str, exec_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Connection:
+async def connect(
+    path: str, exec_id: str, *, stdin: bool, stdout: bool, stderr: bool, ends_input: bool = False
+) -> Connection:
     """Connect to the streams of a process, "" being the container's first. Raises UnknownError if the shim refuses.
 
     The only client of an exec may hold it up for as long as it likes; one of a container's that takes nothing for a
-    second is cut off.
+    second is cut off. `ends_input`: the process's input ends with this client, also if it is killed.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except OSError as error:
         raise UnknownError(f"the shim cannot be reached: {error.strerror or error}") from None
     connection = Connection(reader, writer)
-    hello = {"exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr, "patient": bool(exec_id)}
+    wanted = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    hello = {"exec_id": exec_id, **wanted, "patient": bool(exec_id), "ends_input": ends_input}
     try:
         await connection.send(HELLO, json.dumps(hello).encode())
         kind, payload = await connection.receive()

@@ -123,13 +123,22 @@ class Execs:
             raise UnknownError(f"failed to exec in container: {error}") from error
 
     async def attach(
-        self, container: PodContainer, exec_id: str, *, stdin: bool, stdout: bool, stderr: bool
+        self,
+        container: PodContainer,
+        exec_id: str,
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        ends_input: bool = False,
     ) -> attach.Connection:
         """Connect to the streams of a process, "" for the container's first. UnknownError."""
         address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
         if address is None or not address.attach:
             raise UnknownError(f'container "{container.id}" has no shim to attach to')
-        return await attach.connect(address.attach, exec_id, stdin=stdin, stdout=stdout, stderr=stderr)
+        return await attach.connect(
+            address.attach, exec_id, stdin=stdin, stdout=stdout, stderr=stderr, ends_input=ends_input
+        )
 
 
 async def _collect(connection: attach.Connection) -> tuple[bytes, bytes, int]:

@@ -38,10 +38,16 @@ class Sessions:
         """Start `command`; no output is lost. Raises ApiError."""
         container = running(self._index, container_id)
         options = ExecOptions(tuple(command), terminal=streams.tty)
+        ends_input = streams.stdin and not streams.tty
         exec_id = await self._execs.register(container, options, streams)
         try:
             connection = await self._execs.attach(
-                container, exec_id, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr
+                container,
+                exec_id,
+                stdin=streams.stdin,
+                stdout=streams.stdout,
+                stderr=streams.stderr,
+                ends_input=ends_input,
             )
             try:
                 await self._execs.start(container, exec_id)
@@ -58,15 +64,17 @@ class Sessions:
             with suppress(RuntimeError):  # the daemon is ending, which forgets nothing
                 self._group.create_task(self._afterwards(container, exec_id, hang_up=hang_up), name=f"end of {exec_id}")
 
-        return _Session(connection, let_go, ends_input=streams.stdin and not streams.tty)
+        return _Session(connection, let_go, ends_input=ends_input)
 
     async def attach(self, container_id: str, streams: Streams) -> Session:
         """Join a container's streams. Raises ApiError."""
         container = running(self._index, container_id)
         config = container.config
         stdin = streams.stdin and config.stdin
-        connection = await self._execs.attach(container, "", stdin=stdin, stdout=streams.stdout, stderr=streams.stderr)
         ends_input = stdin and config.stdin_once and not config.tty
+        connection = await self._execs.attach(
+            container, "", stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, ends_input=ends_input
+        )
         return _Session(connection, lambda _: None, ends_input=ends_input, attached=True)
 
     async def _afterwards(self, container: PodContainer, exec_id: str, *, hang_up: bool) -> None:
@@ -126,8 +134,6 @@ class _Session:
         return 0 if self._attached else self._exit_code or 0
 
     async def abandon(self) -> None:
-        if self._ends_input and self._exit_code is None:
-            self._connection.end_input()
         self._connection.close()
         self._let_go(self._exit_code)
 

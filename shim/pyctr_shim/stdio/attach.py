@@ -2,7 +2,8 @@
 
     u8 type   u32 length, big endian   payload
 
-    0 hello   client: {"exec_id", "stdin", "stdout", "stderr", "patient"}; answer: {"terminal", "status"} or {"error"}
+    0 hello   client: {"exec_id", "stdin", "stdout", "stderr", "patient", "ends_input"}
+              answer: {"terminal", "status"} or {"error"}
     1 stdin   client's bytes; an empty one ends the input
     2 stdout  3 stderr   the process's bytes
     4 resize  u16 columns, u16 rows
@@ -13,7 +14,8 @@
 Only what is written after the hello is sent: what came before is in the log. A client that is slow holds the
 output back for a moment; one that takes nothing for a second is cut off with a message, so that it cannot
 hold the container. One that says that it is patient is not: it is for a process's only client, which may
-hold it as the reader of a pipe would.
+hold it as the reader of a pipe would. With one that says that it ends the input that goes when it goes,
+however that comes about.
 """
 
 import json
@@ -98,6 +100,7 @@ class Client:
         self._kinds: frozenset[int] = frozenset()
         self._sends_input = False
         self._patient = False
+        self._ends_input = False
         self._unsent = bytearray()
         self._closing = False
         self._room: Future[None] | None = None
@@ -142,6 +145,8 @@ class Client:
         self._unsent.clear()
         if self._streams is not None:
             self._streams.detach(self)
+            if self._ends_input:
+                self._streams.write_input(b"")
             self._streams = None
         self._release()
 
@@ -190,6 +195,7 @@ class Client:
         self._kinds = frozenset(kind for kind, name in wanted.items() if hello.get(name))
         self._sends_input = bool(hello.get("stdin"))
         self._patient = bool(hello.get("patient"))
+        self._ends_input = self._sends_input and bool(hello.get("ends_input"))
         streams.attach(self)
         self._streams = streams
         answer = {"terminal": streams.names.terminal, "status": streams.status}

@@ -256,14 +256,21 @@ async def test_garbage_ends_the_connection(server: StreamingServer, garbage: byt
         assert client.gone_away.is_set()
 
 
-async def test_streams_are_limited(server: StreamingServer) -> None:
-    async with connected(await server.url(Exec("c1", ("sh",), ALL)), opening=("error",)) as client:
-        for _ in range(MAX_STREAMS + 20):  # known, but never all of them
-            await client.open("nonsense")
-        await until(lambda: all(stream.was_reset for stream in opened(client)[1:]))
-        for _ in range(3):
+async def test_streams_are_limited(server: StreamingServer, sessions: ScriptedSessions) -> None:
+    url = await server.url(Exec("c1", ("sh",), Streams(stdout=True)))
+    async with connected(url, opening=("error", "stdout")) as client:
+        await within_deadline(sessions.started.wait())
+        for _ in range(MAX_STREAMS + 10):  # nobody asks for more once the command runs
             await client.open("stdin")
         await until(lambda: opened(client)[-1].was_reset)
+        assert [stream.was_reset for stream in opened(client)].count(True) == 12
+        for stream in opened(client)[2:]:  # those that were reset by the client, and that nobody has seen, count too
+            await client.send(frames.reset(stream.stream_id, frames.ResetStatus.CANCEL))
+        more = [await client.open("stdin") for _ in range(3)]
+        await until(lambda: more[2].was_reset)
+        assert [stream.was_reset for stream in more] == [False, False, True]
+        sessions.sessions[0].end(0)
+        assert await opened(client)[0].read_all() == SUCCESS
 
 
 class TestSilence:
