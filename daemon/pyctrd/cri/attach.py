@@ -37,7 +37,8 @@ class Connection:
         with suppress(ConnectionError):
             for start in range(0, len(payload) or 1, _MAX_PAYLOAD):
                 part = payload[start : start + _MAX_PAYLOAD]
-                self._writer.write(_HEADER.pack(kind, len(part)) + part)
+                if not self._writer.is_closing():  # uvloop takes it for a mistake of ours; `drain` tells
+                    self._writer.write(_HEADER.pack(kind, len(part)) + part)
                 await self._writer.drain()
 
     def close(self) -> None:

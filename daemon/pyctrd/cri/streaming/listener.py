@@ -218,7 +218,8 @@ class _Wire:
     async def write(self, data: bytes) -> None:
         """Send, waiting while the client takes nothing. Raises ConnectionError if it has gone."""
         try:
-            self._writer.write(data)
+            if not self._writer.is_closing():  # uvloop takes it for a mistake of ours; `drain` tells
+                self._writer.write(data)
             await self._writer.drain()
         except OSError as error:  # not always one of its own class: ENOTCONN
             raise ConnectionResetError("the client has closed the connection") from error

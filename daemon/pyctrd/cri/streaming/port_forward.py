@@ -109,12 +109,13 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 async def _to_pod(inbox: Inbox, writer: asyncio.StreamWriter) -> None:
     while data := await inbox.read():
         try:
-            writer.write(data)
+            if not writer.is_closing():  # uvloop takes it for a mistake of ours; `drain` tells
+                writer.write(data)
             await writer.drain()
         except OSError:
             inbox.discard()  # the pod takes nothing more; it may still say something
             return
-    if writer.can_write_eof():
+    if writer.can_write_eof() and not writer.is_closing():
         writer.write_eof()
 
 

@@ -134,6 +134,22 @@ async def test_a_stream_that_is_reset_closes_the_pod_s_connection(server: Stream
         await until(lambda: pod.open == 0)
 
 
+async def test_a_pod_that_resets_while_the_client_sends_ends_only_that(server: StreamingServer, pod: Pod) -> None:
+    def reset_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    resetting = await asyncio.start_server(reset_at_once, "127.0.0.1", 0)
+    async with resetting, forwarding(server) as client:
+        for number in range(10):
+            _, data = await open_pair(client, resetting.sockets[0].getsockname()[1], f"r{number}")
+            while not data.ended.is_set():
+                await data.write(bytes(10_000))
+                await asyncio.sleep(0)
+        _, good = await open_pair(client, pod.port, "good")
+        await good.write(b"quit\n")
+        assert await good.read_all() == b"bye\n"
+
+
 @pytest.mark.parametrize("port", ["", "0", "65536", "x", "-1", "1" * 50, "²"])
 async def test_a_port_that_is_none_is_refused(server: StreamingServer, ports: LocalPorts, port: str) -> None:
     async with forwarding(server) as client:
