@@ -16,8 +16,9 @@ CLONE = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "suite",
     [
-        "ahead", "attacks", "cgroups", "containers", "exec_ways", "id_maps", "identity", "lasting", "listener",
-        "mounts", "namespaces", "net_devices", "systemd_scopes", "restore_rules",
+        "ahead", "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "cgroups", "containers",
+        "exec_ways", "id_maps", "identity", "lasting", "listener", "mounts", "namespaces", "net_devices",
+        "systemd_scopes", "restore_rules",
     ],
 )  # fmt: skip
 def test_suite(suite: str) -> None:
