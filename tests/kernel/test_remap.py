@@ -84,6 +84,7 @@ def test_out_of_it_and_other_users_by_the_container(pyctr: Pyctr) -> None:
         pyctr("rm", "-f", name)
 
 
+@pytest.mark.full
 def test_it_starts_again(pyctr: Pyctr) -> None:
     """From the labels of its snapshot, also with another daemon."""
     name, _ = started(pyctr)
@@ -98,6 +99,7 @@ def test_it_starts_again(pyctr: Pyctr) -> None:
     pyctr("rm", "-f", name)
 
 
+@pytest.mark.full
 def test_volumes_are_shared_by_containers_with_other_users(pyctr: Pyctr) -> None:
     """On disk they belong to whom they would belong to without all this."""
     pyctr.box("-v", "shared:/v", "demo:demo", "sh", "-c", "echo x >/v/file; chown 5 /v/file")
@@ -109,6 +111,7 @@ def test_volumes_are_shared_by_containers_with_other_users(pyctr: Pyctr) -> None
     pyctr("volume", "rm", "shared")
 
 
+@pytest.mark.full
 def test_its_files_of_etc_are_its_roots(pyctr: Pyctr) -> None:
     script = "stat -c %u /etc/hosts /etc/hostname; echo 1.2.3.4 other >>/etc/hosts; grep -c other /etc/hosts"
     assert pyctr.box("demo:demo", "sh", "-c", script).split() == ["0", "0", "1"]
@@ -122,6 +125,7 @@ def test_its_files_of_etc_are_its_roots(pyctr: Pyctr) -> None:
         ("--init", "-t", "--read-only", "--memory", "64m", "--tmpfs", "/t"),
     ],
 )
+@pytest.mark.full
 def test_options(pyctr: Pyctr, options: tuple[str, ...]) -> None:
     script = "ls /sys/class /dev/pts >/dev/null && head -c 3 /dev/zero | wc -c"
     assert pyctr("run", "--rm", "--network", "none", *options, "demo:demo", "sh", "-c", script).split() == ["3"]
@@ -146,6 +150,7 @@ def test_what_is_roots_here_stays_out_of_reach(pyctr: Pyctr, tmp_path: Path) -> 
 @pytest.mark.peer
 @pytest.mark.parametrize("program", [DEBIANS, newer_ctr()], ids=["Debian's", "newer"])
 @pytest.mark.parametrize("labels", [(), ("--remap-labels",)], ids=["chown", "labels"])
+@pytest.mark.full
 def test_ctr(pyctr: Pyctr, program: str | None, labels: tuple[str, ...]) -> None:
     """It changes the owners itself, or leaves that to the snapshotter."""
     if program is None:

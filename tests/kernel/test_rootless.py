@@ -83,6 +83,7 @@ def test_its_life(user: OrdinaryUser, daemon: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--network", "none", "-t"), ("--snapshotter", "native", "--read-only")])
+@pytest.mark.full
 def test_options(user: OrdinaryUser, daemon: DaemonProcess, options: tuple[str, ...]) -> None:
     """/dev, /proc, /sys and a volume are as ever."""
     script = (
@@ -112,6 +113,7 @@ def test_containers_live_on_without_the_daemon(user: OrdinaryUser, daemon: Daemo
     user.pyctr("rm", "-f", name)
 
 
+@pytest.mark.full
 def test_containers_whose_shim_and_daemon_are_gone_are_buried(user: OrdinaryUser, daemon: DaemonProcess) -> None:
     name = user.pyctr("run", "-d", "--user", "1000", "demo:demo", "sleep", "1000").strip()
     pid = pid_of(user.pyctr("inspect", name))
@@ -125,6 +127,7 @@ def test_containers_whose_shim_and_daemon_are_gone_are_buried(user: OrdinaryUser
     user.pyctr("rm", "-f", name)
 
 
+@pytest.mark.full
 def test_an_upgrade_stays_in_the_namespace(user: OrdinaryUser, daemon: DaemonProcess, box: str) -> None:
     namespace = os.readlink(f"/proc/{daemon.pid}/ns/user")
     done = user.run(sys.executable, "-m", "pyctrd", "upgrade")
@@ -206,6 +209,7 @@ def opened(*directories: Path) -> Iterator[None]:
         directory.chmod(0o700)
 
 
+@pytest.mark.full
 def test_a_containers_other_users_get_at_no_socket(user: OrdinaryUser, daemon: DaemonProcess, box: str) -> None:
     """Who broke out of the root's ids alone would still not be the daemon's user."""
     connect = (
@@ -234,6 +238,7 @@ def test_root_may_use_it(user: OrdinaryUser, daemon: DaemonProcess, box: str) ->
 
 
 @pytest.mark.skipif(not UNIFIED.exists(), reason="needs the hierarchy of version 2 beside those of version 1")
+@pytest.mark.full
 def test_a_delegated_cgroup_is_where_everything_is() -> None:
     """Seen without those of version 1, which have all controllers here: what is left is to find, to stop and to end."""
     with OrdinaryUser() as other:

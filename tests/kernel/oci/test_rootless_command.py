@@ -129,6 +129,7 @@ def test_ids_that_nobody_granted_are_refused(oci: Command) -> None:
     )
 
 
+@pytest.mark.full
 def test_limits_are_refused(oci: Command) -> None:
     oci.configure(granted(oci.user), "true")
     spec = json.loads((oci.bundle / "config.json").read_text())
@@ -139,6 +140,7 @@ def test_limits_are_refused(oci: Command) -> None:
     assert "linux.resources.memory.limit: no cgroup has been delegated to this user" in done.stderr
 
 
+@pytest.mark.full
 def test_false_leaves_it_to_the_caller(oci: Command) -> None:
     """Who cannot do without enters nothing, and the kernel says no."""
     oci.configure(granted(oci.user), "true")
