@@ -54,8 +54,8 @@ def sealed_copy(path: str) -> int:
 
 
 def _works(fd: int) -> bool:
-    """Whether the copy finds its library and our packages."""
-    command = [sys.executable, "-I", "-c", "import pyctr_shim"]
+    """Whether the copy finds its library and its modules; ours are found by the name of the interpreter, not by it."""
+    command = [sys.executable, "-I", "-S", "-c", ""]
     pid = os.posix_spawn(f"/proc/{os.getpid()}/fd/{fd}", command, os.environ)
     _pid, status = os.waitpid(pid, 0)
     return status == 0
