@@ -136,6 +136,7 @@ def _execute(path: str, end: socket.socket, fds: Sequence[int], become: Callable
         os.execve(path, [path, "swrk", str(end.fileno())], environment)  # noqa: S606 - no shell is wanted
     except (OSError, OciError) as error:
         text = describe(error) if isinstance(error, OSError) else str(error)
+        end.recv(_LARGEST)  # an end that is closed with something unread costs the other one what it has been sent
         end.send(pb.Response(error=f"before it is executed: {text}").SerializeToString())
     finally:
         os._exit(127)
