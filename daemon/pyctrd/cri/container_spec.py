@@ -41,6 +41,7 @@ class Found:
     sources: Mapping[str, str]  # a mount's host path → what it leads to
     devices: Sequence[Device]
     seccomp: dict[str, Any] | None  # a profile from a file
+    apparmor: str  # a profile's name, "" for none
     cgroup_namespaces: bool
     image_name: str
 
@@ -128,6 +129,8 @@ def _process(config: runtime_pb2.ContainerConfig, image: ProcessConfig, found: F
     process["terminal"] = config.tty
     process["user"] = user_document(found.user)
     process["noNewPrivileges"] = security.no_new_privs
+    if found.apparmor:
+        process["apparmorProfile"] = found.apparmor
     process["oomScoreAdj"] = config.linux.resources.oom_score_adj
     process["capabilities"] = _capability_sets(security, found)
     return process

@@ -182,6 +182,7 @@ class Containers:
                 options=self._resolve(row.runtime_name).options,
             )
             await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation)
+            started_at = now()  # one that ends at once has not ended before
             await self._lifecycle.start(NAMESPACE, container.id, "")
         except ApiError as error:
             container.finished_at, container.exit_code = now(), _START_ERROR
@@ -189,7 +190,7 @@ class Containers:
             await self._note(container)
             await self._forget_task(container)
             raise
-        container.started_at = now()
+        container.started_at = started_at
         await self._note(container)
         self._events.container(container, runtime_pb2.CONTAINER_STARTED_EVENT)
         self.watch(container)

@@ -21,6 +21,7 @@ from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
 from pyctrd.cri import host_mounts
+from pyctrd.cri.confinement import apparmor_profile, check_served
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
 from pyctrd.cri.records import (
     KIND_LABEL,
@@ -90,6 +91,7 @@ class Maker:
         security = config.linux.security_context
         if security.privileged and not pod.config.linux.security_context.privileged:
             raise InvalidArgument("no privileged container allowed in sandbox")
+        check_served(config)
         sources = host_mounts.sources(config.mounts)
         profile = _profile(seccomp_file(security))
         with self._belongings.making(NAMESPACE, request.id):  # its volumes go with it
@@ -178,6 +180,7 @@ class Maker:
             volumes=volumes,
             devices=devices,
             seccomp=profile,
+            apparmor=apparmor_profile(security),
             cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
             image_name=request.image.record,
         )

@@ -338,6 +338,23 @@ def test_mounts_are_what_was_asked_for(cri: CriClient) -> None:
     assert (code, "not a shared mount" in text) == (grpc.StatusCode.UNKNOWN, True)
 
 
+def test_what_is_not_served_is_told_by_name(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cdi, volume, profile = (cri.container_config(name, *SLEEP) for name in ("cdi", "volume", "profile"))
+    cdi.CDI_devices.add(name="vendor.com/class=device")
+    volume.mounts.add(container_path="/image", readonly=True).image.image = "docker.io/library/busybox:latest"
+    profile.linux.security_context.apparmor_profile = "localhost/no-such-profile"
+
+    assert refused(cri.create, pod, cdi)[0] is grpc.StatusCode.UNIMPLEMENTED
+    code, text = refused(cri.create, pod, volume)
+    assert (code, "ImageVolumeMountFailed" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
+    code, text = refused(cri.create, pod, profile)
+    assert (code, "no-such-profile" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    profile.linux.security_context.apparmor_profile = "no-such-kind"
+    assert refused(cri.create, pod, profile)[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert cri.containers() == []
+
+
 @pytest.mark.parametrize(
     ("mode", "uids", "code", "text"),
     [
