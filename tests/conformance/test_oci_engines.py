@@ -15,7 +15,8 @@ from support.engines import IMAGE, Client, docker, import_image, installed, make
 from support.footprint import cgroup_value
 from support.terminal_session import TerminalSession
 
-pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(600)]  # engines on a loaded machine
+# Engines on a loaded machine take their time.
+pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.full, pytest.mark.timeout(600)]
 
 MEBIBYTE: Final = 1 << 20
 PODMAN_CONFIGURATION: Final = """

@@ -11,7 +11,7 @@ from pyctr_shim.oci.cgroups import mounted
 from support.oci_bundle import Lab, eventually, with_namespaces
 from support.oci_command import Command, detached
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.full]
 
 
 def run(lab: Lab, oci: Command, **namespaces: str | None) -> int:
