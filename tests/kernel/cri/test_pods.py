@@ -1,7 +1,7 @@
 """Pods over the CRI, with real containers: what they share, how they end, and what of them survives the daemon."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from support.cri_client import CONTAINER, NODE, POD, TARGET, CriClient
-from support.daemon_process import DaemonProcess, wait_until
+from support.daemon_process import wait_until
 from support.images import image
 
 pytestmark = pytest.mark.root
@@ -19,27 +19,6 @@ pytestmark = pytest.mark.root
 RUNNING, EXITED = runtime_pb2.CONTAINER_RUNNING, runtime_pb2.CONTAINER_EXITED
 SLEEP = ("sleep", "1000")
 LOOP = ("sh", "-c", "trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done")
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    """One for all tests."""
-    with DaemonProcess() as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def client(daemon: DaemonProcess) -> CriClient:
-    """One image for all tests."""
-    return CriClient(daemon)
-
-
-@pytest.fixture
-def cri(client: CriClient) -> Iterator[CriClient]:
-    """Leaves nothing of a test's pods."""
-    client.logs.mkdir(exist_ok=True)
-    with client:
-        yield client
 
 
 def refused(call: object, *arguments: object) -> tuple[grpc.StatusCode, str]:

@@ -19,31 +19,11 @@ from pyctrd.cri.sessions import Ports
 from pyctrd.network import netns
 from pyctrd.offload import Offload
 from support.cri_client import CriClient
-from support.daemon_process import DaemonProcess
 from support.streaming_clients import SpdyClient, SpdyStream, request, until, upgrade_to_spdy, within_deadline
 
 pytestmark = pytest.mark.root
 
 SUCCESS = b'{"metadata":{},"status":"Success"}'
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def client(daemon: DaemonProcess) -> CriClient:
-    return CriClient(daemon)
-
-
-@pytest.fixture
-def cri(client: CriClient) -> Iterator[CriClient]:
-    """Leaves nothing of a test's pods."""
-    client.logs.mkdir(exist_ok=True)
-    with client:
-        yield client
 
 
 @pytest.fixture
