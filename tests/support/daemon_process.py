@@ -7,6 +7,7 @@
 Leaving the context stops the daemon and asserts that no process, mount or socket of it is left.
 """
 
+import json
 import os
 import select
 import shutil
@@ -16,12 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 
+from pyctr_sys.pidfd import start_ticks
 from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 
 from .virtual_machine import REPORTS_VARIABLE
@@ -230,7 +233,20 @@ class DaemonProcess:
         finally:
             if error is not None:
                 sys.stderr.write(self.log_text()[-8000:])
+                self._end_shims()
             shutil.rmtree(self.base, ignore_errors=True)
+
+    def _end_shims(self) -> None:
+        """End the shims of a failed test and the containers in them: once their bundles are gone, nobody finds them."""
+        for bundle in self.state.glob("tasks/*/*"):
+            with suppress(OSError, ValueError, KeyError):
+                shim = json.loads(_read(bundle / "shim.json"))["pid"]
+                if "pyctr_shim" in _read(Path(f"/proc/{shim}/cmdline")):
+                    os.kill(shim, signal.SIGKILL)
+            with suppress(OSError, ValueError, KeyError):
+                init = json.loads(_read(bundle / "state.json"))
+                if start_ticks(init["pid"]) == init["start_ticks"]:
+                    os.kill(init["pid"], signal.SIGKILL)
 
     def _answers(self) -> bool:
         with self.channel() as channel:
