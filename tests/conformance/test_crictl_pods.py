@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support import peers
 from support.cri_client import IMAGE, CriClient
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.terminal_session import TerminalSession
@@ -27,11 +27,7 @@ _PLUGINS = "/usr/lib/cni"
 @pytest.fixture(scope="module")
 def program() -> str:
     """The path of crictl."""
-    path = os.pathsep.join(filter(None, (os.environ.get("PYCTR_TEST_BIN"), os.environ["PATH"])))
-    found = shutil.which("crictl", path=path)
-    if found is None:
-        pytest.skip("no crictl in $PYCTR_TEST_BIN or PATH")
-    return found
+    return str(peers.find("crictl"))
 
 
 class Crictl:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from pyctr_wire.containerd.types.transfer import imagestore_pb2, registry_pb2
+from support import peers
 from support.daemon_process import DaemonProcess
 from support.images import BuiltImage, busybox, digest, image, write_layout
 from support.pyctr_command import Pyctr
@@ -226,23 +227,11 @@ def test_credentials_from_the_configuration(locked_registry: str) -> None:
         assert locked_registry in daemon.ctr("images", "ls", "-q")
 
 
-def containerd_2_ctr() -> str | None:
-    """Return the path of a ctr of containerd 2, which uses the transfer service for everything."""
-    for path in (f"{os.environ.get('PYCTR_TEST_BIN', '')}/ctr", shutil.which("ctr")):
-        if path and Path(path).exists():
-            version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout
-            if re.search(r" v?2\.", version):
-                return path
-    return None
-
-
 def test_containerd_2s_ctr(daemon: DaemonProcess, registry: str, tmp_path: Path) -> None:
-    program = containerd_2_ctr()
-    if program is None:
-        pytest.skip("no ctr of containerd 2 in $PYCTR_TEST_BIN or PATH")
+    program = peers.find("ctr", at_least="2")
 
     def ctr(*arguments: str) -> str:
-        command = [program, "--address", str(daemon.address), *arguments]
+        command = [str(program), "--address", str(daemon.address), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}\n{daemon.log_text()[-4000:]}"
         return done.stdout

@@ -20,13 +20,12 @@ from typing import Final
 import pytest
 
 from pyctr_shim.oci.cgroups import files
+from support import peers
 from support.containers import hierarchies
 
 MODULE: Final = "github.com/opencontainers/runtime-tools"
 VERSION: Final = "v0.9.1-0.20251114084447-edf4cb3d2116"
-CACHE: Final = (
-    Path(os.environ.get("PYCTR_TEST_BIN") or Path.home() / ".cache/pyctr-test-bin") / f"runtime-tools-{VERSION}"
-)
+CACHE: Final = peers.DIRECTORY / f"runtime-tools-{VERSION}"
 ROOT_ARCHIVE: Final = "rootfs-amd64.tar.gz"
 BUILD_SECONDS: Final = 1200
 RUN_SECONDS: Final = 600  # one that makes a hundred containers, on a loaded machine

@@ -1,13 +1,10 @@
-"""A real crictl on a private daemon: from $PYCTR_TEST_BIN or PATH."""
+"""A real crictl on a private daemon."""
 
 import json
-import os
-import shutil
 import subprocess
 from typing import Any
 
-import pytest
-
+from . import peers
 from .daemon_process import DEADLINE, DaemonProcess
 
 
@@ -16,12 +13,8 @@ class Crictl:
 
     def __init__(self, daemon: DaemonProcess) -> None:
         """Ask `daemon`."""
-        path = os.pathsep.join(filter(None, (os.environ.get("PYCTR_TEST_BIN"), os.environ["PATH"])))
-        program = shutil.which("crictl", path=path)
-        if program is None:
-            pytest.skip("no crictl in $PYCTR_TEST_BIN or PATH: .ci/run builds it where Go and its module proxy are")
         self.daemon = daemon
-        self._program = program
+        self._program = str(peers.find("crictl"))
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run a command, whatever comes of it."""

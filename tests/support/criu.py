@@ -1,4 +1,4 @@
-"""CRIU for tests: from $PYCTR_TEST_BIN or PATH, if it can do its work on this kernel."""
+"""CRIU for tests: from where .ci/run puts a newer one or from PATH, if it can do its work on this kernel."""
 
 import os
 import shutil
@@ -6,13 +6,15 @@ import subprocess
 
 import pytest
 
+from . import peers
+
 
 def require_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the `criu` that works come first in PATH; skip the test, with CRIU's own words, if none does.
 
     Debian 12's 3.17.1 does not know the vDSO of Linux 6.13 and newer.
     """
-    path = os.pathsep.join(filter(None, (os.environ.get("PYCTR_TEST_BIN"), os.environ["PATH"])))
+    path = f"{peers.DIRECTORY / 'newer-criu'}:{os.environ['PATH']}"
     program = shutil.which("criu", path=path)
     if program is None:
         pytest.skip("criu is not installed")

@@ -1,14 +1,13 @@
 """A real ctr on a private daemon: Debian's 1.6 or a newer one, with the daemon killed in between if a test wants."""
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Final
 
+from . import peers
 from .daemon_process import DEADLINE, DaemonProcess
 from .terminal_session import TerminalSession
 
@@ -17,12 +16,8 @@ DEBIANS: Final = shutil.which("ctr")
 
 def newer_ctr() -> str | None:
     """Return the path of a ctr of containerd 2, or None."""
-    for path in (f"{os.environ.get('PYCTR_TEST_BIN', '')}/ctr", shutil.which("ctr")):
-        if path and Path(path).exists():
-            version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout
-            if re.search(r" v?2\.", version):
-                return path
-    return None
+    found = peers.look_for("ctr", at_least="2")
+    return str(found) if found else None
 
 
 class Ctr:
