@@ -19,6 +19,8 @@ Fields: TypeAlias = Callable[[str, str, AnyValue], Adaptor]
 """From an event's namespace, topic and content to what a filter sees of it."""
 
 MISSED_KEPT: Final = 30.0  # seconds from the start of service; clients reconnect within three
+# What comes by itself. Of everything else, whoever made it happen has been told by the answer.
+_UNASKED: Final = frozenset({"/tasks/exit", "/tasks/oom"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class Exchange:
     """Passes events of all namespaces to all subscribers, in the order in which each publisher sent them.
 
     There is no replay, with one exception: what happened while no daemon ran, or before this one served, is told
-    also to those who subscribe soon after. A client that lost its stream with the old daemon learns in no other way
-    that a container has ended.
+    also to those who subscribe soon after, and so are ends of processes while they are on their way. A client that
+    lost its stream with the old daemon learns in no other way that a container has ended.
     """
 
     def __init__(self, encode: Callable[[Event], AnyValue], queue: int) -> None:
@@ -103,11 +105,12 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._subscriptions: set[Subscription] = set()
-        self._missed: deque[Envelope] | None = deque(maxlen=queue)
+        # Half, so that whoever gets all of them still has room for what comes.
+        self._missed: deque[Envelope] | None = deque(maxlen=queue // 2)
         self._opened: datetime | None = None
 
     def open(self) -> None:
-        """Note that clients can subscribe from now on: what happens from now on, they can hear themselves."""
+        """Note that clients can subscribe from now on; within MISSED_KEPT seconds, all that were there have."""
         self._opened = datetime.now(UTC)
         self._loop.call_later(MISSED_KEPT, self._forget_missed)
 
@@ -150,8 +153,12 @@ class Exchange:
     def _forget_missed(self) -> None:
         self._missed = None
 
+    def _may_be_missed(self, envelope: Envelope) -> bool:
+        """Whether those who subscribe soon after the start need to be told of what is told to others now."""
+        return self._opened is None or envelope.timestamp < self._opened or envelope.topic in _UNASKED
+
     def _deliver(self, envelope: Envelope) -> None:
-        if self._missed is not None and (self._opened is None or envelope.timestamp < self._opened):
+        if self._missed is not None and self._may_be_missed(envelope):
             self._missed.append(envelope)
         for subscription in tuple(self._subscriptions):
             subscription.offer(envelope)

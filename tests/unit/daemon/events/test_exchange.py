@@ -161,6 +161,31 @@ async def test_what_was_missed_is_told_to_those_who_come_soon(exchange: Exchange
     assert topics == ["/x/before", "/x/late", "/x/now"]
 
 
+async def test_an_end_is_told_also_to_those_who_are_still_on_their_way(exchange: Exchange) -> None:
+    """A client needs seconds to come back to a new daemon, and nobody else tells it what has ended in them."""
+    exchange.open()
+    exchange.publish("a", "/tasks/start", EVENT)
+    exchange.publish("a", "/tasks/exit", EVENT)
+
+    with exchange.subscribe([]) as subscription:
+        exchange.publish("a", "/x/now", EVENT)
+        topics = [(await anext(subscription)).topic for _ in range(2)]
+
+    assert topics == ["/tasks/exit", "/x/now"]
+
+
+async def test_what_was_missed_leaves_room_for_what_comes(exchange: Exchange) -> None:
+    for number in range(9):
+        exchange.publish("a", f"/x/{number}", EVENT)
+
+    with exchange.subscribe([]) as subscription:
+        for number in range(2):
+            exchange.publish("a", f"/y/{number}", EVENT)
+        topics = [(await anext(subscription)).topic for _ in range(4)]
+
+    assert topics == ["/x/7", "/x/8", "/y/0", "/y/1"]
+
+
 async def test_what_was_missed_is_forgotten(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyctrd.events.exchange.MISSED_KEPT", 0)
     exchange.publish("a", "/x/before", EVENT)

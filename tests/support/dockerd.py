@@ -1,0 +1,144 @@
+"""Debian's dockerd on a daemon with containerd's API, with networks of its own, killed and started at will.
+
+    with private_dockerd(daemon.address) as docker:
+        docker("run", "--rm", IMAGE, "true")
+        docker.kill(); docker.start()
+
+Whatever it does to networks and firewalls it does in a network namespace that ends with it. Leaving the context
+asserts that no container, process, mount or cgroup is left.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from .daemon_process import DEADLINE, wait_until
+from .engines import Client, Ground, installed, make_root, private_ground
+
+IMAGE: Final = "busybox:1"
+_APPLETS: Final = ("grep", "httpd", "mkdir", "rm", "tail", "touch", "wget")
+START_TIMEOUT: Final = 120.0  # seconds; it waits for its own child processes and for us
+
+
+class Dockerd(Client):
+    """Its command line, and its daemon, which keeps containers alive without itself."""
+
+    def __init__(self, ground: Ground, containerd: Path, netns: str) -> None:
+        """Use the daemon at the socket `containerd` and the network namespace `netns`."""
+        daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
+        base = ground.base
+        super().__init__(ground, [program, "--host", f"unix://{base}/d.sock"], {"DOCKER_CONFIG": str(base)})
+        # Not `ip netns exec`: containers' mounts have to be where the other daemon sees them.
+        self._daemon = ["nsenter", f"--net=/run/netns/{netns}", daemon, "--containerd", str(containerd)]
+        self._daemon += ["--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
+        self._daemon += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}", "--live-restore"]
+        self._daemon += ["--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the daemon; return when it answers."""
+        assert self._process is None
+        pidfile = self.ground.base / "pid"
+        pidfile.unlink(missing_ok=True)  # one that was killed leaves it, and its number may be in use again
+        with (self.ground.base / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(lambda: self.run("version").returncode == 0, f"dockerd answers:\n{self.log()}", START_TIMEOUT)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the daemon."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            process.wait(2 * DEADLINE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"dockerd does not stop:\n{self.log()}") from None
+
+    def kill(self) -> None:
+        """End the daemon with SIGKILL; the child that forwards a port ends with it."""
+        self.stop(signal.SIGKILL)
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return all that it knows of a container."""
+        found: dict[str, Any] = json.loads(self("inspect", "--type", "container", name))[0]
+        return found
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a container's first process."""
+        return int(self.inspect(name)["State"]["Pid"])
+
+    def status(self, name: str) -> str:
+        """Return "running", "paused", "exited 3" or the like."""
+        state = self.inspect(name)["State"]
+        return f"exited {state['ExitCode']}" if state["Status"] == "exited" else str(state["Status"])
+
+    def started(self, name: str, *words: str) -> int:
+        """Start a container in the background and return the process id of its first process."""
+        self("run", "--detach", "--name", name, *words)
+        return self.pid(name)
+
+    def end(self) -> None:
+        """End the daemon if it runs, after a test that failed too."""
+        if self._process is not None:
+            self.run("rm", "--force", *self.run("ps", "--all", "--quiet").stdout.split())
+            self.stop()
+
+
+@contextmanager
+def private_dockerd(containerd: Path) -> Iterator[Dockerd]:
+    """Yield a dockerd with one image."""
+    with private_ground() as ground:
+        netns = ground.base.name
+        command("ip", "netns", "add", netns)
+        try:
+            command("ip", "-n", netns, "link", "set", "lo", "up")
+            docker = Dockerd(ground, containerd, netns)
+            try:
+                docker.start()
+                _import_image(docker)
+                yield docker
+                assert docker("ps", "--all", "--quiet") == ""
+            finally:
+                docker.end()
+                _unmount(ground)
+        finally:
+            command("ip", "netns", "delete", netns)
+
+
+def command(*words: str) -> str:
+    """Run a command of this machine that succeeds, and return its output."""
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=DEADLINE).stdout
+
+
+def in_netns_of(pid: int, *words: str) -> str:
+    """Run a command of this machine in the network namespace of a process, and return its output."""
+    return command("nsenter", f"--net=/proc/{pid}/ns/net", *words)
+
+
+def _import_image(docker: Dockerd) -> None:
+    root, archive = make_root(docker.ground.base / "image"), docker.ground.base / "image.tar"
+    for applet in _APPLETS:
+        (root / "bin" / applet).symlink_to("busybox")
+    command("tar", "--create", "--file", str(archive), "--directory", str(root), ".")
+    docker("import", str(archive), IMAGE)
+
+
+def _unmount(ground: Ground) -> None:
+    """Unmount what dockerd leaves: its directory itself, and the network namespace of containers with the host's."""
+    left: Sequence[str] = [
+        mount for mount in ground.mounts() if mount in (f"{ground.base}/data", f"{ground.base}/exec/netns/default")
+    ]
+    for mount in left:
+        command("umount", mount)
+
+
+def touch(pid: int, path: str) -> None:
+    """Make an empty file in the file system of a process."""
+    os.close(os.open(f"/proc/{pid}/root{path}", os.O_CREAT | os.O_WRONLY, 0o644))
