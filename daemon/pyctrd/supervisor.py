@@ -22,6 +22,7 @@ from pyctrd.core.values import dataclass
 from pyctrd.log import Logger
 from pyctrd.metadata.lock import StateLock
 from pyctrd.metadata.schema import NewerSchemaError
+from pyctrd.runtime import reboot
 from pyctrd.runtime.recovery import Recovered
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server import public_socket
@@ -158,6 +159,7 @@ class Supervisor:
         if self._parts.database.has_gaps:
             # Nobody may be told that there is no such container before those are known that only disk tells of.
             self._parts.dispatch.complete()
+        reboot.settle(self._config.state, self._parts.bundles)
         # Before the shims are asked: they tell at once what nobody acknowledged.
         await self._parts.shim_listener.start()
         return await self._parts.recovery.run()

@@ -32,7 +32,7 @@ class CriClient:
         """Import the image."""
         self.daemon = daemon
         self.logs = daemon.base / "pod-logs"
-        self.logs.mkdir()
+        self.logs.mkdir(exist_ok=True)
         self._channel: grpc.Channel | None = None
         self._process = daemon.process
         self.cgroup = f"/pyctr-test-{uuid.uuid4().hex[:8]}"
@@ -148,7 +148,7 @@ class CriClient:
     def left(self) -> list[str]:
         """Return what is there of pods: rows, namespaces, mounts, files, cgroups."""
         found = [pod.id for pod in self.pods()] + [container.id for container in self.containers()]
-        state, root = self.daemon.base / "state" / "pods", self.daemon.base / "root"
+        state, root = self.daemon.state / "pods", self.daemon.root
         places = (state, root / "pods", root / "volumes" / "k8s.io")
         found += [str(path) for place in places if place.exists() for path in place.iterdir()]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state) in line]

@@ -83,14 +83,18 @@ class DaemonProcess:
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
         log_level: str = "debug",
+        base: Path | None = None,
+        state: Path | None = None,
     ) -> None:
         """Prepare directories; `config` is TOML, `wrapper` a command that runs the daemon (strace, say).
 
-        A `log_level` of "" leaves it to `config`.
+        A `log_level` of "" leaves it to `config`. The directories are new ones, unless `base`, and maybe `state`, name
+        those of a daemon that there was.
         """
         # Short: a socket's path has 108 bytes at most, and pytest's own directories are long.
-        self.base = Path(tempfile.mkdtemp(prefix="pyctr-", dir="/tmp"))
-        self.root, self.state = self.base / "root", self.base / "state"
+        self.base = base or Path(tempfile.mkdtemp(prefix="pyctr-", dir="/tmp"))
+        self.base.mkdir(parents=True, exist_ok=True)
+        self.root, self.state = self.base / "root", state or self.base / "state"
         self.address = self.state / "pyctrd.sock"
         self.log = self.base / "log"
         (self.base / "config.toml").write_text(config)

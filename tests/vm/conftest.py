@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from support import virtual_machine
 
 _INSIDE = os.environ.get(virtual_machine.REPORTS_VARIABLE)
+_POWER_CUT = 2  # the boot that ends with one
 _reports = pytest.StashKey[dict[str, list[pytest.TestReport]]]()
 
 
@@ -18,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = virtual_machine.missing() if ours and not _INSIDE else ""
     for item in ours:
         # Outside, the first one waits for all.
-        item.add_marker(pytest.mark.timeout(600 if _INSIDE else 3000))
+        item.add_marker(pytest.mark.timeout(1800 if _INSIDE else 10800))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -42,16 +44,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def _run(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
-    """Return the reports of all our items by their ids."""
+    """Return the reports of all our items by their ids.
+
+    `boot(number)` says in which boot a test runs, if not in the first. The machine is booted again after it was turned
+    off, and the third time after a power cut.
+    """
     found: dict[str, list[pytest.TestReport]] = {}
-    try:
-        lines = virtual_machine.run([item.nodeid for item in _ours(session.items)])
-    except RuntimeError as error:
-        session.shouldfail = str(error)
-        return found
-    for line in lines:
-        report = session.config.hook.pytest_report_from_serializable(config=session.config, data=line)
-        found.setdefault(report.nodeid, []).append(report)
+    boots: dict[int, list[str]] = {}
+    for item in _ours(session.items):
+        mark = item.get_closest_marker("boot")
+        boots.setdefault(mark.args[0] if mark else 1, []).append(item.nodeid)
+    with tempfile.TemporaryDirectory(prefix="pyctr-vm-") as directory:
+        for number, ids in sorted(boots.items()):
+            try:
+                lines = virtual_machine.run(ids, Path(directory) / "disk.qcow2", power_cut=number == _POWER_CUT)
+            except RuntimeError as error:
+                session.shouldfail = str(error)
+                return found
+            for line in lines:
+                report = session.config.hook.pytest_report_from_serializable(config=session.config, data=line)
+                found.setdefault(report.nodeid, []).append(report)
     return found
 
 

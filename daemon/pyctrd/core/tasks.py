@@ -27,6 +27,9 @@ _NEXT: Final[Mapping[Status, frozenset[Status]]] = {
 
 # What stands for a status that nobody knows any more: the shim was lost with it.
 LOST_EXIT_STATUS: Final = 255
+# Why nobody knows how a process ended.
+SHIM_LOST: Final = "shim lost"
+REBOOTED: Final = "lost in a reboot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class Exit:
     signal: int = 0
     oom_killed: bool = False
     reason: str = "exited"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody saw it end."""
+        return self.reason not in (SHIM_LOST, REBOOTED)
 
 
 def advance(now: Status, to: Status) -> Status:

@@ -7,6 +7,9 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci import default_seccomp, default_spec
@@ -80,10 +83,21 @@ def build_spec(pod: Pod, config: runtime_pb2.ContainerConfig, image: ProcessConf
 
 def cgroup_path(parent: str, id: str) -> str:
     """Return a container's cgroup: systemd's form below a slice."""
-    base = posixpath.basename(parent)
-    if base.endswith(".slice"):
-        return f"{base}:cri-containerd:{id}"
+    if _is_slice(parent):
+        return f"{posixpath.basename(parent)}:cri-containerd:{id}"
     return f"{parent.rstrip('/') or '/k8s.io'}/{id}"
+
+
+def _is_slice(parent: str) -> bool:
+    return posixpath.basename(parent).endswith(".slice")
+
+
+def task_options(pod: Pod) -> AnyMessage | None:
+    """Return how a runtime is to make containers of the pod, if not as ever: systemd has to make what is in a slice."""
+    if not _is_slice(pod.config.linux.cgroup_parent):
+        return None
+    options = oci_pb2.Options(systemd_cgroup=True)
+    return AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
 
 
 def resources(limits: image_pb2.LinuxContainerResources) -> dict[str, Any]:

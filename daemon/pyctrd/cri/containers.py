@@ -78,7 +78,7 @@ class Containers:
         images: Images,
         tasks: Tasks,
         lifecycle: Lifecycle,
-        resolve: Callable[[str], Resolved],
+        resolve: Callable[[str, AnyMessage | None], Resolved],
         events: Events,
         owners: Owners,
         threads: Offload,
@@ -179,7 +179,7 @@ class Containers:
                 stdin="attach:" if config.stdin else "",
                 stdout=output,
                 stderr="" if config.tty else output,
-                options=self._resolve(row.runtime_name).options,
+                options=self._resolve(row.runtime_name, container_spec.task_options(container.pod)).options,
             )
             await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation)
             started_at = now()  # one that ends at once has not ended before
@@ -356,6 +356,8 @@ def _note_exit(container: PodContainer, ended: Exit) -> None:
     container.exit_code = ended.exit_status
     if ended.oom_killed:
         container.reason = "OOMKilled"
+    elif not ended.is_known:
+        container.reason = "Unknown"
     else:
         container.reason = "Error" if ended.exit_status else "Completed"
 

@@ -15,7 +15,7 @@ from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import ApiError
 from pyctrd.core.anys import AnyValue
-from pyctrd.core.tasks import LOST_EXIT_STATUS, Exit, Status
+from pyctrd.core.tasks import LOST_EXIT_STATUS, SHIM_LOST, Exit, Status
 from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.operations import Operations
@@ -24,7 +24,6 @@ from pyctrd.runtime.shims import Shims, whereabouts
 from pyctrd.runtime.table import Process, Task
 from pyctrd.runtime.tasks import Tasks
 
-LOST: Final = "shim lost"
 BURY_TIMEOUT: Final = 40.0  # seconds
 LAST_WORDS: Final = 2.0  # seconds from the end of a connection to the end of the process
 
@@ -113,7 +112,7 @@ class Undertaker:
             if record is not None:
                 process.pid, ended = record
             else:
-                ended = Exit(LOST_EXIT_STATUS, now, reason=LOST)
+                ended = Exit(LOST_EXIT_STATUS, now, reason=SHIM_LOST)
                 task.bundle.write_exit(process.exec_id, process.pid, ended)
             process.finish(ended)
             self._publish(task, "/tasks/exit", _exit_event(task, process, ended))
