@@ -17,28 +17,21 @@ import pytest
 from support import peers
 from support.cri_client import IMAGE, CriClient
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.pod_bridge import pod_bridge
 from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
-
-_PLUGINS = "/usr/lib/cni"
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    """The path of crictl."""
-    return str(peers.find("crictl"))
 
 
 class Crictl:
     """crictl, with a daemon that has a network for pods."""
 
-    def __init__(self, program: str, daemon: DaemonProcess, client: CriClient) -> None:
+    def __init__(self, daemon: DaemonProcess, client: CriClient) -> None:
         self.client = client
         address = f"unix://{daemon.address}"
         config = daemon.base / "crictl.yaml"
         config.write_text(f"runtime-endpoint: {address}\nimage-endpoint: {address}\ntimeout: 30\n")
-        self.command = (program, "--config", str(config))
+        self.command = (str(peers.find("crictl")), "--config", str(config))
 
     def run(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
         """Run it and return what it prints; `status` is how it must end."""
@@ -69,32 +62,14 @@ class Crictl:
 
 
 @pytest.fixture(scope="module")
-def bridge() -> Iterator[str]:
-    """The name of a bridge, which the plugin makes and nobody removes but we."""
-    name = f"pyt{uuid.uuid4().hex[:8]}"
-    yield name
-    subprocess.run(["ip", "link", "del", name], capture_output=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def crictl(program: str, bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crictl]:
+def crictl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crictl]:
     """One daemon for all tests."""
-    if not Path(_PLUGINS, "bridge").exists():
-        pytest.skip(f"no CNI plugins in {_PLUGINS}")
-    directory = tmp_path_factory.mktemp("cni")
-    subnet = f"10.{os.getpid() % 100 + 100}.{os.getpid() % 250}.0/24"
-    ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]], "dataDir": str(directory / "addresses")}
-    network = {
-        "cniVersion": "1.0.0",
-        "name": bridge,
-        "plugins": [
-            {"type": "bridge", "bridge": bridge, "isGateway": True, "ipam": ipam},
-            {"type": "portmap", "capabilities": {"portMappings": True}},
-        ],
-    }
-    (directory / "net.conflist").write_text(json.dumps(network))
-    with DaemonProcess(config=f'[cri.cni]\nconf_dir = "{directory}"\n') as daemon, CriClient(daemon) as client:
-        yield Crictl(program, daemon, client)
+    with (
+        pod_bridge(tmp_path_factory.mktemp("cni")) as config,
+        DaemonProcess(config=config) as daemon,
+        CriClient(daemon) as client,
+    ):
+        yield Crictl(daemon, client)
 
 
 @pytest.fixture

@@ -126,7 +126,12 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd="/",
             )  # fmt: skip
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except AssertionError:  # whoever failed to enter the context does not leave it either
+                self.process.kill()
+                self.process.wait()
+                raise
         return self
 
     def wait_ready(self) -> None:

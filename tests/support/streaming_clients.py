@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -197,7 +198,8 @@ async def request(
     """Send a request and return the connection with the head of its answer."""
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port, ssl=context)
-    lines = [f"{method} {where.path} HTTP/1.1", f"Host: {where.netloc}", "Content-Length: 0"]
+    path = where._replace(scheme="", netloc="").geturl()
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {where.netloc}", "Content-Length: 0"]
     lines += [f"{name}: {value}" for name, value in headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     async with asyncio.timeout(DEADLINE):
@@ -209,6 +211,20 @@ def upgrade_to_spdy(*versions: str) -> list[tuple[str, str]]:
     """Return the headers of an upgrade."""
     headers = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")]
     return headers + [("X-Stream-Protocol-Version", version) for version in versions]
+
+
+@asynccontextmanager
+async def streams(
+    url: str, *kinds: str, version: str = "v4.channel.k8s.io", context: ssl.SSLContext | None = None
+) -> AsyncIterator[list[SpdyStream]]:
+    """Open streams, the error stream first, and read what comes until the block is left."""
+    spdy = await request(url, upgrade_to_spdy(version), context=context)
+    assert spdy.status == 101, spdy.head
+    async with asyncio.TaskGroup() as group:
+        receiving = group.create_task(spdy.receive())
+        yield [await spdy.open(kind) for kind in ("error", *kinds)]
+        spdy.writer.transport.abort()
+        await within_deadline(receiving)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -4,8 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from pyctrd.cri.sessions import Ports
 from pyctrd.network import netns
 from pyctrd.offload import Offload
 from support.cri_client import CriClient
-from support.streaming_clients import SpdyClient, SpdyStream, request, until, upgrade_to_spdy, within_deadline
+from support.streaming_clients import SpdyClient, request, streams, until, upgrade_to_spdy, within_deadline
 
 pytestmark = pytest.mark.root
 
@@ -29,18 +28,6 @@ SUCCESS = b'{"metadata":{},"status":"Success"}'
 @pytest.fixture
 def container(cri: CriClient) -> str:
     return cri.run(cri.run_pod(), "sleep", "1000")
-
-
-@asynccontextmanager
-async def streams(url: str, *kinds: str, version: str = "v4.channel.k8s.io") -> AsyncIterator[list[SpdyStream]]:
-    """Open streams, the error stream first, and read what comes until the block is left."""
-    spdy = await request(url, upgrade_to_spdy(version))
-    assert spdy.status == 101, spdy.head
-    async with asyncio.TaskGroup() as group:
-        receiving = group.create_task(spdy.receive())
-        yield [await spdy.open(kind) for kind in ("error", *kinds)]
-        spdy.writer.transport.abort()
-        await within_deadline(receiving)
 
 
 def exec_url(cri: CriClient, container: str, *command: str, **options: bool) -> str:
