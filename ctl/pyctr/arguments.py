@@ -34,7 +34,6 @@ EXIT_CODES: Final = (
 _MISSING: Final = {
     ("-p", "--publish", "-P", "--publish-all", "--expose"): "containers have no network of their own yet, so there is"
     " nothing to publish; with --network host their ports are this machine's",
-    ("--restart",): "nobody starts a container again yet when it has ended",
 }
 
 

@@ -20,6 +20,7 @@ _ROOT: Final[dict[str, tuple[str, str, str]]] = {
     "restart": ("start", "restart", "Stop containers and start them again"),
     "wait": ("lifecycle", "wait", "Wait until containers end and print their exit codes"),
     "rm": ("lifecycle", "rm", "Remove containers"),
+    "update": ("update", "update", "Change when containers are started again"),
     "rename": ("lifecycle", "rename", "Give a container another name"),
     "ps": ("containers", "ps", "List containers"),
     "inspect": ("containers", "inspect", "Show everything about containers or images"),

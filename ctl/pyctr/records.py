@@ -69,23 +69,27 @@ def kept(connection: Connection, container: containers_pb2.Container) -> Iterato
     if container.labels.get(labels.AUTO_REMOVE) != "true":
         yield
         return
-    _set_auto_remove(connection, container.id, "")
+    _set_label(connection, container.id, labels.AUTO_REMOVE, "")
     try:
         yield
     finally:
-        _set_auto_remove(connection, container.id, "true")
+        _set_label(connection, container.id, labels.AUTO_REMOVE, "true")
     process = tasks.get(connection, container.id)
     if process is not None and process.status == Status.STOPPED:  # meanwhile, so that nobody took notice
         tasks.delete(connection, container.id)
         remove(connection, container.id, container.snapshotter, container.snapshot_key)
 
 
-def _set_auto_remove(connection: Connection, container_id: str, value: str) -> None:
-    changed = containers_pb2.Container(id=container_id, labels={labels.AUTO_REMOVE: value})
-    request = containers_pb2.UpdateContainerRequest(
-        container=changed, update_mask=FieldMask(paths=[f"labels.{labels.AUTO_REMOVE}"])
-    )
+def _set_label(connection: Connection, container_id: str, name: str, value: str) -> None:
+    changed = containers_pb2.Container(id=container_id, labels={name: value})
+    request = containers_pb2.UpdateContainerRequest(container=changed, update_mask=FieldMask(paths=[f"labels.{name}"]))
     connection.call(CONTAINERS, "Update", request, containers_pb2.UpdateContainerResponse)
+
+
+def mark_stopped(connection: Connection, container: containers_pb2.Container) -> None:
+    """Keep the daemon from starting a container again that is about to be stopped; its next start ends that."""
+    if container.labels.get(labels.RESTART_STATUS):
+        _set_label(connection, container.id, labels.RESTART_EXPLICITLY_STOPPED, "true")
 
 
 def remove(connection: Connection, container_id: str, snapshotter: str, snapshot_key: str) -> None:

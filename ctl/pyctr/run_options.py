@@ -256,6 +256,7 @@ def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mappin
         log_options=_settings("--log-opt", given["log_opt"]),
         auto_remove=given["rm"],
         userns=given["userns"],
+        restart_policy=given["restart"],
     )
     if given["entrypoint"] is not None:
         options.entrypoint.append(given["entrypoint"])

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 
-from pyctr import tasks
+from pyctr import records, tasks
 from pyctr.connection import Connection
 from pyctr.errors import CommandError
 from pyctr_wire import labels, signals
@@ -22,15 +22,21 @@ def parse_signal(text: str) -> int:
     raise CommandError(f"{text} is not a signal")
 
 
+def stop_signal(container: containers_pb2.Container) -> int:
+    """Return the signal that ends a container as it wants to be. Raises CommandError."""
+    return parse_signal(container.labels.get(labels.STOP_SIGNAL) or "TERM")
+
+
 def stop(connection: Connection, container: containers_pb2.Container, grace: float, how: str = "") -> None:
     """Send the stop signal, then SIGKILL after `grace` seconds; return when the task has ended.
 
     A container that does not run is stopped already; one that is paused goes on, to take its signal.
     """
+    records.mark_stopped(connection, container)
     process = tasks.get(connection, container.id)
     if process is None or process.status == Status.STOPPED:
         return
-    number = parse_signal(how or container.labels.get(labels.STOP_SIGNAL) or "TERM")
+    number = parse_signal(how) if how else stop_signal(container)
     try:
         if grace > 0:
             tasks.kill(connection, container.id, number)

@@ -51,6 +51,8 @@ from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.restarts import RestartMonitor
+from pyctrd.runtime.revival import Revival
 from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.server.dispatch import Servicer
 from pyctrd.snapshots.manager import SnapshotManager
@@ -88,6 +90,7 @@ class LateParts:
         self._build_services()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
+        parts.group.create_task(self._restarts().run(), name="restarts")
 
     def _build_stores(self) -> None:
         parts, database = self._parts, self._parts.database
@@ -176,6 +179,20 @@ class LateParts:
             self._belongings,
             parts.rows,
             parts.bulk,
+        )
+
+    def _restarts(self) -> RestartMonitor:
+        parts = self._parts
+        revival = Revival(parts.containers, self._snapshots, parts.lifecycle, parts.tasks, parts.runtimes, parts.rows)
+        return RestartMonitor(
+            parts.exchange,
+            parts.container_index,
+            parts.containers,
+            self._namespaces,
+            parts.tasks.table,
+            revival,
+            parts.operations,
+            parts.rows,
         )
 
     def _engine(self) -> Engine:

@@ -181,6 +181,8 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
         "SnapshotKey": container.snapshot_key,
         "LogDriver": container.labels.get(labels.LOG_DRIVER, ""),
         "LogPath": container.labels.get(labels.LOG_PATH, ""),
+        "RestartPolicy": container.labels.get(labels.RESTART_POLICY, "") or "no",
+        "RestartCount": int(container.labels.get(labels.RESTART_COUNT) or 0),
         "Mounts": _mounts(connection, container.id, spec),
         "Labels": dict(sorted(container.labels.items())),
         "Spec": spec,

@@ -1,6 +1,7 @@
 """`stop`, `kill`, `pause`, `unpause`, `wait`, `rm`, `rename`."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import click
@@ -48,6 +49,8 @@ def kill(session: Session, *, containers: tuple[str, ...], how: str) -> int:
 
     def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
+        if number in (signal.SIGKILL, signal.SIGTERM, stopping.stop_signal(container)):
+            records.mark_stopped(session.connection, container)
         with _running(reference):
             tasks.kill(session.connection, container.id, number)
 
@@ -110,6 +113,7 @@ def rm(session: Session, *, containers: tuple[str, ...], force: bool, volumes: b
         if process is not None and process.status != Status.STOPPED:
             if not force:
                 raise CommandError(f"container {reference} is running: stop it first, or use rm -f")
+            records.mark_stopped(connection, container)
             with contextlib.suppress(NotFound):  # it ended by itself meanwhile
                 stopping.end(connection, container.id)
         tasks.delete(connection, container.id)

@@ -49,6 +49,7 @@ _OPTIONS = (
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
     click.option("--log-driver", metavar="DRIVER", help="json-file (the default), cri, journald or none."),
     click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="Of json-file: max-size=10m, max-file=3."),
+    click.option("--restart", metavar="POLICY", default="", help="no, always, unless-stopped, on-failure[:RETRIES]."),
     click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
     click.option("--runtime", metavar="NAME", default="", help="Another OCI runtime: runc, crun, a path."),
     click.option("--snapshotter", metavar="NAME", default="", help="overlayfs (the default) or native."),

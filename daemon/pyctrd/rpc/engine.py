@@ -13,6 +13,7 @@ from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pyctr_wire.pyctr import engine_pb2 as pb
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.platforms import Platform, parse_platform
+from pyctrd.core.restarts import Wish, labels_for, wish_of
 from pyctrd.core.tasks import Status
 from pyctrd.offload import Offload
 from pyctrd.rpc.container_index import ContainerIndex, Entry
@@ -41,6 +42,7 @@ class Table(Protocol):
     """The tasks by namespace."""
 
     def list(self, namespace: str) -> Sequence[Task]: ...
+    def find(self, namespace: str, id: str) -> Task | None: ...
 
 
 class Tasks(Protocol):
@@ -212,8 +214,25 @@ class Engine:
         async with self._names[namespace]:
             container = await self._find(namespace, request.id)
             await self._check_name(namespace, request.name)
-            await self._rows.run(self._creator.rename, namespace, container.id, request.name)
+            await self._rows.run(self._creator.label, namespace, container.id, {labels.NAME: request.name})
         return pb.RenameResponse()
+
+    async def RestartPolicy(self, request: pb.RestartPolicyRequest, context: Context) -> pb.RestartPolicyResponse:
+        """Say when a container is started again. NotFound, InvalidArgument; FailedPrecondition if it goes at its end.
+
+        One that runs is looked after from now on, another one from its next start.
+        """
+        namespace = namespace_of(context)
+        container = await self._find(namespace, request.id)
+        if container.labels.get(labels.AUTO_REMOVE) == "true" and request.policy not in ("", "no"):
+            raise FailedPrecondition(f"container {request.id} is removed when it has ended: it was made with --rm")
+        task = self._tasks.table.find(namespace, container.id)
+        running = wish_of(container.labels) is Wish.RUNNING or (
+            task is not None and task.init.status in (Status.RUNNING, Status.PAUSED)
+        )
+        changed = labels_for(request.policy, running=running)
+        await self._rows.run(self._creator.label, namespace, container.id, changed)
+        return pb.RestartPolicyResponse()
 
     async def Logs(self, request: pb.LogsRequest, context: Context) -> pb.LogsResponse:
         """Say where a container's log is. NotFound; FailedPrecondition if another client keeps it."""
@@ -359,4 +378,5 @@ def _options(message: pb.RunOptions) -> RunOptions:
         auto_remove=message.auto_remove,
         interactive=message.interactive,
         userns=message.userns,
+        restart_policy=message.restart_policy,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pyctrd.core.platforms import Platform
+from pyctrd.core.restarts import When
 from pyctrd.rpc.introspection import Plugin
 
 # gRPC services whose plugin's id is not a part of their name.
@@ -27,6 +28,12 @@ _PARTS: Final = (
     Plugin("io.containerd.lease.v1", "manager", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.differ.v1", "walking", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.monitor.task.v1", "cgroups", requires=("io.containerd.event.v1",)),
+    Plugin(
+        "io.containerd.monitor.container.v1",
+        "restart",
+        requires=("io.containerd.event.v1", "io.containerd.service.v1"),
+        capabilities=tuple(When),
+    ),
     Plugin(
         "io.containerd.runtime.v2",
         "task",

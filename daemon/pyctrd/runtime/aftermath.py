@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, Protocol
 
 from pyctr_wire import labels
@@ -17,6 +15,7 @@ from pyctrd.core.tasks import Status
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.belongings import Belongings
+from pyctrd.runtime.boot import boot_time
 from pyctrd.runtime.creation import Snapshotters
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.log_folders import LogFolders
@@ -102,7 +101,7 @@ class Aftermath:
 
     async def _catch_up(self, group: asyncio.TaskGroup) -> None:
         """Remove what ended, or lost its machine, while nobody looked; sweep what containers that are gone left."""
-        booted = await self._rows.run(_boot_time)
+        booted = await self._rows.run(boot_time)
         # Before the records: what is listed here and has none then has lost it.
         logs = await self._rows.run(self._logs.list)
         known: set[tuple[str, str]] = set()
@@ -154,11 +153,3 @@ class Aftermath:
                     await self._rows.run(snapshotter.remove, namespace, container.snapshot_key)
         except ApiError as error:
             _log.warning("auto_remove.failed", namespace=namespace, container=container.id, error=str(error))
-
-
-def _boot_time() -> datetime:
-    """Return when this machine was started. Source: proc(5)."""
-    for line in Path("/proc/stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return datetime.fromtimestamp(int(line.split()[1]), UTC)
-    return datetime.fromtimestamp(0, UTC)

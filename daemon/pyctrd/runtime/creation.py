@@ -37,6 +37,7 @@ from pyctrd.core.labels import Labels
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
+from pyctrd.core.restarts import labels_for
 from pyctrd.core.values import dataclass
 from pyctrd.remapping import maps_for
 from pyctrd.runtime import image_lookup, network_files, run_options, run_spec
@@ -297,10 +298,10 @@ class Creator:
                 user = resolve_user(options.user, (), files)
         return json.dumps(build_process(spec, options, user, available_capabilities())).encode()
 
-    def rename(self, namespace: str, container_id: str, name: str) -> None:
-        """Set the label that is a container's name; "" takes it away. Raises NotFound."""
-        changed = Container(id=container_id, labels={wire_labels.NAME: name})
-        self._containers.update(namespace, changed, (f"labels.{wire_labels.NAME}",))
+    def label(self, namespace: str, container_id: str, labels: Labels) -> None:
+        """Set labels of a container; "" takes one away. Raises NotFound."""
+        changed = Container(id=container_id, labels=labels)
+        self._containers.update(namespace, changed, [f"labels.{name}" for name in labels])
 
 
 def _labels(request: Request, config: ImageConfig) -> dict[str, str]:
@@ -328,6 +329,10 @@ def _labels(request: Request, config: ImageConfig) -> dict[str, str]:
         wire_labels.AUTO_REMOVE: "true" if options.auto_remove else "",
         wire_labels.INTERACTIVE: "true" if options.interactive else "",
     }
+    if options.restart_policy:
+        ours |= labels_for(options.restart_policy, running=False)
+        if options.auto_remove and ours[wire_labels.RESTART_STATUS]:
+            raise InvalidArgument("--restart and --rm: a container cannot both be removed and started again at its end")
     return result | {name: value for name, value in ours.items() if value}
 
 

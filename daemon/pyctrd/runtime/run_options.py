@@ -65,6 +65,7 @@ class RunOptions:
     auto_remove: bool = False
     interactive: bool = False
     userns: str = ""  # as pyctrd.remapping has it
+    restart_policy: str = ""  # as pyctrd.core.restarts has it
 
 
 def is_environment_entry(text: str) -> bool:

@@ -102,6 +102,7 @@ class Task:
     adopted: bool = False
     claimed: bool = False  # whether the client that created it is known to have had the answer
     oom_killed: bool = False
+    told_to_end: bool = False  # a client has sent its init a signal that ends programs
     unresponsive_since: float | None = None
     last_sequence: int = 0
 

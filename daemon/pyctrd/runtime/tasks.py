@@ -4,6 +4,7 @@ These calls go to the shim at once; they never queue behind a slow create or del
 """
 
 import asyncio
+import signal
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
@@ -28,6 +29,7 @@ STATS_TIMEOUT: Final = 2.0
 UNRESPONSIVE_TIMEOUT: Final = 2.0  # for one that did not answer the last time
 DRAIN_TIMEOUT: Final = 30.0  # a process's last output, then its deletion
 PROBE_TIMEOUT: Final = 600.0
+_ENDING: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 Reply = TypeVar("Reply", bound=Message)
 _log = Logger("pyctrd.runtime")
@@ -132,6 +134,8 @@ class Tasks:
         process = await self.process(task, request.exec_id)
         if process.status is Status.STOPPED:
             raise NotFound("process already finished")
+        if process is task.init and request.signal in _ENDING:
+            task.told_to_end = True
         await self.call(task, "Kill", request, Empty, CALL_TIMEOUT)
 
     async def pause(self, namespace: str, id: str) -> None:

@@ -57,9 +57,7 @@ def test_short_names_lead_somewhere() -> None:
         assert command.name == path[1]
 
 
-@pytest.mark.parametrize(
-    ("option", "reason"), [("-p", "--network host"), ("--publish", "publish"), ("--restart", "yet"), ("--nope", "")]
-)
+@pytest.mark.parametrize(("option", "reason"), [("-p", "--network host"), ("--publish", "publish"), ("--nope", "")])
 def test_an_option_of_dockers_that_is_not_there_says_why(option: str, reason: str) -> None:
     done = pyctr("run", option, "x", "image")
     assert done.returncode == 125

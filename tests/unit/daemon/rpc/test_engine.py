@@ -102,8 +102,9 @@ class Daemon:
     def exec_process(self, namespace: str, container_id: str, options: ExecOptions) -> bytes:
         return f"{container_id} {' '.join(options.args)}".encode()
 
-    def rename(self, namespace: str, container_id: str, name: str) -> None:
-        self.add(replace(self.containers[container_id], labels={labels.NAME: name}))
+    def label(self, namespace: str, container_id: str, changed: dict[str, str]) -> None:
+        old = self.containers[container_id]
+        self.add(replace(old, labels={**old.labels, **changed}))
 
     def find_task(self, namespace: str, id: str) -> Any:
         if id not in self.tasks:
