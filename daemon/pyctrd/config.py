@@ -155,6 +155,16 @@ class Login(NamedTuple):
     secret: Annotated[str, "The password, or a token if there is no username."] = ""
 
 
+class Cdi(NamedTuple):
+    """The [cdi] table."""
+
+    directories: Annotated[
+        tuple[str, ...],
+        "Where drivers say what a container with a device of theirs needs, in .json and .yaml files. If two directories"
+        " describe a device, the later one counts. [] means no such devices.",
+    ] = ("/etc/cdi", "/var/run/cdi")
+
+
 class Registry(NamedTuple):
     """The [registry] table."""
 
@@ -260,6 +270,7 @@ class Config(NamedTuple):
     unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = Unpack()
     events: Annotated[Events, "Telling subscribers what happens."] = Events()
     checkpoint: Annotated[Checkpoint, "Containers that are saved while they run."] = Checkpoint()
+    cdi: Annotated[Cdi, "Devices by the name that their drivers gave them: VENDOR/CLASS=NAME."] = Cdi()
     registry: Annotated[Registry, "Where images come from."] = Registry()
     cri: Annotated[Cri, "Kubernetes: what a kubelet asks for."] = Cri()
     runtimes: Annotated[
@@ -342,6 +353,9 @@ def check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: userns.remap: {error}") from error
     if len(config.address.encode()) > MAX_ADDRESS_BYTES:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
+    for directory in config.cdi.directories:
+        if not directory.startswith("/"):
+            raise ConfigError(f'{source}: cdi.directories must be absolute paths, not "{directory}"')
     streaming = config.cri.streaming
     if streaming.port >= 1 << 16:
         raise ConfigError(f"{source}: cri.streaming.port must be below 65536, not {streaming.port}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctrd import late_cri
+from pyctrd.cdi.registry import Registry as DescribedDevices
 from pyctrd.composition import CHECKPOINTS
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform, normalize
@@ -87,6 +88,7 @@ class LateParts:
         self._build_transfers()
         self._logs = LogFolders(parts.config.root / "logs")
         self._belongings = Belongings(parts.config.root, parts.containers.exists, parts.containers.list)
+        self._described = DescribedDevices(tuple(map(Path, parts.config.cdi.directories)))
         self._build_services()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
@@ -163,6 +165,7 @@ class LateParts:
             self._sandboxes,
             self._transfers,
             self._belongings,
+            self._described,
         )
         return late_cri.CriParts(self._parts, stores, self._scheduler.collect_now, self._host).servicers
 
@@ -216,6 +219,7 @@ class LateParts:
             self._leases,
             self._logs,
             self._belongings,
+            self._described,
             maps_for(parts.config.userns.remap),
         )
         return Engine(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, NotFound
+from pyctrd.cdi.registry import Registry
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform
 from pyctrd.cri.containers import Containers
@@ -80,6 +81,7 @@ class Stores(NamedTuple):
     sandboxes: SandboxRows
     transfers: Transfers
     belongings: Belongings
+    described: Registry
 
 
 class CriParts:
@@ -126,7 +128,7 @@ class CriParts:
         self._containers = Containers(
             self._index,
             parts.containers,
-            Maker(parts.containers, stores.snapshots, stores.leases, self._files, stores.belongings),
+            Maker(parts.containers, stores.snapshots, stores.leases, self._files, stores.belongings, stores.described),
             PodImages(self._images),
             parts.tasks,
             parts.lifecycle,

@@ -33,7 +33,12 @@ _OPTIONS = (
     click.option("--mount", multiple=True, metavar="type=...,...", help="A bind, tmpfs or volume: source, target."),
     click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="Mount a tmpfs."),
     click.option("--read-only", is_flag=True, help="Make the root file system read-only."),
-    click.option("--device", multiple=True, metavar="PATH[:PATH[:rwm]]", help="Give it a device of this machine."),
+    click.option(
+        "--device",
+        multiple=True,
+        metavar="PATH[:PATH[:rwm]]|VENDOR/CLASS=NAME",
+        help="Give it a device of this machine.",
+    ),
     click.option("--privileged", is_flag=True, help="Take all confinement off."),
     click.option("--cap-add", multiple=True, metavar="CAP", help="Give it a capability."),
     click.option("--cap-drop", multiple=True, metavar="CAP", help="Take a capability away."),

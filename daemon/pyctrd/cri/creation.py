@@ -15,6 +15,8 @@ from pyctr_wire import signals
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.oci.image_spec import ImageConfig, load_json
+from pyctrd.cdi import edits, names
+from pyctrd.cdi.registry import Registry
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
@@ -77,8 +79,10 @@ class Maker:
         leases: LeaseRows,
         files: SandboxFiles,
         belongings: Belongings,
+        described: Registry,
     ) -> None:
         """Use these stores."""
+        self._described = described
         self._rows = rows
         self._snapshots = snapshots
         self._leases = leases
@@ -99,6 +103,7 @@ class Maker:
 
     def _make(self, request: Request, sources: Mapping[str, str], profile: dict[str, Any] | None) -> PodContainer:
         config, pod = request.config, request.pod
+        described = names.wanted((one.name for one in config.CDI_devices), config.annotations)
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = self._leases.create(NAMESPACE, Lease(f"cri-{request.id}", {EXPIRE_LABEL: expires}))
         snapshotter = self._snapshots.named(SNAPSHOTTER)
@@ -106,6 +111,8 @@ class Maker:
             mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, {}, lease=lease.id)
             found = self._look_up(request, mounts, sources, profile)
             spec = build_spec(pod, config, request.image.config.process, found)
+            if described:
+                edits.apply(spec, self._described.edits(described))
             user = found.user
             container = PodContainer(
                 id=request.id,

@@ -29,6 +29,8 @@ from pyctr_wire import signals
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.oci.default_spec import ALL_CAPABILITIES
 from pyctr_wire.oci.image_spec import ImageConfig
+from pyctrd.cdi import edits, names
+from pyctrd.cdi.registry import Registry
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.identifiers import validate_identifier
@@ -138,10 +140,12 @@ class Creator:
         leases: LeaseRows,
         logs: LogFolders,
         belongings: Belongings,
+        described: Registry,
         remap: Maps | None = None,
     ) -> None:
         """Use these stores; containers that do not say otherwise have the users of `remap`."""
         self._remap = remap
+        self._described = described
         self._containers = containers
         self._images = images
         self._blobs = blobs
@@ -241,7 +245,8 @@ class Creator:
             own, named = self._make_volumes(request, container_id, process.volumes, files)
         extra = (run_spec.MAPPED,) if maps else ()
         options = replace(options, mounts=run_options.with_volumes(options.mounts, own | named, extra))
-        devices = tuple(run_options.devices(options.devices))
+        described = [name for text in options.devices if (name := names.find(text)) is not None]
+        devices = tuple(run_options.devices(text for text in options.devices if names.find(text) is None))
         if options.privileged:
             devices = (*run_options.host_devices(), *devices)
         looked_up = run_spec.Found(
@@ -261,6 +266,8 @@ class Creator:
         made = self._belongings.network_files.make(request.namespace, container_id, texts)
         looked_up = replace(looked_up, network_files={**made, **looked_up.network_files})
         spec, warnings = run_spec.build_spec(process, options, looked_up)
+        if described:
+            edits.apply(spec, self._described.edits(described))
         return spec, warnings, {path.name: target for target, path in own.items()}
 
     def _maps(self, options: RunOptions) -> Maps | None:

@@ -235,7 +235,9 @@ def devices(entries: Iterable[str]) -> Iterator[Device]:
             else:
                 raise InvalidArgument(f"device {entry!r}: it must be HOST[:CONTAINER[:rwm]]")
         if not posixpath.isabs(host) or len(rest) > 2:
-            raise InvalidArgument(f"device {entry!r}: it must be HOST[:CONTAINER[:rwm]] with absolute paths")
+            raise InvalidArgument(
+                f"device {entry!r}: it must be HOST[:CONTAINER[:rwm]] with absolute paths, or VENDOR/CLASS=NAME"
+            )
         found = list(_nodes(host, target, access))
         if not found:
             raise InvalidArgument(f"device {host}: there is no such device on this machine")

@@ -18,6 +18,7 @@ import pytest
 from pyctr_wire import labels
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pyctr_wire.oci import image_spec
+from pyctrd.cdi.registry import Registry
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.descriptors import Descriptor
@@ -178,7 +179,9 @@ def volumes(belongings: Belongings) -> Volumes:
 
 @pytest.fixture
 def creator(stores: Containers, logs: LogFolders, belongings: Belongings) -> Creator:
-    return Creator(stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, belongings)
+    return Creator(
+        stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, belongings, Registry(())
+    )
 
 
 def request(image: str = "demo", **options: Any) -> Request:
