@@ -35,6 +35,7 @@ _LARGEST_SIDE: Final = 65535  # of a terminal, in characters
 _EMPTY: Final = empty_pb2.Empty()
 _DAEMON_OPTIONS: Final = "pyctr.v1.RuntimeOptions"
 _COMMAND_SECONDS: Final = 30.0  # less than any daemon waits for Start
+_NEVER: Final = -62135596800  # seconds: Go's zero time; without any, containerd takes an end to have been in 1970
 _PROCESS: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 Handler = Callable[[Any, Any], Awaitable[Message]]
@@ -181,7 +182,9 @@ class TaskService:
             terminal=names.terminal,
             exec_id=request.exec_id,
         )
-        if process.end is not None:
+        if process.end is None:
+            response.exited_at.seconds = _NEVER
+        else:
             _set_end(response, process.end)
         return response
 

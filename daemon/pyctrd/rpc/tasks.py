@@ -18,6 +18,7 @@ from pyctr_wire.errors import InvalidArgument, Unimplemented
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.filters import Adaptor, compile_filters, text_field
 from pyctrd.core.tasks import Status
+from pyctrd.core.times import UNSET
 from pyctrd.rpc.convert.well_known import time_to_proto
 from pyctrd.rpc.headers import Context, lease_of, namespace_of
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -324,10 +325,11 @@ def _process(task: Task, process: Process) -> task_pb2.Process:
         stdout=process.names.stdout,
         stderr=process.names.stderr,
         terminal=process.names.terminal,
+        # Always there: for containerd's own client an absent time is 1970, which nerdctl prints.
+        exited_at=time_to_proto(UNSET if process.exit is None else process.exit.exited_at),
     )
     if process.exit is not None:
         message.exit_status = process.exit.exit_status
-        message.exited_at.CopyFrom(time_to_proto(process.exit.exited_at))
     return message
 
 

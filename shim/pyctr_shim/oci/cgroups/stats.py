@@ -31,6 +31,7 @@ def v1_metrics(directory_of: Callable[[str], str]) -> tuple[str, bytes]:
     if directory := directory_of("memory"):
         _v1_memory(metrics, directory)
     if directory := directory_of("blkio"):
+        metrics.blkio.SetInParent()  # clients take it for granted, also of who has read and written nothing
         devices = _device_names()
         for field, name in (
             (metrics.blkio.io_service_bytes_recursive, "blkio.throttle.io_service_bytes_recursive"),
@@ -107,6 +108,7 @@ def v2_metrics(directory: str) -> tuple[str, bytes]:
     metrics.pids.limit = 0 if limit == _UNLIMITED else limit
     _copy(metrics.cpu, files.fields(f"{directory}/cpu.stat"))
     _v2_memory(metrics, directory)
+    metrics.io.SetInParent()  # clients take it for granted, also of who has read and written nothing
     for line in files.read(f"{directory}/io.stat").splitlines():
         device, *pairs = line.split()
         major, _, minor = device.partition(":")
