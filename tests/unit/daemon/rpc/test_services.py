@@ -354,7 +354,8 @@ async def test_introspection_lists_what_clients_look_for(channel: grpc.aio.Chann
     (runtime,) = await found("type==io.containerd.runtime.v2")
     assert runtime.platforms
     assert {one.id for one in await found("type==io.containerd.grpc.v1")} >= {"containers", "healthcheck", "version"}
-    assert await found("id==restart") == []  # nerdctl takes it for a promise
+    (restart,) = await found("id==restart")
+    assert list(restart.capabilities) == ["no", "always", "on-failure", "unless-stopped"]
     assert len(await found("type~=metadata", "id==exchange")) == 2
 
 
