@@ -8,7 +8,7 @@ import pytest
 from pyctr_wire.cri import runtime_pb2
 from support import images
 from support.cri_client import CriClient
-from support.critest import Critest, critest_images, exactly
+from support.critest import KNOWN_REASONS, Critest, critest_images, exactly
 from support.daemon_process import DaemonProcess
 from support.pod_bridge import pod_bridge
 
@@ -70,6 +70,7 @@ def test_in_short(tmp_path: Path) -> None:
 def test_every_spec(critest: Critest, cri: CriClient, processes: int) -> None:
     report = critest.run(processes=processes)
     assert not report.failed, report.failed
+    assert all(reason.startswith(KNOWN_REASONS) for reason in report.skipped.values()), report.skipped
     assert len(report.passed) >= 100, report.skipped
 
 
