@@ -35,12 +35,34 @@ class OomWatch:
             loop.watch(self._fds[0], READ | PRIORITY, self._ready)
 
     def check(self) -> int:
-        """Call back for kills that have not been told yet, and return how many there were in all."""
+        """Call back for kills that have not been told yet, and return how many are known in all."""
         kills = self._events.oom_kills()
         while self._seen < kills:
             self._seen += 1
             self._when_killed()
-        return kills
+        return self._seen
+
+    def has_missed(self, pid: int) -> bool:
+        """Whether this process, which SIGKILL ended, was a kill that the cgroup is gone too soon to tell of."""
+        if self._seen or not self._is_gone():
+            return False
+        from pyctr_shim import oom_log  # seldom needed
+
+        if not oom_log.tells_of(pid):
+            return False
+        self._seen += 1
+        self._when_killed()
+        return True
+
+    def _is_gone(self) -> bool:
+        """Whether the cgroup has been removed."""
+        if self._fds is None:
+            return False
+        try:
+            os.pread(self._fds[1], 1, 0)
+        except OSError:
+            return True
+        return False
 
     def close(self) -> None:
         """Stop watching; harmless if stopped."""
@@ -55,7 +77,12 @@ class OomWatch:
         """Take the event, and look again soon: v1 tells of the shortage, the kill is counted a moment later."""
         assert self._fds is not None
         ready_fd = self._fds[0]
-        os.read(ready_fd, 4096)  # the count of an eventfd (v1), or the file that poll(2) then holds read (v2)
+        try:
+            os.read(ready_fd, 4096)  # the count of an eventfd (v1), or the file that poll(2) then holds read (v2)
+        except OSError:
+            # The cgroup is gone, which makes the file ready for ever.
+            self._loop.unwatch(ready_fd)
+            return
         os.lseek(ready_fd, 0, os.SEEK_SET)
         self.check()
         self._loop.call_later(_SECOND_LOOK, self._look_again)

@@ -465,10 +465,12 @@ class Tasks:
             self._tell(task, task.init)
 
     def _judge(self, task: Task, process: Process, code: int) -> Exit:
-        """Say how a process ended. The cgroup is still there: its count of kills is part of the verdict."""
+        """Say how a process ended. The cgroup's count of kills is part of that: only systemd removes it before."""
         number = -code if code < 0 else 0
         kills = task.oom.check() if task.oom is not None else task.container.cgroup.oom_kills()
         oom_killed = kills > process.oom_kills_before
+        if number == signal.SIGKILL and not oom_killed and task.oom is not None:
+            oom_killed = task.oom.has_missed(process.pid)
         reason = "exited" if not number else "oom" if oom_killed and number == signal.SIGKILL else "signalled"
         return Exit(
             container=task.id,

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import any_pb2
 
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2
+from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import NotFound, UnknownError
 from support import runtimes
@@ -284,21 +285,44 @@ def test_all_processes_are_killed_without_a_pid_namespace(create: Run) -> None:
 
 
 def test_stats_and_limits(create: Run) -> None:
+    """As the shim tells them, and as the kernel has them."""
     container = create("sleep", "1000", resources={"pids": {"limit": 20}, "memory": {"limit": 64 << 20}})
     container.start()
-    stats = container.client.call("Stats", pb.StatsRequest(id=container.id)).stats
-    if stats.type_url == metrics_pb2.Metrics.DESCRIPTOR.full_name:
-        first = metrics_pb2.Metrics.FromString(stats.value)
-        assert (first.pids.limit, first.memory.usage.limit) == (20, 64 << 20)
+
+    assert told_limits(container) == kernels_limits(container.pid) == (20, 64 << 20)
+
     resources = any_pb2.Any(
         type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources",
         value=json.dumps({"memory": {"limit": 48 << 20}}).encode(),
     )
     container.client.call("Update", pb.UpdateTaskRequest(id=container.id, resources=resources))
+    assert told_limits(container) == kernels_limits(container.pid) == (20, 48 << 20)
+    container.end()
+
+
+def told_limits(container: Running) -> tuple[int, int]:
+    """Return how many processes and how much memory are allowed, from Stats."""
     stats = container.client.call("Stats", pb.StatsRequest(id=container.id)).stats
     if stats.type_url == metrics_pb2.Metrics.DESCRIPTOR.full_name:
-        assert metrics_pb2.Metrics.FromString(stats.value).memory.usage.limit == 48 << 20
-    container.end()
+        old = metrics_pb2.Metrics.FromString(stats.value)
+        return old.pids.limit, old.memory.usage.limit
+    assert stats.type_url == v2.Metrics.DESCRIPTOR.full_name
+    new = v2.Metrics.FromString(stats.value)
+    return new.pids.limit, new.memory.usage_limit
+
+
+def kernels_limits(pid: int) -> tuple[int, int]:
+    """Return the same from the cgroup that the process is in."""
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            found[controller] = path
+    if "memory" not in found:
+        directory = Path(f"/sys/fs/cgroup{found['']}")
+        return int((directory / "pids.max").read_text()), int((directory / "memory.max").read_text())
+    pids, memory = (Path(f"/sys/fs/cgroup/{name}{found[name]}") for name in ("pids", "memory"))
+    return int((pids / "pids.max").read_text()), int((memory / "memory.limit_in_bytes").read_text())
 
 
 def test_a_kill_for_memory_is_told(shims: Host, create: Run) -> None:
