@@ -217,9 +217,9 @@ class Cni(NamedTuple):
     in_process: Annotated[
         tuple[str, ...],
         "Types of plugins that need no program, as the daemon does itself what they do, faster. Of those that it knows"
-        " (bridge, host-local, loopback, portmap) one that is not named here is run as a program,"
+        " (bandwidth, bridge, firewall, host-local, loopback, portmap) one that is not named here is run as a program,"
         " and so is one whose configuration asks for what the daemon does not know.",
-    ] = ("bridge", "host-local", "loopback", "portmap")
+    ] = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap")
     preference: Annotated[
         Preference, "Which address of a pod is its first: ipv4, ipv6, or cni: the plugins' first."
     ] = Preference.IPV4

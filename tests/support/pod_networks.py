@@ -18,7 +18,7 @@ from pyctrd.network.pod_network import PodIdentity, PodNetwork
 from pyctrd.network.records import Records
 from pyctrd.offload import Offload
 
-OWN_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+OWN_PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap")
 REAL_PLUGINS = Path("/usr/lib/cni")
 
 

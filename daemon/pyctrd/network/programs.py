@@ -7,7 +7,7 @@ import os
 import selectors
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -32,15 +32,23 @@ class Ended(NamedTuple):
     errors: bytes
 
 
-def run(program: Path, environment: Mapping[str, str], data: bytes, seconds: float) -> Ended:
+def run(
+    program: Path,
+    environment: Mapping[str, str],
+    data: bytes,
+    seconds: float,
+    *,
+    arguments: Sequence[str] = (),
+    most: int = _MAX_OUTPUT,
+) -> Ended:
     """Run `program` with `data` as its standard input and nothing but `environment`.
 
-    Raises ProgramError if it cannot be executed, is not done after `seconds`, or writes more than 1 MiB; all that
-    it has started and has not left its process group is killed then, as it is if it fails.
+    Raises ProgramError if it cannot be executed, is not done after `seconds`, or writes more than `most` bytes; all
+    that it has started and has not left its process group is killed then, as it is if it fails.
     """
     try:
         process = subprocess.Popen(
-            [program],
+            [program, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -53,7 +61,7 @@ def run(program: Path, environment: Mapping[str, str], data: bytes, seconds: flo
         raise ProgramError(f"{program} cannot be executed: {error.strerror}") from error
     with process:
         try:
-            output, errors = _Conversation(process, data).hold(monotonic() + seconds)
+            output, errors = _Conversation(process, data, most).hold(monotonic() + seconds)
         except BaseException as error:
             _end(process)
             if isinstance(error, TimeoutError):
@@ -74,8 +82,9 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 class _Conversation:
     """What is said to a program and by it, until it ends: not until its pipes do, which its children may hold."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", data: bytes) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", data: bytes, most: int) -> None:
         self._process = process
+        self._most = most
         self._left = memoryview(data)
         self._output, self._errors = bytearray(), bytearray()
 
@@ -127,8 +136,8 @@ class _Conversation:
     def _read_output(self, pipe: IO[bytes]) -> bytes | None:
         data = _read(pipe)
         self._output += data or b""
-        if len(self._output) > _MAX_OUTPUT:
-            raise ProgramError(f"it wrote more than {_MAX_OUTPUT} bytes and was killed")
+        if len(self._output) > self._most:
+            raise ProgramError(f"it wrote more than {self._most} bytes and was killed")
         return data
 
     def _read_errors(self, pipe: IO[bytes]) -> bytes | None:

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,10 +24,11 @@ pytestmark = [
 
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _VETH = re.compile(r"veth[0-9a-f]{8}")
+_FIREWALLS = ("iptables", "ip6tables")
 _PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 # What a kernel, a clock or chance decides, and what an interface's queue may hold.
 _UNTOLD = frozenset(
-    {"ifindex", "link_index", "link_netnsid", "address", "valid_life_time", "preferred_life_time", "txqlen"}
+    {"ifalias", "ifindex", "link_index", "link_netnsid", "address", "valid_life_time", "preferred_life_time", "txqlen"}
     | {"bridge_id", "root_id", "designated_bridge", "designated_root", "tentative", "nodad", "operstate"}
 )
 _SYSCTLS = ("ipv4/conf/{}/arp_notify", "ipv4/conf/{}/route_localnet", "ipv6/conf/{}/accept_ra")
@@ -62,7 +66,13 @@ def state_of(netns: Path | None) -> list[str]:
     names = [link["ifname"] for link in json.loads(command("ip", "-json", "link", netns=netns))]
     patterns = [pattern.format(name) for name in names if name != "lo" for pattern in _SYSCTLS]
     settings = command("sh", "-c", f"cd /proc/sys/net; grep . {' '.join(patterns)} ipv4/ip_forward", netns=netns)
+    queues = json.loads(command("tc", "-json", "qdisc", netns=netns))
+    filters = [command("tc", "-json", "filter", "show", "dev", name, "ingress", netns=netns) for name in names]
+    saved = [command(f"{name}-save", "-t", "filter", netns=netns).splitlines() for name in _FIREWALLS]
     seen = {
+        "queues": told(sorted(queues, key=lambda one: (_VETH.sub("", one["dev"]), one["kind"]))),
+        "filters": [told(_first_actions(json.loads(text or "[]"))) for text in filters],
+        "firewall": [[line for line in lines if line[0] != "#"] for lines in saved],
         "links": ask("-details", "link"),
         "addresses": ask("address"),
         "routes": [ask("-4", "route"), ask("-6", "route", "show", "table", "main")],
@@ -71,10 +81,19 @@ def state_of(netns: Path | None) -> list[str]:
     return list(flat(seen, "host" if netns is None else "pod"))
 
 
+def _first_actions(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Filters without what is behind the action that takes the packet: the program's second one never happens."""
+    for one in filters:
+        for action in one.get("options", {}).pop("actions", [])[:1]:
+            one["takes"] = {key: value for key, value in action.items() if key not in ("index", "ref", "bind")}
+    return filters
+
+
 def files_of(lab: Lab) -> dict[str, bytes]:
     return {str(path.relative_to(lab.ips)): path.read_bytes() for path in lab.ips.rglob("*") if path.is_file()}
 
 
+_LIMITS = {"ingressRate": 10**7, "ingressBurst": 10**6, "egressRate": 2 * 10**7, "egressBurst": 3 * 10**6}
 _CASES: dict[str, Callable[[Lab], tuple[str, list[dict[str, Any]]]]] = {
     "two families": lambda lab: ("1.0.0", [lab.bridge()]),
     "every option": lambda lab: (
@@ -87,7 +106,14 @@ _CASES: dict[str, Callable[[Lab], tuple[str, list[dict[str, Any]]]]] = {
         ],
     ),
     "no gateway": lambda lab: ("0.4.0", [lab.bridge(isGateway=False, ipMasq=False, promiscMode=True)]),
-    "limits": lambda lab: ("1.0.0", [lab.bridge(), {"type": "bandwidth", "capabilities": {"bandwidth": True}}]),
+    "limits": lambda lab: ("1.0.0", [lab.bridge(mtu=1400), {"type": "bandwidth", **_LIMITS}]),
+    "one limit": lambda lab: ("0.4.0", [lab.bridge(), {"type": "bandwidth", "egressRate": 64000, "egressBurst": 8000}]),
+    "no limit": lambda lab: ("1.0.0", [lab.bridge(), {"type": "bandwidth"}]),
+    "firewall": lambda lab: ("1.0.0", [lab.bridge(), {"type": "firewall"}]),
+    "own chain": lambda lab: (
+        "0.4.0",
+        [lab.bridge(), {"type": "firewall", "backend": "iptables", "iptablesAdminChainName": "MINE"}],
+    ),
     "one range": lambda lab: ("0.3.1", [{**lab.bridge(), "ipam": _one_range(lab)}, {"type": "loopback"}]),
 }
 
@@ -104,7 +130,13 @@ def _one_range(lab: Lab) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", _CASES)
+# What differs from another case in little.
+_LONG = ("one limit", "no limit", "own chain")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.full if case in _LONG else ()) for case in _CASES]
+)
 async def test_both_ways_leave_the_same(tmp_path: Path, case: str) -> None:
     seen = []
     for way in ((), OWN_PLUGINS):
@@ -134,7 +166,18 @@ async def test_both_ways_leave_the_same(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed"), [("bridge", {"vlan": 7}), ("bridge", {}), ("portmap", {"markMasqBit": 5}), ("portmap", {})]
+    ("kind", "changed"),
+    [
+        ("bridge", {"vlan": 7}),
+        ("bridge", {}),
+        ("portmap", {"markMasqBit": 5}),
+        ("portmap", {}),
+        ("bandwidth", {"unshapedSubnets": ["10.0.0.0/8"]}),
+        ("bandwidth", {}),
+        ("firewall", {"ingressPolicy": "same-bridge"}),
+        ("firewall", {"backend": "firewalld"}),
+        ("firewall", {}),
+    ],
 )
 async def test_what_we_do_not_know_is_the_programs(lab: Lab, kind: str, changed: dict[str, Any]) -> None:
     """And what we do is ours: the program here says no to everything."""
@@ -143,7 +186,7 @@ async def test_what_we_do_not_know_is_the_programs(lab: Lab, kind: str, changed:
     program = lab.programs / kind
     program.write_text('#!/bin/sh\necho \'{"code": 7, "msg": "by the program"}\'; exit 1\n')
     program.chmod(0o755)
-    plugins = [lab.bridge(), _PORTMAP]
+    plugins = [lab.bridge(), _PORTMAP, {"type": "bandwidth", **_LIMITS}, {"type": "firewall"}]
     lab.configure(*({**one, **(changed if one["type"] == kind else {})} for one in plugins))
     netns = lab.namespaces.create()
 
@@ -300,3 +343,139 @@ async def test_configurations_that_cannot_be_are_refused(lab: Lab, wrong: dict[s
         await lab.network.set_up(pod(), lab.namespaces.create())
 
     assert not lab.reserved()
+
+
+_LIMITED = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+
+
+def queues() -> dict[str, dict[str, Any]]:
+    """The limits that there are on this host, by link."""
+    found = json.loads(command("tc", "-json", "qdisc"))
+    return {_VETH.sub("veth*", one["dev"]): one["options"] for one in found if one["kind"] == "tbf"}
+
+
+async def test_a_pods_own_limits_hold_with_the_longest_burst_that_the_kernel_knows(lab: Lab) -> None:
+    """Kubernetes knows no bursts, so they are without end: the program cuts off the upper bits."""
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), _LIMITED)
+    netns = lab.namespaces.create()
+
+    await lab.network.set_up(pod(), netns, bandwidth=Bandwidth(10**7, 2 * 10**7))
+
+    found = sorted((one["rate"], one["burst"]) for one in queues().values())
+    assert [rate for rate, _ in found] == [10**7 // 8, 2 * 10**7 // 8]
+    assert 270 < found[0][1] / found[0][0] < 275  # seconds
+    assert found[1][1] == pytest.approx((1 << 32) // 8, rel=0.001)
+    await lab.network.tear_down(pod(), netns)
+    assert queues() == {}
+
+
+async def test_what_a_pod_sends_and_receives_is_as_fast_as_it_may_be(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), {"type": "bandwidth", **_LIMITS, "ingressRate": 8 * 10**6})
+    netns = lab.namespaces.create()
+    given = await lab.network.set_up(pod(), netns)
+    # 2 MiB beyond the burst take two seconds at a million bytes in each.
+    receive = "import socket; s = socket.create_server(('10.201.0.1', 700)); print('ready', flush=True)\n"
+    receive += "import time; c, _ = s.accept(); t = time.monotonic(); n = 0\n"
+    receive += "while d := c.recv(1 << 16): n += len(d)\nprint(n, time.monotonic() - t)"
+    assert given.primary == "10.201.0.2"
+    receive = receive.replace("10.201.0.1", given.primary)
+    with subprocess.Popen(
+        ["nsenter", f"--net={netns}", sys.executable, "-c", receive], stdout=subprocess.PIPE, text=True
+    ) as receiver:
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "ready\n"
+        with socket.create_connection((given.primary, 700)) as connection:
+            connection.sendall(bytes(3 << 20))
+        count, seconds = receiver.stdout.read().split()
+    assert int(count) == 3 << 20
+    assert float(seconds) > 1
+
+
+async def test_a_check_finds_limits_and_rules_that_are_missing(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), {"type": "bandwidth", **_LIMITS}, {"type": "firewall"})
+    await lab.network.set_up(pod(), lab.namespaces.create())
+    await lab.network.check(pod())
+
+    command("iptables", "-D", "CNI-FORWARD", "-s", "10.201.0.2/32", "-j", "ACCEPT")
+    with pytest.raises(PluginError, match=r"a rule is missing: CNI-FORWARD -s 10.201.0.2/32 -j ACCEPT"):
+        await lab.network.check(pod())
+    device = next(name for name in queues() if name.startswith("bwp"))
+    command("tc", "qdisc", "delete", "dev", device, "root")
+    with pytest.raises(PluginError, match="what one sends is not limited any more"):
+        await lab.network.check(pod())
+    host_end = next(one["ifname"] for one in json.loads(command("ip", "-json", "link")) if "veth" in one["ifname"])
+    command("tc", "qdisc", "delete", "dev", host_end, "root")
+    with pytest.raises(PluginError, match="what one receives is not limited any more"):
+        await lab.network.check(pod())
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"ingressRate": 1000}, "ingressRate and ingressBurst need each other"),
+        ({"egressBurst": 1000}, "egressRate and egressBurst need each other"),
+        ({"egressRate": "fast", "egressBurst": 1}, "its configuration cannot be"),
+    ],
+)
+async def test_limits_that_cannot_be_are_refused(lab: Lab, limits: dict[str, Any], text: str) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), {"type": "bandwidth", **limits})
+    with pytest.raises(PluginError, match=text):
+        await lab.network.set_up(pod(), lab.namespaces.create())
+    assert not lab.reserved()
+
+
+@pytest.mark.parametrize("first", [(), OWN_PLUGINS])
+async def test_limits_and_rules_are_undone_by_either_way(lab: Lab, first: tuple[str, ...]) -> None:
+    """A record that says otherwise is what a daemon has that was told to run programs meanwhile."""
+    lab.in_process = first
+    lab.network = lab.started()
+    lab.configure(lab.bridge(ipMasq=False), {"type": "bandwidth", **_LIMITS}, {"type": "firewall"})
+    netns = lab.namespaces.create()
+    await lab.network.set_up(pod(), netns)
+    assert "10.201.0.2" in command("iptables-save")
+    record = next((lab.directory / "records").glob("*-one-*"))
+    other = list(OWN_PLUGINS) if not first else []
+    record.write_text(json.dumps({**json.loads(record.read_text()), "in_process": other}))
+
+    await lab.started().tear_down(pod(), netns)
+
+    assert "10.201.0.2" not in command("iptables-save")
+    assert "fd00:201::2" not in command("ip6tables-save")
+    assert "bwp" not in command("ip", "link")
+
+
+async def test_rules_of_many_pods_at_once_are_all_there(lab: Lab) -> None:
+    """While programs that are not ours add theirs."""
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), {"type": "firewall"})
+    namespaces = [lab.namespaces.create() for _ in range(6)]
+    async with asyncio.TaskGroup() as group:
+        for number, netns in enumerate(namespaces):
+            group.create_task(lab.network.set_up(pod(str(number)), netns))
+    saved = command("iptables-save", "-t", "filter")
+    assert saved.count("-j CNI-FORWARD") == saved.count("-j CNI-ADMIN") == 1
+    assert all(f"-A CNI-FORWARD -s 10.201.0.{number}/32 -j ACCEPT" in saved for number in range(2, 8))
+
+
+async def test_what_limited_a_pod_that_has_lost_its_record_is_collected(lab: Lab) -> None:
+    lab.in_process = OWN_PLUGINS
+    lab.network = lab.started()
+    lab.configure(lab.bridge(), {"type": "bandwidth", **_LIMITS})
+    for name in ("lost", "kept"):
+        await lab.network.set_up(pod(name), lab.namespaces.create())
+    for record in (lab.directory / "records").glob("*-lost-*"):
+        record.unlink()
+
+    await lab.started().collect(["kept"])
+
+    links = json.loads(command("ip", "-json", "link"))
+    assert [one["ifalias"] for one in links if one["ifname"].startswith("bwp")] == ["pyctr_cni labnet kept"]

@@ -7,11 +7,13 @@ What a configuration may ask for and we do not know is left to the program: see 
 from collections.abc import Mapping
 from typing import Final
 
-from pyctrd.network.own import bridge, host_local, loopback, portmap
+from pyctrd.network.own import bandwidth, bridge, firewall, host_local, loopback, portmap
 from pyctrd.network.plugins import InProcess
 
 PLUGINS: Final[Mapping[str, InProcess]] = {
+    "bandwidth": bandwidth.Bandwidth(),
     "bridge": bridge.Bridge(),
+    "firewall": firewall.Firewall(),
     "host-local": host_local.HostLocal(),
     "loopback": loopback.Loopback(),
     "portmap": portmap.Portmap(),
