@@ -26,12 +26,12 @@ from pyctrd.cri import host_mounts
 from pyctrd.cri.confinement import apparmor_profile, check_served
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
 from pyctrd.cri.records import (
-    KIND_LABEL,
     NAMESPACE,
     ImageNames,
     Pod,
     PodContainer,
     container_extensions,
+    row_labels,
 )
 from pyctrd.runtime import run_options
 from pyctrd.runtime.belongings import Belongings
@@ -146,7 +146,7 @@ class Maker:
     def _row(self, request: Request, container: PodContainer, spec: dict[str, Any]) -> Container:
         return Container(
             id=container.id,
-            labels={KIND_LABEL: "container"},
+            labels=row_labels("container", request.config.labels),
             image=request.image.record,
             runtime_name=request.runtime,
             spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),

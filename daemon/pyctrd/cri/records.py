@@ -6,6 +6,7 @@ request's own message each row has an extension of ours, JSON, with what has bec
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,11 +14,13 @@ from typing import Any, Final
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
+from pyctrd.core.labels import MAX_BYTES
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.core.values import dataclass
 
 NAMESPACE: Final = "k8s.io"
 KIND_LABEL: Final = "io.cri-containerd.kind"
+_OWN_LABELS: Final = "containerd.io/"
 SANDBOXER: Final = "pyctr"
 CONTAINER_STATE: Final = "pyctr.cri.Container"
 _POD_STATE: Final = "pyctr.cri.Pod"
@@ -122,6 +125,15 @@ class PodContainer:
         self.finished_at, self.exit_code, self.reason = now, _LOST, "Unknown"
 
 
+def row_labels(kind: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of a pod's or container's row, by which other clients find it: the request's, and its kind.
+
+    None that the daemon itself would act upon, and none that is too long for a row.
+    """
+    short = {key: value for key, value in labels.items() if len(f"{key}{value}".encode()) <= MAX_BYTES}
+    return {key: value for key, value in short.items() if not key.startswith(_OWN_LABELS)} | {KIND_LABEL: kind}
+
+
 def pod_to_row(pod: Pod) -> Sandbox:
     """Return a pod's row."""
     state = {
@@ -135,7 +147,7 @@ def pod_to_row(pod: Pod) -> Sandbox:
         id=pod.id,
         runtime_name=pod.handler,
         spec=AnyValue(_POD_CONFIG, pod.config.SerializeToString()),
-        labels={KIND_LABEL: "sandbox"},
+        labels=row_labels("sandbox", pod.config.labels),
         extensions={_POD_STATE: _encode(_POD_STATE, state)},
         sandboxer=SANDBOXER,
     )

@@ -1,5 +1,6 @@
 """Pods over the CRI, with real containers: what they share, how they end, and what of them survives the daemon."""
 
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,22 @@ def test_names_are_taken_until_they_are_free(cri: CriClient) -> None:
     assert (code, container in text) == (grpc.StatusCode.ALREADY_EXISTS, True)
     cri.remove(container)
     cri.create(pod, cri.container_config("main", "true"))
+
+
+def test_other_clients_find_containers_by_the_request_s_labels(cri: CriClient) -> None:
+    """But not by those that would have the daemon do something."""
+    pod, config = cri.run_pod(), cri.container_config("main", *SLEEP)
+    config.labels.update(
+        {"io.kubernetes.pod.name": "web", "containerd.io/restart.status": "running", "long": "x" * 4096}
+    )
+    container = cri.create(pod, config)
+    found = cri.daemon.ctr("containers", "ls", "-q", 'labels."io.kubernetes.pod.name"==web', namespace="k8s.io")
+    assert found.split() == [container]
+    labels = json.loads(cri.daemon.ctr("containers", "info", container, namespace="k8s.io"))["Labels"]
+    assert labels == {
+        "container": "main", "io.kubernetes.pod.name": "web", "io.cri-containerd.kind": "container",
+    }  # fmt: skip
+    assert cri.status(container).labels["long"] == "x" * 4096
 
 
 def test_lists_say_what_was_asked_for(cri: CriClient) -> None:
