@@ -1,11 +1,13 @@
 """Generate the protobuf modules and the cffi tables in place.
 
 Run as `python proto/generate.py` in a checkout; the package build calls `main` through
-`hatch_hook.py`. Nothing that this writes is committed.
+`hatch_hook.py`. Nothing that this writes is committed. What is there already and stays as it is
+is not touched, and what changes is replaced in one step: programs may run from the checkout meanwhile.
 """
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 
 import grpc_tools
@@ -25,14 +27,14 @@ def _include_roots() -> list[Path]:
     return [PROTO, Path(grpc_tools.__file__).parent / "_proto", googleapis]
 
 
-def generate_protobuf() -> None:
-    """Compile every .proto file below proto/ into modules beside it."""
+def generate_protobuf(into: Path) -> None:
+    """Compile every .proto file below proto/ into modules below `into`."""
     sources = sorted(PROTO.rglob("*.proto"))
     with_services = [path for path in sources if "\nservice " in path.read_text()]
     includes = [f"-I{root}" for root in _include_roots()]
     runs = [
-        (sources, [f"--python_out={PROTO}", f"--pyi_out={PROTO}"]),
-        (with_services, [f"--grpc_python_out={PROTO}"]),
+        (sources, [f"--python_out={into}", f"--pyi_out={into}"]),
+        (with_services, [f"--grpc_python_out={into}"]),
     ]
     for files, outputs in runs:
         names = [str(path.relative_to(PROTO)) for path in files]
@@ -40,20 +42,34 @@ def generate_protobuf() -> None:
             sys.exit("generate: the .proto files do not compile")
 
 
-def generate_abi() -> None:
-    """Compile the cffi declarations of pyctr_sys into `_abi.py`."""
+def generate_abi(into: Path) -> None:
+    """Compile the cffi declarations of pyctr_sys into `_abi.py` in `into`."""
     spec = importlib.util.spec_from_file_location("pyctr_sys_build", ABI_BUILD)
     if spec is None or spec.loader is None:
         sys.exit(f"generate: {ABI_BUILD} is missing")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.ffi.emit_python_code(str(ABI_BUILD.with_name("_abi.py")))
+    module.ffi.emit_python_code(str(into / "_abi.py"))
+
+
+def replace_changed(made: Path, place: Path) -> None:
+    """Move the files of one tree to their places in another one, unless they are there already."""
+    for source in (path for path in made.rglob("*") if path.is_file()):
+        target = place / source.relative_to(made)
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            source.replace(target)
 
 
 def main() -> None:
     """Generate everything."""
-    generate_protobuf()
-    generate_abi()
+    with tempfile.TemporaryDirectory(prefix=".generated-", dir=ROOT) as made:
+        modules, tables = Path(made, "proto"), Path(made, "sys")
+        modules.mkdir()
+        tables.mkdir()
+        generate_protobuf(modules)
+        generate_abi(tables)
+        replace_changed(modules, PROTO)
+        replace_changed(tables, ABI_BUILD.parent)
 
 
 if __name__ == "__main__":

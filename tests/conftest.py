@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("support.store_fixtures",)
+pytest_plugins = ("support.daemon_fixtures", "support.store_fixtures")
 
 # A loaded machine is no failure: nothing here says how long an example may take.
 settings.register_profile(

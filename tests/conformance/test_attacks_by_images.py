@@ -13,7 +13,7 @@ import pytest
 
 from support.attackers import snapshot
 from support.daemon_process import DaemonProcess
-from support.images import BuiltImage, image, write_layout
+from support.images import BuiltImage, image, write_archive
 from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -45,10 +45,8 @@ def load(pyctr: Pyctr, tmp_path: Path) -> Iterator[Load]:
             programs = {"bin/busybox": Path("/bin/busybox").read_bytes()}
             links = {f"bin/{applet}": "busybox" for applet in ("sh", "cat", "env", "id", "ls", "pwd", "sleep", "true")}
             built = image({**programs, **links}, files or {}, config={"Cmd": ["sh"], "Env": ["PATH=/bin"], **config})
-        layout = tmp_path / f"layout{len(loaded)}"
-        write_layout(layout, {name: built})
-        subprocess.run(["tar", "-C", layout, "-cf", tmp_path / "image.tar", "."], check=True)
-        loaded.append(pyctr("image", "import", str(tmp_path / "image.tar")).strip())
+        archive = write_archive(tmp_path / "image.tar", {name: built})
+        loaded.append(pyctr("image", "import", str(archive)).strip())
         return loaded[-1]
 
     yield load

@@ -42,12 +42,6 @@ def _copy(directory: Path, tag: str, target: str) -> None:
     subprocess.run([*command, f"oci:{directory}/layout:{tag}", f"docker://{target}"], check=True, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as running:
-        yield running
-
-
 @pytest.fixture
 def crictl(daemon: DaemonProcess) -> Iterator[Crictl]:
     """crictl, with no image before and after."""

@@ -5,9 +5,7 @@ import os
 import re
 import select
 import signal
-import tarfile
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import Final
 
 import pytest
 
-from support.ctr_client import DEBIANS, Ctr, newer_ctr
+from support.ctr_client import DEBIANS, Ctr, namespace_with, program
 from support.daemon_process import DaemonProcess, wait_until
-from support.footprint import Footprint, cgroup_value, cgroups_below, remove_cgroup
-from support.images import BuiltImage, busybox_with_applets, write_layout
+from support.footprint import Footprint, cgroup_value
+from support.images import BuiltImage, busybox_with_applets
 from support.registry_process import running_registry
 from support.terminal_session import TerminalSession
 
@@ -34,32 +32,10 @@ NAME: Final = "example.com/busybox:v1"
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def namespace(daemon: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A namespace with the image in it; of its own, because containers' cgroups are below one of that name."""
-    directory = tmp_path_factory.mktemp("image")
-    write_layout(directory / "layout", {NAME: IMAGE})
-    archive = directory / "image.tar"
-    with tarfile.open(archive, "w") as file:
-        file.add(directory / "layout", ".")
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    for snapshotter in ("overlayfs", "native"):
-        daemon.ctr("images", "import", "--snapshotter", snapshotter, str(archive), namespace=namespace)
-    yield namespace
-    assert cgroups_below(namespace) == []
-    remove_cgroup(namespace)
-
-
-def program(version: str) -> str:
-    found = DEBIANS if version == "1.6" else newer_ctr()
-    if found is None:
-        pytest.skip("no ctr of containerd 2 in $PYCTR_TEST_BIN or PATH")
-    return found
+def namespace(daemon: DaemonProcess) -> Iterator[str]:
+    """A namespace with the image in it."""
+    with namespace_with(daemon, NAME, IMAGE, "overlayfs", "native") as namespace:
+        yield namespace
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Real ctr programs save containers and restore them, on a daemon that allows it."""
 
 import os
-import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,10 +8,10 @@ from typing import Final
 import pytest
 
 from support.criu import require_criu
-from support.ctr_client import DEBIANS, Ctr, newer_ctr
+from support.ctr_client import DEBIANS, Ctr, namespace_with, program
 from support.daemon_process import DaemonProcess, wait_until
-from support.footprint import Footprint, cgroups_below, remove_cgroup
-from support.images import BuiltImage, busybox_with_applets, write_layout
+from support.footprint import Footprint
+from support.images import BuiltImage, busybox_with_applets
 
 pytestmark = [
     pytest.mark.root,
@@ -38,25 +36,16 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 @pytest.fixture
-def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess, tmp_path: Path) -> Iterator[Ctr]:
+def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess) -> Iterator[Ctr]:
     """A ctr program with an image; what it makes beside that is gone afterwards."""
-    program = DEBIANS if request.param == "1.6" else newer_ctr()
-    if program is None:
-        pytest.skip("no ctr of containerd 2 in $PYCTR_TEST_BIN or PATH")
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    write_layout(tmp_path / "layout", {NAME: IMAGE})
-    with tarfile.open(tmp_path / "image.tar", "w") as file:
-        file.add(tmp_path / "layout", ".")
-    ctr = Ctr(daemon, program, namespace)
-    ctr("images", "import", str(tmp_path / "image.tar"))
-    before = Footprint(daemon)
-    yield ctr
-    for name in names(ctr) - {NAME}:
-        ctr("images", "rm", "--sync", name)
-    before.assert_unchanged()
-    assert cgroups_below(namespace) == []
-    ctr("images", "rm", "--sync", NAME)
-    remove_cgroup(namespace)
+    with namespace_with(daemon, NAME, IMAGE) as namespace:
+        ctr = Ctr(daemon, program(request.param), namespace)
+        before = Footprint(daemon)
+        yield ctr
+        for name in names(ctr) - {NAME}:
+            ctr("images", "rm", "--sync", name)
+        before.assert_unchanged()
+        ctr("images", "rm", "--sync", NAME)
 
 
 def names(ctr: Ctr) -> set[str]:

@@ -8,8 +8,6 @@ here, with the reason; a line of a table that is no difference any more is a fai
 import json
 import platform
 import re
-import tarfile
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +16,10 @@ import pytest
 
 from pyctr_wire.oci import default_seccomp, default_spec
 from support import runtimes, seccomp_profiles
-from support.ctr_client import DEBIANS, Ctr, newer_ctr
+from support.ctr_client import Ctr, namespace_with, program
 from support.daemon_process import DaemonProcess
 from support.engines import IMAGE, docker
-from support.footprint import cgroups_below, remove_cgroup
-from support.images import busybox_with_applets, write_layout
+from support.images import busybox_with_applets
 from support.pyctr_command import Pyctr
 
 pytestmark = [
@@ -104,17 +101,10 @@ def pyctr() -> Iterator[Pyctr]:
 
 
 @pytest.fixture(scope="module")
-def namespace(pyctr: Pyctr, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("image")
-    write_layout(directory / "layout", {NAME: busybox_with_applets()})
-    with tarfile.open(directory / "image.tar", "w") as file:
-        file.add(directory / "layout", ".")
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    pyctr.environment["PYCTR_NAMESPACE"] = namespace
-    pyctr("image", "import", str(directory / "image.tar"))
-    yield namespace
-    assert cgroups_below(namespace) == []
-    remove_cgroup(namespace)
+def namespace(pyctr: Pyctr) -> Iterator[str]:
+    with namespace_with(pyctr.daemon, NAME, busybox_with_applets()) as namespace:
+        pyctr.environment["PYCTR_NAMESPACE"] = namespace
+        yield namespace
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +134,7 @@ def of_docker() -> Spec:
 
 
 def of_ctr(version: str, pyctr: Pyctr, namespace: str, *options: str) -> Spec:
-    program = DEBIANS if version == "ctr 1.6" else newer_ctr()
-    if program is None:
-        pytest.skip(f"{version} is not here")
-    ctr = Ctr(pyctr.daemon, program, namespace)
+    ctr = Ctr(pyctr.daemon, program(version.removeprefix("ctr ")), namespace)
     ctr("containers", "create", "--seccomp", *options, NAME, "c")
     spec: Spec = json.loads(ctr("containers", "info", "c"))["Spec"]
     ctr("containers", "rm", "c")

@@ -1,41 +1,23 @@
 """`pyctr` against a real daemon: every command, as its users type it."""
 
-import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from support.daemon_process import DaemonProcess, wait_until
-from support.pyctr_command import TIMEOUT, Pyctr, running_pyctr
+from support.pyctr_command import TIMEOUT, Pyctr
 from support.registry_process import running_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PROGRAMS = ("sh", "bash", "cat", "date", "echo", "grep", "id", "ls", "seq", "sleep", "stty", "true")
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def pyctr() -> Iterator[Pyctr]:
-    with running_pyctr(PROGRAMS) as command:
-        yield command
-
-
-@pytest.fixture
-def name(pyctr: Pyctr) -> Iterator[str]:
-    """A name for the container of a test; whatever the test leaves under it goes."""
-    name = f"box{next(_numbers)}"
-    yield name
-    for left in (name, f"{name}-new"):
-        pyctr.run("rm", "-f", left)
 
 
 def test_version_and_info(pyctr: Pyctr) -> None:

@@ -1,10 +1,8 @@
 """`pyctr` against a real daemon: what containers have beside their own file system."""
 
-import itertools
 import json
 import re
 import socket
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,26 +10,11 @@ import pytest
 
 from support import images
 from support.daemon_process import wait_until
-from support.pyctr_command import Pyctr, running_pyctr
+from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PROGRAMS = ("sh", "cat", "echo", "grep", "sleep", "true")
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def pyctr() -> Iterator[Pyctr]:
-    with running_pyctr(PROGRAMS) as command:
-        yield command
-
-
-@pytest.fixture
-def name(pyctr: Pyctr) -> Iterator[str]:
-    """A name for the container of a test; whatever the test leaves under it goes."""
-    name = f"files{next(_numbers)}"
-    yield name
-    pyctr.run("rm", "-f", name)
 
 
 def test_mounts(pyctr: Pyctr, tmp_path: Path) -> None:
@@ -83,10 +66,8 @@ def image_with_volume(pyctr: Pyctr, tmp_path: Path) -> Iterator[str]:
         {"bin/busybox": Path("/bin/busybox").read_bytes(), "data/given": b"of the image\n"},
         config={"Entrypoint": ["/bin/busybox"], "Volumes": {"/data": {}}},
     )
-    images.write_layout(tmp_path / "layout", {"docker.io/library/volumes:1": built})
-    with tarfile.open(tmp_path / "image.tar", "w") as archive:
-        archive.add(tmp_path / "layout", ".")
-    name = pyctr("-n", "kept", "image", "import", str(tmp_path / "image.tar")).strip()
+    archive = images.write_archive(tmp_path / "image.tar", {"docker.io/library/volumes:1": built})
+    name = pyctr("-n", "kept", "image", "import", str(archive)).strip()
     yield name
     pyctr("-n", "kept", "image", "rm", name)
     pyctr("namespace", "rm", "kept")

@@ -1,32 +1,15 @@
 """`pyctr` as careless users and scripts call it: each mistake is answered, and nothing is left of it."""
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.daemon_process import wait_until
-from support.pyctr_command import Pyctr, running_pyctr
+from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PROGRAMS = ("sh", "cat", "echo", "id", "sleep", "stat", "true")
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def pyctr() -> Iterator[Pyctr]:
-    with running_pyctr(PROGRAMS) as command:
-        yield command
-
-
-@pytest.fixture
-def name(pyctr: Pyctr) -> Iterator[str]:
-    """A name for the container of a test; whatever the test leaves under it goes."""
-    name = f"misuse{next(_numbers)}"
-    yield name
-    pyctr.run("rm", "-f", name)
 
 
 @pytest.mark.parametrize(

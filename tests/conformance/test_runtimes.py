@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,12 +12,12 @@ from typing import Final
 import pytest
 
 from support import runtimes
-from support.ctr_client import DEBIANS, Ctr, newer_ctr
+from support.ctr_client import Ctr, namespace_with, newer_ctr, program
 from support.daemon_process import DaemonProcess, wait_until
 from support.engines import IMAGE as IMAGE_OF_DOCKER
 from support.engines import docker
-from support.footprint import Footprint, cgroup_value, cgroups_below, remove_cgroup
-from support.images import BuiltImage, busybox_with_applets, write_layout
+from support.footprint import Footprint, cgroup_value, cgroups_below
+from support.images import BuiltImage, busybox_with_applets
 from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(180)]
@@ -50,20 +48,12 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 @pytest.fixture(scope="module")
-def namespace(daemon: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("image")
-    write_layout(directory / "layout", {NAME: IMAGE})
-    archive = directory / "image.tar"
-    with tarfile.open(archive, "w") as file:
-        file.add(directory / "layout", ".")
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    daemon.ctr("images", "import", str(archive), namespace=namespace)
-    command = Pyctr(daemon)  # what comes with the first container is there before anything is counted
-    command.environment["PYCTR_NAMESPACE"] = namespace
-    command.box(NAME, "true")
-    yield namespace
-    assert cgroups_below(namespace) == []
-    remove_cgroup(namespace)
+def namespace(daemon: DaemonProcess) -> Iterator[str]:
+    with namespace_with(daemon, NAME, IMAGE) as namespace:
+        command = Pyctr(daemon)  # what comes with the first container is there before anything is counted
+        command.environment["PYCTR_NAMESPACE"] = namespace
+        command.box(NAME, "true")
+        yield namespace
 
 
 @pytest.fixture
@@ -88,11 +78,8 @@ PAIRS: Final = (
 
 @pytest.fixture
 def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess, namespace: str) -> Iterator[Ctr]:
-    program = DEBIANS if request.param == "1.6" else newer_ctr()
-    if program is None:
-        pytest.skip(f"no ctr of containerd {request.param}")
     before = Footprint(daemon)
-    yield Ctr(daemon, program, namespace)
+    yield Ctr(daemon, program(request.param), namespace)
     before.assert_unchanged()
 
 

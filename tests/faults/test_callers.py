@@ -1,7 +1,6 @@
 """F36 to F38: callers that go away, callers that repeat each other, and everything ending at once."""
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,21 +10,9 @@ import pytest
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import Containers, EventLog
-from support.daemon_process import DaemonProcess, wait_until
+from support.daemon_process import wait_until
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
 
 
 def outcomes(futures: list[Any]) -> Counter[str]:

@@ -1,7 +1,6 @@
 """F20: blobs and ingests are damaged; their digests tell, they are fetched again, and nothing of them is used."""
 
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from pyctr_wire.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from support.daemon_process import DEADLINE, DaemonProcess
 from support.footprint import Footprint
-from support.images import BuiltImage, busybox_with_applets, digest, write_layout
+from support.images import BuiltImage, busybox_with_applets, digest, write_archive
 from support.registry_process import running_registry
 from support.transfer_client import TransferClient
 
@@ -33,11 +32,7 @@ def running() -> Iterator[DaemonProcess]:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("image")
-    write_layout(directory / "layout", {"example.com/busybox:v1": IMAGE})
-    with tarfile.open(directory / "archive.tar", "w") as file:
-        file.add(directory / "layout", ".")
-    return directory / "archive.tar"
+    return write_archive(tmp_path_factory.mktemp("image") / "archive.tar", {"example.com/busybox:v1": IMAGE})
 
 
 @pytest.fixture(scope="module")

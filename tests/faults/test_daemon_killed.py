@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -16,18 +16,6 @@ from support.daemon_process import DaemonProcess, wait_until
 from support.tracing import KillAt, needs_strace
 
 pytestmark = [pytest.mark.root, needs_strace]
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
 
 
 def told_exits(events: EventLog, container: str, number: int) -> bool:

@@ -37,12 +37,6 @@ def daemon() -> Iterator[DaemonProcess]:
         yield process
 
 
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
-
-
 def text(number: int) -> str:
     """Return line `number` of a round."""
     return f"{number:07} ".ljust(LINE_SIZE - 1, "x")

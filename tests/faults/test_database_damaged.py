@@ -24,12 +24,6 @@ def daemon() -> Iterator[DaemonProcess]:
         yield process
 
 
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
-
-
 def truncated(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2 // PAGE * PAGE)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from pyctr_sys.mount import MNT_DETACH, mount, umount2
 from support.containers import Containers
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.images import busybox_with_applets, image, write_layout
+from support.images import busybox_with_applets, image, write_archive
 
 pytestmark = pytest.mark.root
 
@@ -95,15 +94,11 @@ def refused_or_done(daemon: DaemonProcess, *arguments: str) -> bool:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("image")
     images = {
         "example.com/busybox:v1": busybox_with_applets(),
         "example.com/other:v1": image({"file": os.urandom(1 << 20)}),
     }
-    write_layout(directory / "layout", images)
-    with tarfile.open(directory / "archive.tar", "w") as file:
-        file.add(directory / "layout", ".")
-    return directory / "archive.tar"
+    return write_archive(tmp_path_factory.mktemp("image") / "archive.tar", images)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import select
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -14,23 +13,8 @@ from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import PROCESS_URL, Containers
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.footprint import Footprint
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    footprint = Footprint(daemon)
-    with Containers(daemon) as client:
-        yield client
-    footprint.assert_unchanged()
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -15,18 +14,6 @@ from support.daemon_process import DaemonProcess, wait_until
 from support.tracing import KillAt, needs_strace
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
 
 
 def lives(pid: int) -> bool:

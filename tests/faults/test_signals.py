@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,8 @@ from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import Containers
 from support.daemon_process import DaemonProcess, wait_until
-from support.footprint import Footprint
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # What a terminal, a supervisor or a person with `kill` may send to any process.
@@ -32,20 +31,6 @@ HARMLESS = (
 # By shims and zygote: every one that can be, those among them that the C library keeps for itself.
 ENDURED = tuple(number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP))
 DEFAULTS = "[ $(grep -cE '^Sig(Blk|Ign):.0+$' /proc/self/status) = 2 ]"
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    footprint = Footprint(daemon)
-    with Containers(daemon) as client:
-        yield client
-    footprint.assert_unchanged()
 
 
 def zygote_of(daemon: DaemonProcess) -> int:

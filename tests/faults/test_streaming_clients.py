@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,25 +18,6 @@ pytestmark = pytest.mark.root
 
 _CLIENTS = 40
 _LISTENING = "0A"
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def client(daemon: DaemonProcess) -> CriClient:
-    return CriClient(daemon)
-
-
-@pytest.fixture
-def cri(client: CriClient) -> Iterator[CriClient]:
-    """Leaves nothing of a test's pods."""
-    client.logs.mkdir(exist_ok=True)
-    with client:
-        yield client
 
 
 def exec_url(cri: CriClient, container: str, *command: str) -> str:

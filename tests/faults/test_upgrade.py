@@ -24,12 +24,6 @@ def daemon() -> Iterator[DaemonProcess]:
         yield process
 
 
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as client:
-        yield client
-
-
 @contextmanager
 def caller(containers: Containers, id: str) -> Iterator[list[str]]:
     """Keep calling on one connection, also what changes things; yields what failed, as text."""

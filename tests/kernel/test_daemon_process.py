@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,6 @@ from pyctrd.composition import LATE_SERVICES
 from support.daemon_process import DaemonProcess, wait_until
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    """One that tests leave running: a start takes a second or more on a busy machine."""
-    with DaemonProcess() as daemon:
-        yield daemon
 
 
 def _refused(*arguments: str) -> str:

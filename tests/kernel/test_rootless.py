@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon_process import DaemonProcess, wait_until
-from support.images import busybox_with_applets, write_layout
+from support.images import busybox_with_applets, write_archive
 from support.ordinary_user import UNIFIED, OrdinaryUser, pid_of, status_of
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -22,8 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def user() -> Iterator[OrdinaryUser]:
     with OrdinaryUser() as one:
-        write_layout(one.home / "layout", {"docker.io/library/demo:demo": busybox_with_applets()})
-        subprocess.run(["tar", "-cf", str(one.home / "demo.tar"), "-C", str(one.home / "layout"), "."], check=True)
+        write_archive(one.home / "demo.tar", {"docker.io/library/demo:demo": busybox_with_applets()})
         yield one
 
 

@@ -8,7 +8,6 @@ Leaving the context removes all pods and asserts that nothing of them is left: n
 """
 
 import shutil
-import subprocess
 import uuid
 from pathlib import Path
 from types import TracebackType
@@ -40,10 +39,8 @@ class CriClient:
 
     def bring(self, name: str, image: images.BuiltImage) -> None:
         """Import an image."""
-        layout = self.daemon.base / f"layout-{uuid.uuid4().hex[:8]}"
-        images.write_layout(layout, {name: image})
-        subprocess.run(["tar", "-C", layout, "-cf", f"{layout}.tar", "."], check=True)
-        self.daemon.ctr("images", "import", f"{layout}.tar", namespace="k8s.io")
+        archive = images.write_archive(self.daemon.base / f"image-{uuid.uuid4().hex[:8]}.tar", {name: image})
+        self.daemon.ctr("images", "import", str(archive), namespace="k8s.io")
 
     @property
     def runtime(self) -> runtime_pb2_grpc.RuntimeServiceStub:

@@ -3,12 +3,15 @@
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Final
 
 from . import peers
 from .daemon_process import DEADLINE, DaemonProcess
+from .footprint import cgroups_below, remove_cgroup
+from .images import BuiltImage, write_archive
 from .terminal_session import TerminalSession
 
 DEBIANS: Final = shutil.which("ctr")
@@ -18,6 +21,26 @@ def newer_ctr() -> str | None:
     """Return the path of a ctr of containerd 2, or None."""
     found = peers.look_for("ctr", at_least="2")
     return str(found) if found else None
+
+
+def program(version: str) -> str:
+    """Return the path of a ctr of "1.6", which is Debian's, or "2"; skip the test where there is none."""
+    if version == "1.6" and DEBIANS:
+        return DEBIANS
+    return str(peers.find("ctr", at_least=version))
+
+
+@contextmanager
+def namespace_with(daemon: DaemonProcess, name: str, image: BuiltImage, *snapshotters: str) -> Iterator[str]:
+    """Yield a namespace with an image in it; of its own, because containers' cgroups are below one of that name."""
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    archive = write_archive(daemon.base / f"{namespace}.tar", {name: image})
+    for snapshotter in snapshotters or ("overlayfs",):
+        daemon.ctr("images", "import", "--snapshotter", snapshotter, str(archive), namespace=namespace)
+    archive.unlink()
+    yield namespace
+    assert cgroups_below(namespace) == []
+    remove_cgroup(namespace)
 
 
 class Ctr:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,3 +134,12 @@ def write_layout(directory: Path, images: Mapping[str, BuiltImage | Sequence[tup
         entries.append({**entry, "annotations": {"org.opencontainers.image.ref.name": tag}})
     (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+
+
+def write_archive(path: Path, images: Mapping[str, BuiltImage | Sequence[tuple[BuiltImage, str]]]) -> Path:
+    """Write such a layout as a tar archive, which clients import, and return its path."""
+    with tempfile.TemporaryDirectory() as layout:
+        write_layout(Path(layout), images)
+        with tarfile.open(path, "w") as archive:
+            archive.add(layout, ".")
+    return path

@@ -32,12 +32,6 @@ def profile() -> Iterator[str]:
     subprocess.run([*parser, "--remove"], input=PROFILE, text=True, check=True)
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as daemon:
-        yield daemon
-
-
 @pytest.fixture
 def containers(daemon: DaemonProcess) -> Iterator[Containers]:
     with Containers(daemon) as containers:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ MIB = 1 << 20
 ROOT = Path("/sys/fs/cgroup")
 ALL = [{"allow": True, "access": "rwm"}]
 NONE = [{"allow": False, "access": "rwm"}]
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[DaemonProcess]:
-    with DaemonProcess() as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def containers(daemon: DaemonProcess) -> Iterator[Containers]:
-    with Containers(daemon) as containers:
-        yield containers
 
 
 def run(containers: Containers, id: str, *arguments: str, capabilities: tuple[str, ...] = (), **resources: Any) -> int:
