@@ -93,7 +93,7 @@ def render(template: str, value: Any) -> str:
                 known = ", ".join(found) if isinstance(found, Mapping) else "nothing"
                 raise click.UsageError(f"template {match.group(0)}: no field {part!r} (there is: {known})")
             found = found[part]
-        return json.dumps(found) if match.group(1) or isinstance(found, Mapping | list) else str(found)
+        return json.dumps(found) if match.group(1) or isinstance(found, Mapping | list | bool) else str(found)
 
     return _ACTION.sub(replace, template.replace("\\t", "\t").replace("\\n", "\n"))
 

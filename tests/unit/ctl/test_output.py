@@ -25,6 +25,10 @@ def test_formats(format_: str, text: str, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == text
 
 
+def test_truth_is_spelled_as_docker_spells_it() -> None:
+    assert output.render("{{.A}} {{.B}} {{json .A}}", {"A": True, "B": False}) == "true false true"
+
+
 @pytest.mark.parametrize("template", ["{{range .}}", "{{.Nope}}", "{{.ID.Deeper}}"])
 def test_templates_that_cannot_be_filled_in(template: str) -> None:
     with pytest.raises(click.UsageError):
