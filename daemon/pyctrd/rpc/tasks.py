@@ -281,6 +281,7 @@ class Tasks:
         A task whose container's record is gone can still be reached, or nobody could end it.
         """
         namespace = namespace_of(context)
+        await self._tasks.wait_created(namespace, id)
         if self._tasks.table.find(namespace, id) is None:
             await self._containers.get(namespace, id)
             raise task_not_found(id)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import field
 from datetime import UTC, datetime
 from typing import Final
@@ -169,29 +170,46 @@ def process_of(exec_id: str, state: shim.StateResponse) -> Process:
 
 
 class TaskTable:
-    """All tasks. One whose Create is under way can be found by its events only, not by clients."""
+    """All tasks. One whose Create is under way can be found by its events only; clients wait for it."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._tasks: dict[tuple[str, str], Task] = {}
         self._instances: dict[str, Task] = {}
+        self._arriving: dict[tuple[str, str], asyncio.Event] = {}
 
     def introduce(self, task: Task) -> None:
-        """Let events of the task's shim find it."""
+        """Let events of the task's shim find it; `publish` or `remove` follows."""
         self._instances[task.bundle.manifest.instance] = task
+        self._arriving[task.key] = asyncio.Event()
 
     def publish(self, task: Task) -> None:
         """Let clients find the task."""
         self._instances[task.bundle.manifest.instance] = task
         self._tasks[task.key] = task
+        self._arrived(task)
 
     def remove(self, task: Task) -> None:
         """Forget the task; an entry of the same name that is another task's stays."""
         self._instances.pop(task.bundle.manifest.instance, None)
         if self._tasks.get(task.key) is task:
             del self._tasks[task.key]
+        self._arrived(task)
         for process in task.processes:
             process.vanish(task_not_found(task.id))
+
+    def _arrived(self, task: Task) -> None:
+        event = self._arriving.pop(task.key, None)
+        if event is not None:
+            event.set()
+
+    async def wait_created(self, namespace: str, id: str, seconds: float) -> None:
+        """Return when no Create of that task is under way any more, or after `seconds`."""
+        event = self._arriving.get((namespace, id))
+        if event is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await event.wait()
 
     def find(self, namespace: str, id: str) -> Task | None:
         """Return the task, or None."""

@@ -70,6 +70,14 @@ class Tasks:
             raise task_not_found(id)
         return task
 
+    async def wait_created(self, namespace: str, id: str) -> None:
+        """Return when no Create of that task is under way, or when it has taken long.
+
+        A client that its own client's end of input has woken up asks for the task before Create has answered, and not
+        again: nerdctl, whose containers would never learn of that end.
+        """
+        await self.table.wait_created(namespace, id, CALL_TIMEOUT)
+
     async def process(self, task: Task, exec_id: str) -> Process:
         """Return one process of the task, "" for init; raises NotFound.
 

@@ -129,6 +129,31 @@ async def test_retry_joins_a_create_whose_client_left(tmp_path: Path, zygote: Sc
         assert zygote.shims["web"].calls.count("Create") == 1
 
 
+async def test_who_asks_for_a_task_during_its_create_finds_it(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        call = asyncio.ensure_future(daemon.create())
+        await until(lambda: bool(daemon.left()))
+        assert daemon.tasks.table.find(NS, "web") is None
+        await daemon.tasks.wait_created(NS, "web")
+        assert daemon.tasks.find(NS, "web").init.status is Status.CREATED
+        await call
+        await daemon.tasks.wait_created(NS, "web")
+
+
+@pytest.mark.parametrize("outcome", [UnknownError("no"), Hang])
+async def test_nobody_waits_for_a_create_that_fails_or_takes_long(
+    tmp_path: Path, zygote: ScriptedZygote, outcome: UnknownError | type[Hang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyctrd.runtime.tasks.CALL_TIMEOUT", 0.05)
+    zygote.prepare = lambda one: one.script["Create"].append(outcome)
+    async with engine(tmp_path, zygote) as daemon:
+        call = asyncio.ensure_future(daemon.create())
+        await until(lambda: bool(daemon.left()))
+        await daemon.tasks.wait_created(NS, "web")
+        assert daemon.tasks.table.find(NS, "web") is None
+        call.cancel()
+
+
 async def test_bad_id(tmp_path: Path, zygote: ScriptedZygote) -> None:
     async with engine(tmp_path, zygote) as daemon:
         with pytest.raises(InvalidArgument):
