@@ -29,7 +29,6 @@ from pyctr_shim.oom import OomWatch
 from pyctr_shim.process import Process, Status
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.reaper import Reaper
-from pyctr_shim.stdio.binary_logger import BinaryLogger
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
 from pyctr_shim.task import NewTask, Task
 from pyctr_wire.containerd.events import task_pb2 as events
@@ -53,7 +52,6 @@ _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
 _NEWS: Final = ("exit", "oom")  # what no call's answer tells
 _UNMOUNT_AFTER: Final = 0.001  # the end is told first
-_LOGGER_PATIENCE: Final = ((2.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
 T = TypeVar("T")
 MakeContainer = Callable[[str, str, runtime.Stdio, runtime.CreateOptions], runtime.Container]
@@ -436,9 +434,6 @@ class Tasks:
         if process.pid and not await self._loop.wait(process.streams.drained, DRAIN_LIMIT):
             journal.log("output not drained", exec_id=process.exec_id)
         process.streams.close()
-        logger, process.streams.logger = process.streams.logger, None
-        if logger is not None:
-            self._loop.spawn(self._end_logger(logger))
 
     def _watch(self, task: Task, process: Process) -> None:
         self._reaper.watch(process.pid, partial(self._ended, task, process))
@@ -509,14 +504,6 @@ class Tasks:
 
     def _oom_killed(self, task: Task) -> None:
         self._publish("oom", events.TaskOOM(container_id=task.id))
-
-    async def _end_logger(self, logger: BinaryLogger) -> None:
-        """Its input has ended: let it finish by itself, then ask it to, then make it."""
-        for seconds, number in _LOGGER_PATIENCE:
-            if await self._loop.wait(logger.ended, seconds):
-                break
-            signal.pidfd_send_signal(logger.pidfd, number)
-        os.close(logger.pidfd)
 
     def _publish(self, verb: str, event: Message) -> None:
         self._publisher.publish(f"/tasks/{verb}", event, answered=verb not in _NEWS)

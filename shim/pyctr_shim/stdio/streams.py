@@ -57,7 +57,7 @@ class Streams:
         self.names = names
         self.status = "created"
         self.drained: Future[None] = Future()
-        self.logger: BinaryLogger | None = None
+        self._logger: BinaryLogger | None = None
         self._loop = loop
         self._owner = owner
         self._child_fds: list[int] = []
@@ -140,7 +140,7 @@ class Streams:
 
     def attach(self, client: "Client") -> None:
         """Add a client; raises FailedPrecondition if the output is out of our hands."""
-        if self.logger is not None and not self.names.terminal:
+        if self._logger is not None and not self.names.terminal:
             raise FailedPrecondition("attach: a logging binary takes this process's output")
         self._clients.append(client)
 
@@ -225,6 +225,9 @@ class Streams:
             if fd is not None:
                 os.close(fd)
         self.drained.set(None)
+        logger, self._logger = self._logger, None
+        if logger is not None:
+            self._loop.spawn(logger.finish())
         for client in self._clients[:]:
             client.close()
 
@@ -276,7 +279,7 @@ class Streams:
         """Give the process the logger's pipes; with a terminal we copy into the first of them."""
         owner = self._owner
         logger = await binary_logger.start(self._loop, uri, owner.container_id, owner.namespace)
-        self.logger = logger
+        self._logger = logger
         if self.names.terminal:
             os.set_blocking(logger.stdout_fd, False)
             self._sinks[FrameType.STDOUT] = PipeSink(self._loop, logger.stdout_fd)

@@ -243,6 +243,21 @@ def test_a_logging_binary_gets_both_streams(shims: Host) -> None:
     container.shut_down()
 
 
+def test_a_logging_binary_that_ends_too_early_is_started_again(shims: Host) -> None:
+    """nerdctl's ends when the daemon does; what its container writes then neither ends that nor gets lost."""
+    logger = shims.root / "oneline"
+    logger.write_text("#!/bin/sh\necho >&5\nexec 5>&-\nread -r line <&3 && echo $line >>$2\n")
+    logger.chmod(0o755)
+    target = shims.root / "oneline.out"
+    uri = f"binary://{logger}?file={target}"
+    script = "echo one; echo two; exec sleep 1000"
+    container = shims.run("oneline", "sh", "-c", script, stdio={"stdout": uri, "stderr": uri})
+    eventually(lambda: target.exists() and target.read_text() == "one\ntwo\n", "the second line has come too")
+    assert container.state().status == 2
+    container.end()
+    assert target.read_text() == "one\ntwo\n"
+
+
 # --- attached clients ---
 
 
