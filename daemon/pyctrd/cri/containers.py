@@ -207,8 +207,8 @@ class Containers:
         else:
             _note_exit(container, ended)
         try:
+            await self._note(container)  # first: until then only the task knows how it ended
             await self._forget_task(container)
-            await self._note(container)
         except ApiError as error:
             _log.error("container.end_not_noted", container=container.id, error=str(error))
         container.ended.set()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from support.cri_client import CONTAINER, NODE, POD, TARGET, CriClient
-from support.daemon_process import wait_until
+from support.daemon_process import DEADLINE, wait_until
 from support.images import image
 
 pytestmark = pytest.mark.root
@@ -133,6 +134,23 @@ def test_what_runs_and_what_ends_while_the_daemon_is_dead_is_known_afterwards(cr
     cri.start(made)
     assert cri.exec(made, "echo", "made before").stdout == b"made before\n"
     assert cri.exec(lasting, "cat", "/etc/hostname").stdout == b"host-pod\n"
+
+
+@pytest.mark.timeout(180)
+def test_how_containers_ended_is_known_wherever_the_daemon_died_meanwhile(cri: CriClient) -> None:
+    """Killed when the first of their tasks is deleted, which was the only one to know."""
+    pod = cri.run_pod(ipc=POD)
+    script = "while [ ! -e /dev/shm/go ]; do sleep 0.02; done; exit 9"
+    containers = [cri.run(pod, "sh", "-c", script, name=f"ending-{number}") for number in range(5)]
+    bundles = [cri.daemon.state / "tasks" / "k8s.io" / one for one in containers]
+    (cri.daemon.state / "pods" / pod.annotations["id"] / "shm" / "go").touch()
+    deadline = time.monotonic() + DEADLINE
+    while all(bundle.exists() for bundle in bundles):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    cri.daemon.kill()
+    cri.daemon.start()
+    assert [cri.ended(one).exit_code for one in containers] == [9] * len(containers)
 
 
 def test_a_call_that_is_made_often_at_once_makes_one(cri: CriClient) -> None:
