@@ -1,6 +1,7 @@
 """Out-of-memory kills in a container's cgroup, told as they happen."""
 
 import os
+import stat
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -32,7 +33,9 @@ class OomWatch:
         self._seen = 0
         self._fds = events.oom_watch()
         if self._fds is not None:
-            loop.watch(self._fds[0], READ | PRIORITY, self._ready)
+            # A file of version 2 is readable at any time, an eventfd of version 1 when there is something.
+            is_file = stat.S_ISREG(os.fstat(self._fds[0]).st_mode)
+            loop.watch(self._fds[0], PRIORITY if is_file else READ, self._ready)
 
     def check(self) -> int:
         """Call back for kills that have not been told yet, and return how many are known in all."""

@@ -1,13 +1,14 @@
-"""A kill for memory whose cgroup is gone before anybody has read its count, as systemd's go: the kernel's log tells."""
+"""Kills for memory: what wakes the shim, and what tells of one whose cgroup is gone, as systemd's soon are."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyctr_shim import oom_log
-from pyctr_shim.loop import Loop
+from pyctr_shim.loop import PRIORITY, Loop
 from pyctr_shim.oom import OomWatch
 from support.shim_harness import Host, Running, host
 
@@ -71,3 +72,37 @@ def test_a_cgroup_that_is_there_is_believed(shims: Host, tmp_path: Path) -> None
 
     assert not watch.has_missed(greedy.pid)
     watch.close()
+
+
+class Unified(Gone):
+    """A cgroup of version 2; this file of it is told of as memory.events is, which not every machine has there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "cgroup.events"
+
+    def oom_watch(self) -> tuple[int, int]:
+        fd = os.open(self.path, os.O_RDONLY)
+        return fd, os.dup(fd)
+
+
+def test_a_file_that_does_not_change_wakes_nobody() -> None:
+    """On version 2 it can be read at any time: waiting for that would be no waiting."""
+    roots = [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")]
+    root = next((one for one in roots if (one / "cgroup.controllers").exists()), None)
+    if root is None:
+        pytest.skip("no cgroups of version 2 here")
+    directory = root / f"pyctr-test-{os.getpid()}"
+    directory.mkdir()
+    loop = Loop()
+    watch = OomWatch(loop, Unified(directory), lambda: None)
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        watch._ready(PRIORITY)  # what nobody has read yet is news
+        assert loop._epoll.poll(0) == []
+        (directory / "cgroup.procs").write_text(str(process.pid))
+        assert [events & PRIORITY for _, events in loop._epoll.poll(30)] == [PRIORITY]
+    finally:
+        process.kill()
+        process.wait()
+        watch.close()
+        directory.rmdir()

@@ -108,7 +108,10 @@ def _check_identity(spec: Spec, process: Spec, status: Mapping[str, str], who: s
             names = ", ".join(capabilities.names(more))
             raise OciError(f"restore: {who} of the checkpoint has {names}, which process.capabilities does not give")
     if process.get("noNewPrivileges") and status["NoNewPrivs"] != "1":
-        raise OciError(f"restore: {who} of the checkpoint may gain privileges, which process.noNewPrivileges forbids")
+        raise OciError(
+            f"restore: {who} of the checkpoint may gain privileges, which process.noNewPrivileges forbids"
+            " (CRIU 3.17 does not keep that, CRIU 4.1 does)"
+        )
     if spec["linux"].get("seccomp") and int(status["Seccomp"]) != _FILTERED:
         raise OciError(f"restore: {who} of the checkpoint has no filter, which linux.seccomp demands")
     _check_user(process.get("user") or {}, status, who)
