@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from . import peers
+
 # Set to the file for the reports where we are inside.
 REPORTS_VARIABLE: Final = "PYCTR_VM_REPORTS"
 CLONE: Final = Path(__file__).parents[2]
@@ -142,3 +144,16 @@ def _bring_programs(usr: Path) -> None:
             _, arrow, path = line.partition(" => ")
             if arrow and "libc.so" not in path:
                 shutil.copy2(path.split()[0], libraries)
+    _bring_newer_criu(usr / "local")
+
+
+def _bring_newer_criu(local: Path) -> None:
+    """Copy the CRIU that tests/newer-criu makes, if it has: Debian 12's forgets what no_new_privs forbids."""
+    files = peers.DIRECTORY / "criu-files"
+    if not files.exists():
+        return
+    shutil.copytree(files, local / "criu-files", symlinks=True)
+    (local / "bin").mkdir()
+    wrapper = local / "bin/criu"
+    wrapper.write_text((peers.DIRECTORY / "criu").read_text().replace(str(files.resolve()), "/usr/local/criu-files"))
+    wrapper.chmod(0o755)
