@@ -15,6 +15,7 @@ from pyctrd.cri.containers import Containers
 from pyctrd.cri.creation import SNAPSHOTTER, Maker, PodImage
 from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
+from pyctrd.cri.features import HandlerFeatures
 from pyctrd.cri.filesystem_usage import UsageMeter
 from pyctrd.cri.image_service import ImageService
 from pyctrd.cri.images import Images
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 _OURS: Final = "io.containerd.pyctr.v1"
 _NETWORK_THREADS: Final = 16
-_FEATURES: Final = (True, False)  # recursive read-only mounts, user namespaces
 
 _log = Logger("pyctrd.cri")
 
@@ -124,7 +124,8 @@ class CriParts:
         self._network, self._events = self._build_network(), Events()
         # Ours unless the configuration says otherwise: nobody asks for runc as such.
         handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
-        self._features = dict.fromkeys(handlers, _FEATURES)
+        programs = {name: self._program(runtime) for name, runtime in handlers.items()}
+        self._features = HandlerFeatures(programs, stores.snapshots.roots()[SNAPSHOTTER], parts.bulk)
         self._containers = Containers(
             self._index,
             parts.containers,
@@ -150,6 +151,13 @@ class CriParts:
             parts.bulk,
             handlers,
         )
+
+    def _program(self, runtime: str) -> str:
+        try:
+            return self._parts.runtimes.resolve(runtime).program
+        except ApiError as error:
+            _log.warning("handler.not_there", runtime=runtime, error=str(error))
+            return runtime  # which cannot be asked
 
     def _build_network(self) -> PodNetworks:
         parts, settings = self._parts, self._parts.config.cri.cni

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
-from pyctrd.core.idmaps import IdMap, Maps
+from pyctrd.core.idmaps import MOST_IDS, IdMap, Maps
 
 HOST: Final = "host"
-_MOST: Final = 0xFFFFFFFE  # (uid_t) -1 is nobody's
 
 
 def maps_for(text: str) -> Maps | None:
@@ -31,8 +30,8 @@ def maps_for(text: str) -> Maps | None:
     if not (first.isdecimal() and size.isdecimal()):
         raise InvalidArgument(f"{text!r} is not UID:SIZE, the name of a user, or {HOST}")
     one = IdMap(0, int(first), int(size))
-    if not one.host or not one.size or one.host + one.size > _MOST:
-        raise InvalidArgument(f"{text!r}: the ids must begin above 0, end below {_MOST}, and be at least one")
+    if not one.host or not one.size or one.host + one.size > MOST_IDS:
+        raise InvalidArgument(f"{text!r}: the ids must begin above 0, end below {MOST_IDS}, and be at least one")
     return Maps((one,), (one,))
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2, runtime_pb2_grpc
 
@@ -22,6 +23,13 @@ from .daemon_process import DEADLINE, DaemonProcess, wait_until
 
 NODE, POD, CONTAINER, TARGET = image_pb2.NODE, image_pb2.POD, image_pb2.CONTAINER, image_pb2.TARGET
 IMAGE = "docker.io/library/busybox:latest"
+
+
+def refused(call: object, *arguments: object) -> tuple[grpc.StatusCode, str]:
+    """Return the code and the text of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as failure:
+        call(*arguments)  # type: ignore[operator]
+    return failure.value.code(), str(failure.value.details())
 
 
 class CriClient:

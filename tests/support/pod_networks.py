@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ from pyctr_sys.namespaces import Clone, setns, unshare
 from pyctrd.core.pod_addresses import Preference
 from pyctrd.network import own
 from pyctrd.network.configuration import Configuration
-from pyctrd.network.netns import NetworkNamespaces, set_loopback_up
+from pyctrd.network.netns import set_loopback_up
 from pyctrd.network.plugins import Plugins
 from pyctrd.network.pod_network import PodIdentity, PodNetwork
 from pyctrd.network.records import Records
 from pyctrd.offload import Offload
+from pyctrd.sandbox import namespaces
 
 OWN_PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap")
 REAL_PLUGINS = Path("/usr/lib/cni")
@@ -31,6 +33,28 @@ def command(*words: str | Path, netns: Path | None = None) -> str:
     """Return what a program prints, in a pod's network namespace or on the host."""
     prefix = ["nsenter", f"--net={netns}"] if netns else []
     return subprocess.run([*prefix, *words], check=True, capture_output=True, text=True).stdout
+
+
+class NetworkNamespaces:
+    """Network namespaces as pods have them, without pods."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def create(self) -> Path:
+        """Return the path of a new one, in which `lo` is up."""
+        folder = self._directory / uuid.uuid4().hex
+        namespaces.pin(folder, ("net",), "", {})
+        return folder / "net"
+
+    def remove(self, path: Path) -> None:
+        """Let go of one, which may be gone."""
+        namespaces.unpin(path.parent)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for folder in self._directory.glob("*"):
+            namespaces.unpin(folder)
 
 
 @contextmanager
@@ -88,5 +112,5 @@ class Lab:
         return {name for name in names if name != "lock" and not name.startswith("last_reserved")}
 
     def close(self) -> None:
-        self.namespaces.sweep([])
+        self.namespaces.close()
         self._offload.close()

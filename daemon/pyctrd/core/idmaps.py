@@ -10,6 +10,7 @@ UID_LABEL: Final = "containerd.io/snapshot/uidmapping"
 GID_LABEL: Final = "containerd.io/snapshot/gidmapping"
 
 UNCHANGED: Final = -1  # as chown(2) takes it
+MOST_IDS: Final = 0xFFFFFFFF  # (uid_t) -1 is nobody's
 
 
 class IdMap(NamedTuple):

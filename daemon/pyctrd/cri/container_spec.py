@@ -19,7 +19,7 @@ from pyctrd.cri.records import Pod
 from pyctrd.runtime import run_options
 from pyctrd.runtime.image_user import User
 from pyctrd.runtime.run_options import Device, is_environment_entry, merged_environment
-from pyctrd.runtime.run_spec import user_document, working_directory
+from pyctrd.runtime.run_spec import MAPPED, user_document, working_directory
 
 _ANNOTATIONS: Final = "io.kubernetes.cri."
 _PROPAGATION: Final = {
@@ -188,13 +188,14 @@ def _mounts(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> list
     if pod.namespace_options.network == image_pb2.NODE and "user" in found.namespaces:
         defaults = [_read_only_sys() if mount["destination"] == "/sys" else mount for mount in defaults]
     access = "ro" if security.readonly_rootfs else "rw"
+    # What is root's here is the container's root's: but /dev/shm, a tmpfs whose owner is that already.
+    mapped = (MAPPED,) if "user" in found.namespaces else ()
     defaults = [mount for mount in defaults if mount["destination"] not in found.files]
-    defaults += [
-        _bind(here, there, "rprivate", "rw" if there == "/dev/shm" else access)  # noqa: S108 - a path in the container
-        for there, here in found.files.items()
-    ]
+    for there, here in found.files.items():
+        is_shm = there == "/dev/shm"  # noqa: S108 - a path in the container
+        defaults.append(_bind(here, there, "rprivate", "rw" if is_shm else access, *(() if is_shm else mapped)))
     chosen = [_requested(mount, found) for mount in config.mounts]
-    chosen += [_bind(here, there, "rprivate", "rw") for there, here in found.volumes.items()]
+    chosen += [_bind(here, there, "rprivate", "rw", *mapped) for there, here in found.volumes.items()]
     taken = {mount["destination"] for mount in chosen}
     for whole in taken & {"/dev", "/sys"}:
         defaults = [mount for mount in defaults if not mount["destination"].startswith(whole + "/")]
@@ -224,8 +225,8 @@ def absolute(path: str) -> str:
     return "/" + posixpath.normpath("/" + path).lstrip("/")
 
 
-def _bind(source: str, target: str, propagation: str, access: str) -> dict[str, Any]:
-    return {"destination": target, "type": "bind", "source": source, "options": ["rbind", propagation, access]}
+def _bind(source: str, target: str, propagation: str, access: str, *more: str) -> dict[str, Any]:
+    return {"destination": target, "type": "bind", "source": source, "options": ["rbind", propagation, access, *more]}
 
 
 def _read_only_sys() -> dict[str, Any]:

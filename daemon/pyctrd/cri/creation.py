@@ -32,6 +32,7 @@ from pyctrd.cri.records import (
     PodContainer,
     container_extensions,
     row_labels,
+    maps_of,
 )
 from pyctrd.runtime import run_options
 from pyctrd.runtime.belongings import Belongings
@@ -96,6 +97,7 @@ class Maker:
         if security.privileged and not pod.config.linux.security_context.privileged:
             raise InvalidArgument("no privileged container allowed in sandbox")
         check_served(config)
+        _check_same_user_namespace(pod, security.namespace_options)
         sources = host_mounts.sources(config.mounts)
         profile = _profile(seccomp_file(security))
         with self._belongings.making(NAMESPACE, request.id):  # its volumes go with it
@@ -108,7 +110,8 @@ class Maker:
         lease = self._leases.create(NAMESPACE, Lease(f"cri-{request.id}", {EXPIRE_LABEL: expires}))
         snapshotter = self._snapshots.named(SNAPSHOTTER)
         try:
-            mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, {}, lease=lease.id)
+            labels = pod.maps.labels() if pod.maps else {}
+            mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, labels, lease=lease.id)
             found = self._look_up(request, mounts, sources, profile)
             spec = build_spec(pod, config, request.image.config.process, found)
             if described:
@@ -214,7 +217,7 @@ class Maker:
         pod, options = request.pod, request.config.linux.security_context.namespace_options
         pinned = self._files.namespaces(pod.id)
         result = {"mount": ""}
-        for kind, name in (("net", "network"), ("ipc", "ipc"), ("uts", "uts")):
+        for kind, name in (("user", "user"), ("net", "network"), ("ipc", "ipc"), ("uts", "uts")):
             if kind in pod.kinds:
                 result[name] = str(pinned / kind)
         if options.pid == image_pb2.CONTAINER:
@@ -228,6 +231,15 @@ class Maker:
         if _CGROUP2.exists() and not request.config.linux.security_context.privileged:
             result["cgroup"] = ""
         return result
+
+
+def _check_same_user_namespace(pod: Pod, options: image_pb2.NamespaceOption) -> None:
+    of_pod, own = pod.maps, maps_of(options)
+    if of_pod != own:
+        raise InvalidArgument(
+            f"user namespace config for sandbox is different from container. Sandbox userns config: {of_pod}"
+            f" - Container userns config: {own}"
+        )
 
 
 def _user(security: runtime_pb2.LinuxContainerSecurityContext, image_user: str, view: LayerView) -> User:

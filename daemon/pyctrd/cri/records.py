@@ -15,6 +15,7 @@ from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.labels import MAX_BYTES
+from pyctrd.core.idmaps import IdMap, Maps
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.core.values import dataclass
 
@@ -55,10 +56,16 @@ class Pod:
         return self.config.linux.security_context.namespace_options
 
     @property
+    def maps(self) -> Maps | None:
+        """Who the users of its user namespace are on this machine, None without one."""
+        return maps_of(self.namespace_options)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of namespaces that are pinned for it."""
         options = self.namespace_options
         wanted = {
+            "user": self.maps is not None,
             "net": options.network != image_pb2.NODE,
             "uts": options.network != image_pb2.NODE,
             "ipc": options.ipc != image_pb2.NODE,
@@ -132,6 +139,17 @@ def row_labels(kind: str, labels: Mapping[str, str]) -> dict[str, str]:
     """
     short = {key: value for key, value in labels.items() if len(f"{key}{value}".encode()) <= MAX_BYTES}
     return {key: value for key, value in short.items() if not key.startswith(_OWN_LABELS)} | {KIND_LABEL: kind}
+
+
+def maps_of(options: image_pb2.NamespaceOption) -> Maps | None:
+    """Return the maps of the user namespace that is asked for, None for the machine's own."""
+    wanted = options.userns_options
+    if not options.HasField("userns_options") or wanted.mode != image_pb2.POD:
+        return None
+    uids, gids = (
+        tuple(IdMap(one.container_id, one.host_id, one.length) for one in some) for some in (wanted.uids, wanted.gids)
+    )
+    return Maps(uids, gids)
 
 
 def pod_to_row(pod: Pod) -> Sandbox:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 from grpc.aio import ServicerContext
@@ -14,6 +14,7 @@ from pyctrd.cri import convert, metrics
 from pyctrd.cri.containers import Containers
 from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
+from pyctrd.cri.features import HandlerFeatures
 from pyctrd.cri.index import Index
 from pyctrd.cri.records import Pod, PodContainer, now
 from pyctrd.cri.sandboxes import Sandboxes
@@ -38,11 +39,11 @@ class NetworkState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What there is to tell of this runtime; `features` has each handler's: read-only mounts, user namespaces."""
+    """What there is to tell of this runtime."""
 
     version: str
     systemd_cgroups: bool
-    features: Mapping[str, tuple[bool, bool]]
+    features: HandlerFeatures
 
 
 class RuntimeService:
@@ -99,9 +100,12 @@ class RuntimeService:
         handlers = [
             pb.RuntimeHandler(
                 name=name,
-                features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=rro, user_namespaces=userns),
+                features=pb.RuntimeHandlerFeatures(
+                    recursive_read_only_mounts=found.recursive_read_only_mounts,
+                    user_namespaces=found.user_namespaces,
+                ),
             )
-            for name, (rro, userns) in sorted(self._about.features.items())
+            for name, found in sorted((await self._about.features.all()).items())
         ]
         config = {"version": self._about.version, "pid": os.getpid(), "systemdCgroup": self._about.systemd_cgroups}
         return pb.StatusResponse(

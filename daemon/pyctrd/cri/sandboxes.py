@@ -9,8 +9,10 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.json_format import MessageToDict
 
+from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented, UnknownError
+from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctrd.core.idmaps import MOST_IDS, mapped_root
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.cri.events import Events
 from pyctrd.cri.index import Index
@@ -180,10 +182,10 @@ class Sandboxes:
         dns = config.dns_config
         self._files.make(pod.id, hostname, Dns(tuple(dns.servers), tuple(dns.searches), tuple(dns.options)))
         if "ipc" in pod.kinds:
-            self._files.mount_shm(pod.id)
+            self._files.mount_shm(pod.id, *(mapped_root(pod.maps) if pod.maps else (0, 0)))
         if pod.kinds:
             sysctls = {**(_PING_GROUPS if "net" in pod.kinds else {}), **config.linux.sysctls}
-            namespaces.pin(self._files.namespaces(pod.id), pod.kinds, hostname, sysctls)
+            namespaces.pin(self._files.namespaces(pod.id), pod.kinds, hostname, sysctls, pod.maps)
         else:
             namespaces.check_sysctls(config.linux.sysctls, ())
 
@@ -221,7 +223,7 @@ class Sandboxes:
 
 
 def check_user_namespace(options: image_pb2.NamespaceOption) -> None:
-    """Raise InvalidArgument for what makes no sense, and Unimplemented for a user namespace."""
+    """Raise InvalidArgument for what makes no sense, FailedPrecondition where there can be no user namespace."""
     if not options.HasField("userns_options"):
         return
     wanted = options.userns_options
@@ -245,4 +247,9 @@ def check_user_namespace(options: image_pb2.NamespaceOption) -> None:
             raise InvalidArgument("invalid mapping length: 0")
         if mappings[0].container_id:
             raise InvalidArgument("the mapping must begin with container id 0")
-    raise Unimplemented("a user namespace for a pod")
+        if mappings[0].host_id + mappings[0].length > MOST_IDS:
+            raise InvalidArgument(f"the mapping must end below host id {MOST_IDS}")
+    if in_user_namespace():
+        raise FailedPrecondition(
+            "this daemon is an ordinary user's: all of its pods are in the user namespace that it is in"
+        )

@@ -60,12 +60,12 @@ class SandboxFiles:
         _write(folder / "hosts", _read("/etc/hosts"))
         _write(folder / "resolv.conf", _resolv_conf(dns))
 
-    def mount_shm(self, sandbox_id: str) -> None:
-        """Mount the tmpfs that is the /dev/shm of all containers; again after a reboot."""
+    def mount_shm(self, sandbox_id: str, uid: int = 0, gid: int = 0) -> None:
+        """Mount the tmpfs that is the /dev/shm of all containers, whose owner this is; again after a reboot."""
         path = self.shm(sandbox_id)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.path.ismount(path):
-            mount("shm", str(path), "tmpfs", _SHM_FLAGS, _SHM_OPTIONS)
+            mount("shm", str(path), "tmpfs", _SHM_FLAGS, f"{_SHM_OPTIONS},uid={uid},gid={gid}")
 
     def unmount(self, sandbox_id: str) -> None:
         """Take down what does not outlive the machine, but for the namespaces; repeatable."""

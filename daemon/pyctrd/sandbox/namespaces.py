@@ -1,6 +1,7 @@
 """Namespaces without a process: each kept by a bind mount of its file, from `pin` to `unpin`.
 
     <directory>/net  ipc  uts  pid      and init.json: the first process of the last one, which cannot be without
+    <directory>/user                    the owner of them all, where that is not the machine's own
 
 A container joins them by path. They outlive every process, this daemon too, but not the machine.
 Source: namespaces(7), "Namespace lifetime".
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Final
 
 from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
-from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.namespaces import Clone, setns, unshare
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, start_ticks, wait
 from pyctr_sys.process import sethostname
 from pyctr_wire.errors import InvalidArgument, UnknownError
+from pyctrd.core.idmaps import Maps
 from pyctrd.network.netns import in_thread, set_loopback_up
 from pyctrd.sandbox import pid_one
+from pyctrd.sandbox.owner import owner, write_sysctl
 
 KINDS: Final[Mapping[str, Clone]] = {
+    "user": Clone.NEWUSER,
     "net": Clone.NEWNET,
     "ipc": Clone.NEWIPC,
     "uts": Clone.NEWUTS,
@@ -35,16 +39,23 @@ _OF_NET: Final = ("net.",)
 _SYSCTL: Final = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_*:-]+)+")
 
 
-def pin(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
+def pin(
+    directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str], maps: Maps | None = None
+) -> None:
     """Make namespaces of `kinds` and keep them in `directory`; blocks.
 
-    The loopback device is up, a UTS namespace has `hostname`, and `sysctls` are set. Raises InvalidArgument for a
-    sysctl that belongs to none of them, UnknownError for what the kernel refuses; nothing is kept then.
+    The loopback device is up, a UTS namespace has `hostname`, and `sysctls` are set. With the kind "user" they belong
+    to a new user namespace with `maps`. Raises InvalidArgument for a sysctl that belongs to none of them, UnknownError
+    for what the kernel refuses; nothing is kept then.
     """
     check_sysctls(sysctls, kinds)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        in_thread(lambda: _make(directory, kinds, hostname, sysctls))
+        if "user" in kinds:
+            assert maps is not None
+            _make_owned(directory, kinds, hostname, sysctls, maps)
+        else:
+            in_thread(lambda: _make(directory, kinds, hostname, sysctls))
     except OSError as error:
         unpin(directory)
         raise UnknownError(f"namespaces of the sandbox: {error}") from error
@@ -76,46 +87,67 @@ def check_sysctls(sysctls: Mapping[str, str], kinds: Collection[str]) -> None:
     """Raise InvalidArgument for a sysctl that is none, or that is not one of the sandbox's own namespaces."""
     own = (_OF_IPC if "ipc" in kinds else ()) + (_OF_NET if "net" in kinds else ())
     for name, value in sysctls.items():
-        dotted = name.replace("/", ".")
+        dotted = _dotted(name)
         if not _SYSCTL.fullmatch(name) or ".." in dotted or "\0" in value or "\n" in value:
             raise InvalidArgument(f"sysctl {name[:80]!r} is not one")
         if not dotted.startswith(own or ("\0",)):
             raise InvalidArgument(f'sysctl "{name}" is not in a namespace of the sandbox\'s own')
 
 
+def _dotted(sysctl: str) -> str:
+    return sysctl.replace("/", ".")
+
+
 def _make(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
-    flags = 0
-    for kind in kinds:
-        flags |= KINDS[kind]
-    unshare(flags & ~Clone.NEWPID)  # that is another thread's: after it, this one could not start any
+    unshare(_flags(kinds) & ~Clone.NEWPID)  # that is another thread's: after it, this one could not start any
+    _configure(kinds, hostname, sysctls)
+    _keep(directory, kinds, "thread-self", in_thread(pid_one.start) if "pid" in kinds else 0)
+
+
+def _make_owned(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str], maps: Maps) -> None:
+    of_ipc = {name: value for name, value in sysctls.items() if _dotted(name).startswith(_OF_IPC)}
+    with owner(_flags(kinds), maps, of_ipc) as (pid, first):
+        _keep(directory, kinds, str(pid), first)
+
+    def enter_and_configure() -> None:
+        for kind in ("net", "uts"):
+            if kind in kinds:
+                with open(directory / kind, "rb") as file:
+                    setns(file.fileno(), KINDS[kind])
+        # Not in there: its values may be ids that the user namespace does not have.
+        _configure(kinds, hostname, {name: value for name, value in sysctls.items() if name not in of_ipc})
+
+    in_thread(enter_and_configure)
+
+
+def _configure(kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
+    """Set up the calling thread's namespaces."""
     if "net" in kinds:
         set_loopback_up()
     if "uts" in kinds:
         sethostname(hostname)
     for name, value in sysctls.items():
         try:
-            # Of the writing thread's namespaces, whatever the mount was made in. Source: proc_sys(5).
-            Path("/proc/sys", *re.split("[./]", name)).write_text(value)
+            write_sysctl(name, value)
         except OSError as error:
             raise UnknownError(f'sysctl "{name}": {error.strerror}') from error
+
+
+def _flags(kinds: Collection[str]) -> int:
+    flags = 0
     for kind in kinds:
-        task = "thread-self"
-        if kind == "pid":
-            task = str(_start_init(directory))
+        flags |= KINDS[kind]
+    return flags
+
+
+def _keep(directory: Path, kinds: Collection[str], task: str, first: int) -> None:
+    """Keep the namespaces that `task` has in /proc, and the first process of a PID namespace, 0 for none."""
+    if first:
+        (directory / _INIT).write_text(json.dumps({"pid": first, "start_ticks": start_ticks(first)}))
+    for kind in kinds:
         path = directory / kind
         path.touch(mode=0o400)
-        mount(f"/proc/{task}/ns/{kind}", str(path), None, MountFlag.BIND)
-
-
-def _start_init(directory: Path) -> int:
-    scratch = directory / "root"
-    scratch.mkdir()
-    try:
-        pid = in_thread(lambda: pid_one.start(scratch))
-    finally:
-        scratch.rmdir()
-    (directory / _INIT).write_text(json.dumps({"pid": pid, "start_ticks": start_ticks(pid)}))
-    return pid
+        mount(f"/proc/{first if kind == 'pid' else task}/ns/{kind}", str(path), None, MountFlag.BIND)
 
 
 def _end_init(record: Path) -> None:

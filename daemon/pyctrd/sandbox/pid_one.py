@@ -8,11 +8,21 @@ Source: elf(5), rt_sigaction(2), pause(2), user_namespaces(7).
 import os
 import platform
 import struct
-from pathlib import Path
 from typing import Final
 
-from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, pivot_root, umount2
+from pyctr_sys.mount import (
+    MNT_DETACH,
+    Attr,
+    MountFlag,
+    mount,
+    mount_setattr,
+    move_mount,
+    new_file_system,
+    pivot_root,
+    umount2,
+)
 from pyctr_sys.namespaces import Clone, unshare
+from pyctr_sys.openat2 import O_PATH
 from pyctr_wire.errors import FailedPrecondition
 
 _BASE: Final = 0x400000
@@ -34,11 +44,11 @@ _CALLS: Final = (
 _PAUSE: Final = bytes.fromhex("b8220000000f05ebf7")  # 1: mov eax, 34; syscall; jmp 1b
 
 
-def start(scratch: Path) -> int:
+def start() -> int:
     """Start it in a new PID and a new mount namespace, and return its pid.
 
-    For a thread that ends afterwards and has started nothing else. `scratch` is an empty directory, and is one
-    afterwards. Raises OSError, FailedPrecondition on a machine whose language this does not know.
+    For a thread, or a process of one, that ends afterwards and has started nothing else. Raises OSError,
+    FailedPrecondition on a machine whose language this does not know.
     """
     if platform.machine() != "x86_64":
         raise FailedPrecondition(f"a PID namespace for a whole pod cannot be had on {platform.machine()} yet")
@@ -46,17 +56,30 @@ def start(scratch: Path) -> int:
     try:
         unshare(Clone.NEWPID | Clone.NEWNS)
         mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
-        mount("pause", str(scratch), "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0555,size=64k")
-        (scratch / "pause").write_bytes(_elf())
-        (scratch / "pause").chmod(0o555)
-        os.chdir(scratch)  # this thread's alone, since the mount namespace is
-        pivot_root(".", ".")
-        umount2(".", MNT_DETACH)
-        mount(None, "/", None, MountFlag.REMOUNT | MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV)
+        _enter_world()
         stdio = [(os.POSIX_SPAWN_DUP2, null_fd, fd) for fd in range(3)]
         return os.posix_spawn("/pause", ["pause"], {}, file_actions=stdio, setsid=True)
     finally:
         os.close(null_fd)
+
+
+def _enter_world() -> None:
+    """Make a file system with the program in it the root of this thread's mount namespace."""
+    tree_fd = new_file_system("tmpfs", {"mode": "0555", "size": "64k"}, Attr.NOSUID | Attr.NODEV)
+    slash_fd = os.open("/", O_PATH | os.O_CLOEXEC)
+    try:
+        move_mount(tree_fd, slash_fd)  # over the one directory that can be reached from every user namespace
+        os.fchdir(tree_fd)  # this thread's alone, since the mount namespace is
+        program_fd = os.open("pause", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o555)
+        os.write(program_fd, _elf())
+        os.fchmod(program_fd, 0o555)  # whatever the umask is
+        os.close(program_fd)
+        mount_setattr(tree_fd, attr_set=Attr.RDONLY)
+        pivot_root(".", ".")
+        umount2(".", MNT_DETACH)
+    finally:
+        os.close(slash_fd)
+        os.close(tree_fd)
 
 
 def _elf() -> bytes:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from support.cri_client import CONTAINER, NODE, POD, TARGET, CriClient
+from support.cri_client import NODE, POD, TARGET, CriClient, refused
 from support.daemon_process import DEADLINE, wait_until
 from support.images import image
 
@@ -21,13 +21,6 @@ pytestmark = pytest.mark.root
 RUNNING, EXITED = runtime_pb2.CONTAINER_RUNNING, runtime_pb2.CONTAINER_EXITED
 SLEEP = ("sleep", "1000")
 LOOP = ("sh", "-c", "trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done")
-
-
-def refused(call: object, *arguments: object) -> tuple[grpc.StatusCode, str]:
-    """Return the code and the text of a call that must fail."""
-    with pytest.raises(grpc.RpcError) as failure:
-        call(*arguments)  # type: ignore[operator]
-    return failure.value.code(), str(failure.value.details())
 
 
 def test_a_container_runs_says_what_it_says_and_ends(cri: CriClient) -> None:
@@ -365,33 +358,6 @@ def test_what_is_not_served_is_told_by_name(cri: CriClient) -> None:
     profile.linux.security_context.apparmor_profile = "no-such-kind"
     assert refused(cri.create, pod, profile)[0] is grpc.StatusCode.INVALID_ARGUMENT
     assert cri.containers() == []
-
-
-@pytest.mark.parametrize(
-    ("mode", "uids", "code", "text"),
-    [
-        (CONTAINER, [], "INVALID_ARGUMENT", 'unsupported user namespace mode: "CONTAINER"'),
-        (POD, [], "INVALID_ARGUMENT", "without UID and GID mappings"),
-        (POD, [(0, 1000, 10), (10, 2000, 10)], "INVALID_ARGUMENT", "got 2 mapping lines"),
-        (POD, [(0, 1000, 0)], "INVALID_ARGUMENT", "invalid mapping length: 0"),
-        (POD, [(1, 1000, 10)], "INVALID_ARGUMENT", "container id 0"),
-        (POD, [(0, 1000, 10)], "UNIMPLEMENTED", "a user namespace for a pod"),
-        (NODE, [(0, 1000, 10)], "INVALID_ARGUMENT", "Got 1 UID mappings and 1 GID mappings"),
-    ],
-)
-def test_a_user_namespace_is_refused_rather_than_forgotten(
-    cri: CriClient, mode: int, uids: list[tuple[int, int, int]], code: str, text: str
-) -> None:
-    config = cri.pod_config("mapped")
-    options = config.linux.security_context.namespace_options.userns_options
-    options.mode = mode  # type: ignore[assignment]
-    for inside, outside, length in uids:
-        options.uids.add(container_id=inside, host_id=outside, length=length)
-        options.gids.add(container_id=inside, host_id=outside, length=length)
-
-    found, said = refused(cri.runtime.RunPodSandbox, runtime_pb2.RunPodSandboxRequest(config=config))
-
-    assert (found.name, text in said) == (code, True), said
 
 
 def test_volumes_of_an_image_begin_as_the_image_has_them(cri: CriClient) -> None:

@@ -17,6 +17,7 @@ from pyctr_wire.errors import UnknownError
 from pyctrd.cri.sessions import Ports
 from pyctrd.network import netns
 from pyctrd.offload import Offload
+from pyctrd.sandbox import namespaces
 from support.cri_client import CriClient
 from support.streaming_clients import SpdyClient, request, streams, until, upgrade_to_spdy, within_deadline
 
@@ -203,11 +204,9 @@ class TestPortsOfAnotherNetwork:
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Iterator[Path]:
-        namespaces = netns.NetworkNamespaces(tmp_path / "netns")
-        path = namespaces.create()
-        (tmp_path / "net").symlink_to(path)
-        yield tmp_path
-        namespaces.remove(path)
+        namespaces.pin(tmp_path / "ns", ("net",), "", {})
+        yield tmp_path / "ns"
+        namespaces.unpin(tmp_path / "ns")
 
     @pytest.fixture
     def ports(self, folder: Path) -> Iterator[Ports]:
