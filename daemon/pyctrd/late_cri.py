@@ -18,6 +18,7 @@ from pyctrd.cri.exec import Execs
 from pyctrd.cri.features import HandlerFeatures
 from pyctrd.cri.filesystem_usage import UsageMeter
 from pyctrd.cri.image_service import ImageService
+from pyctrd.cri.image_volumes import ImageVolumes
 from pyctrd.cri.images import Images
 from pyctrd.cri.index import Index
 from pyctrd.cri.pod_network import PodNetworks
@@ -126,10 +127,20 @@ class CriParts:
         handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
         programs = {name: self._program(runtime) for name, runtime in handlers.items()}
         self._features = HandlerFeatures(programs, stores.snapshots.roots()[SNAPSHOTTER], parts.bulk)
+        snapshots = stores.snapshots
+        self._image_volumes = ImageVolumes(snapshots.named(SNAPSHOTTER), SNAPSHOTTER, self._files)
         self._containers = Containers(
             self._index,
             parts.containers,
-            Maker(parts.containers, stores.snapshots, stores.leases, self._files, stores.belongings, stores.described),
+            Maker(
+                parts.containers,
+                snapshots,
+                stores.leases,
+                self._files,
+                stores.belongings,
+                stores.described,
+                self._image_volumes,
+            ),
             PodImages(self._images),
             parts.tasks,
             parts.lifecycle,
@@ -227,6 +238,8 @@ class CriParts:
             await self._recover_one(container)
         for sandbox_id in set(self._files.list()) - set(self._index.pods):
             await self._parts.bulk.run(self._sweep, sandbox_id)
+        for pod in list(self._index.pods.values()):
+            await self._parts.bulk.run(self._image_volumes.release_strays, pod.id, set(pod.containers))
         if not in_user_namespace():  # whose root has made no network of this machine's
             await self._network.collect(list(self._index.pods.values()))
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from pyctr_wire.cri import image_pb2, runtime_pb2, runtime_pb2_grpc
+from pyctr_wire.cri import image_pb2, image_pb2_grpc, runtime_pb2, runtime_pb2_grpc
 
 from . import images
 from .daemon_process import DEADLINE, DaemonProcess, wait_until
@@ -53,9 +53,17 @@ class CriClient:
     @property
     def runtime(self) -> runtime_pb2_grpc.RuntimeServiceStub:
         """The runtime service of the daemon that runs now."""
+        return runtime_pb2_grpc.RuntimeServiceStub(self._current())
+
+    @property
+    def images(self) -> image_pb2_grpc.ImageServiceStub:
+        """The image service of the daemon that runs now."""
+        return image_pb2_grpc.ImageServiceStub(self._current())
+
+    def _current(self) -> grpc.Channel:
         if self._channel is None or self._process is not self.daemon.process:
             self._channel, self._process = self.daemon.channel(), self.daemon.process
-        return runtime_pb2_grpc.RuntimeServiceStub(self._channel)
+        return self._channel
 
     def pod_config(self, name: str, **options: Any) -> image_pb2.PodSandboxConfig:
         """Return a pod's configuration; `options` are namespace options, the network being the host's by default."""

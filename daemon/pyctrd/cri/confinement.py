@@ -17,8 +17,6 @@ _DEFAULT: Final = "cri-containerd.apparmor.d"
 
 def check_served(config: runtime_pb2.ContainerConfig) -> None:
     """Raise Unimplemented for what is asked for and not there yet: nobody is to believe that he has it."""
-    if any(mount.image.image for mount in config.mounts):
-        raise Unimplemented("ImageVolumeMountFailed: an image as a volume")
     if config.linux.security_context.HasField("selinux_options") and _SELINUX.exists():
         raise Unimplemented("selinux_options of a container")
 

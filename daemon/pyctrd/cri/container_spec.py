@@ -42,6 +42,7 @@ class Found:
     namespaces: Mapping[str, str]  # kind → path of one to join; "" for a new one; not there: the host's
     volumes: Mapping[str, str]  # path in the container → here, of the image's volumes
     sources: Mapping[str, str]  # a mount's host path → what it leads to
+    images: Mapping[int, str]  # the number of a mount that is an image → where that is
     devices: Sequence[Device]
     seccomp: dict[str, Any] | None  # a profile from a file
     apparmor: str  # a profile's name, "" for none
@@ -194,7 +195,12 @@ def _mounts(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> list
     for there, here in found.files.items():
         is_shm = there == "/dev/shm"  # noqa: S108 - a path in the container
         defaults.append(_bind(here, there, "rprivate", "rw" if is_shm else access, *(() if is_shm else mapped)))
-    chosen = [_requested(mount, found) for mount in config.mounts]
+    chosen = [
+        _bind(found.images[number], absolute(mount.container_path), "rprivate", "ro")
+        if number in found.images
+        else _requested(mount, found)
+        for number, mount in enumerate(config.mounts)
+    ]
     chosen += [_bind(here, there, "rprivate", "rw", *mapped) for there, here in found.volumes.items()]
     taken = {mount["destination"] for mount in chosen}
     for whole in taken & {"/dev", "/sys"}:

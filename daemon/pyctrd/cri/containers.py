@@ -26,6 +26,7 @@ from pyctrd.core.tasks import Exit, Status
 from pyctrd.cri import container_spec
 from pyctrd.cri.creation import Maker, PodImage, Request
 from pyctrd.cri.events import Events
+from pyctrd.cri.image_volumes import FAILED, Wanted, asked_for
 from pyctrd.cri.index import Index
 from pyctrd.cri.records import (
     CONTAINER_STATE,
@@ -106,10 +107,12 @@ class Containers:
         """
         if not config.HasField("metadata"):
             raise InvalidArgument("container config must include metadata")
+        token = config.SerializeToString(deterministic=True).hex()
         image = await self._images.find(config.image.image)
+        images = await self._image_volumes(config)
         target = self._target(pod, config)
         container_id = secrets.token_hex(32)
-        request = Request(container_id, pod, config, image, self._handlers[pod.handler], now(), target)
+        request = Request(container_id, pod, config, image, self._handlers[pod.handler], now(), target, images)
         name = PodContainer(container_id, pod, config, image.names, 0).name
 
         async def work(job: Job[PodContainer]) -> PodContainer:
@@ -128,10 +131,21 @@ class Containers:
             self._events.container(container, runtime_pb2.CONTAINER_CREATED_EVENT)
             return container
 
-        token = config.SerializeToString(deterministic=True).hex()
         return await self._owners.run(
             (NAMESPACE, f"container {name}"), "create", work, token=token, joining=Joining.SHARED
         )
+
+    async def _image_volumes(self, config: runtime_pb2.ContainerConfig) -> list[Wanted]:
+        """Find the images that are volumes, and note their ids in the configuration: so the status tells them."""
+        wanted = []
+        for number, mount in asked_for(config):
+            try:
+                image = await self._images.find(mount.image.image)
+            except ApiError as error:
+                raise type(error)(f"{FAILED}: {error}") from error
+            mount.image.image_ref = image.names.id
+            wanted.append(Wanted(number, image, mount.image_sub_path))
+        return wanted
 
     def _target(self, pod: Pod, config: runtime_pb2.ContainerConfig) -> int:
         """Return the pid of the container whose PID namespace this one joins, 0 if it joins none."""

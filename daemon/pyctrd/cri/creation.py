@@ -25,14 +25,15 @@ from pyctrd.core.values import dataclass
 from pyctrd.cri import host_mounts
 from pyctrd.cri.confinement import apparmor_profile, check_served
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
+from pyctrd.cri.image_volumes import ImageVolumes, Wanted, asked_for
 from pyctrd.cri.records import (
     NAMESPACE,
     ImageNames,
     Pod,
     PodContainer,
     container_extensions,
-    row_labels,
     maps_of,
+    row_labels,
 )
 from pyctrd.runtime import run_options
 from pyctrd.runtime.belongings import Belongings
@@ -68,6 +69,7 @@ class Request(NamedTuple):
     runtime: str
     created_at: int
     target: int
+    images: Sequence[Wanted] = ()
 
 
 class Maker:
@@ -81,6 +83,7 @@ class Maker:
         files: SandboxFiles,
         belongings: Belongings,
         described: Registry,
+        image_volumes: ImageVolumes,
     ) -> None:
         """Use these stores."""
         self._described = described
@@ -89,6 +92,7 @@ class Maker:
         self._leases = leases
         self._files = files
         self._belongings = belongings
+        self._image_volumes = image_volumes
 
     def make(self, request: Request) -> PodContainer:
         """Return a container with a record and a snapshot. Raises InvalidArgument naming the field, UnknownError."""
@@ -112,7 +116,8 @@ class Maker:
         try:
             labels = pod.maps.labels() if pod.maps else {}
             mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, labels, lease=lease.id)
-            found = self._look_up(request, mounts, sources, profile)
+            images = self._image_volumes.attach(pod, request.id, request.images, lease.id)
+            found = self._look_up(request, mounts, sources, images, profile)
             spec = build_spec(pod, config, request.image.config.process, found)
             if described:
                 edits.apply(spec, self._described.edits(described))
@@ -128,8 +133,7 @@ class Maker:
             )
             self._rows.create(NAMESPACE, self._row(request, container, spec))
         except BaseException:
-            with suppress(NotFound):
-                snapshotter.remove(NAMESPACE, request.id)
+            self._release(pod, request.id, [one.number for one in request.images])
             raise
         finally:
             self._leases.delete(NAMESPACE, lease.id)
@@ -143,13 +147,20 @@ class Maker:
         """Remove record and snapshot; what is gone already is passed over."""
         with suppress(NotFound):
             delete_row(NAMESPACE, container.id)
+        self._release(container.pod, container.id, [number for number, _ in asked_for(container.config)])
+
+    def _release(self, pod: Pod, container: str, images: Sequence[int]) -> None:
+        self._image_volumes.release(pod.id, container, images)
         with suppress(NotFound):
-            self._snapshots.named(SNAPSHOTTER).remove(NAMESPACE, container.id)
+            self._snapshots.named(SNAPSHOTTER).remove(NAMESPACE, container)
 
     def _row(self, request: Request, container: PodContainer, spec: dict[str, Any]) -> Container:
         return Container(
             id=container.id,
-            labels=row_labels("container", request.config.labels),
+            labels={
+                **row_labels("container", request.config.labels),
+                **self._image_volumes.labels(container.id, request.images),
+            },
             image=request.image.record,
             runtime_name=request.runtime,
             spec=AnyValue(SPEC_URL, json.dumps(spec).encode()),
@@ -160,7 +171,12 @@ class Maker:
         )
 
     def _look_up(
-        self, request: Request, mounts: Sequence[Mount], sources: Mapping[str, str], profile: dict[str, Any] | None
+        self,
+        request: Request,
+        mounts: Sequence[Mount],
+        sources: Mapping[str, str],
+        images: Mapping[int, str],
+        profile: dict[str, Any] | None,
     ) -> Found:
         pod, config = request.pod, request.config
         security = config.linux.security_context
@@ -187,6 +203,7 @@ class Maker:
             files=files,
             namespaces=self._namespaces(request),
             sources=sources,
+            images=images,
             volumes=volumes,
             devices=devices,
             seccomp=profile,

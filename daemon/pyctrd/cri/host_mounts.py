@@ -13,12 +13,14 @@ _TO_CONTAINER: Final = runtime_pb2.PROPAGATION_HOST_TO_CONTAINER
 
 
 def sources(mounts: Iterable[runtime_pb2.Mount]) -> dict[str, str]:
-    """Return what each mount's host path leads to, made as a directory where it is missing.
+    """Return what each mount's host path leads to, made as a directory where it is missing; images have none.
 
     Raises InvalidArgument for a path that is no absolute one, UnknownError where mounts could not travel as asked.
     """
     found: dict[str, str] = {}
     for mount in mounts:
+        if mount.image.image:
+            continue
         path = mount.host_path
         if not path.startswith("/") or "\0" in path + mount.container_path or not mount.container_path:
             raise InvalidArgument(f"mounts: {path[:80]!r} at {mount.container_path[:80]!r} must be absolute paths")

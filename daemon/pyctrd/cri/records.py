@@ -14,8 +14,8 @@ from typing import Any, Final
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
-from pyctrd.core.labels import MAX_BYTES
 from pyctrd.core.idmaps import IdMap, Maps
+from pyctrd.core.labels import MAX_BYTES
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.core.values import dataclass
 

@@ -2,6 +2,7 @@
 
 <root>/<id>/hostname  hosts  resolv.conf    as long as the sandbox is there
 <state>/<id>/shm                            a tmpfs, /dev/shm of all containers
+<state>/<id>/images/<container>/            images that are volumes of a container
 <state>/<id>/ns/                            the namespaces
 """
 
@@ -45,6 +46,10 @@ class SandboxFiles:
         """Return where /dev/shm is."""
         return self._state / sandbox_id / "shm"
 
+    def images(self, sandbox_id: str) -> Path:
+        """Return where images are mounted that are volumes of containers."""
+        return self._state / sandbox_id / "images"
+
     def namespaces(self, sandbox_id: str) -> Path:
         """Return where namespaces are pinned."""
         return self._state / sandbox_id / "ns"
@@ -69,14 +74,11 @@ class SandboxFiles:
 
     def unmount(self, sandbox_id: str) -> None:
         """Take down what does not outlive the machine, but for the namespaces; repeatable."""
-        path = self.shm(sandbox_id)
+        images = self.images(sandbox_id)
+        for path in (self.shm(sandbox_id), *images.glob("*/*"), *images.glob("*"), images):
+            unmount(path)
         with suppress(OSError):
-            while True:
-                umount2(str(path), MNT_DETACH)
-        with suppress(OSError):
-            path.rmdir()
-        with suppress(OSError):
-            path.parent.rmdir()
+            images.parent.rmdir()
 
     def remove(self, sandbox_id: str) -> None:
         """Remove all files of a sandbox; repeatable."""
@@ -88,6 +90,15 @@ class SandboxFiles:
         for directory in (self._root, self._state):
             with suppress(FileNotFoundError):
                 yield from os.listdir(directory)
+
+
+def unmount(path: Path) -> None:
+    """Take down what is mounted on a directory, however often, and then that; repeatable."""
+    with suppress(OSError):
+        while True:
+            umount2(str(path), MNT_DETACH)
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _resolv_conf(dns: Dns) -> str:

@@ -10,13 +10,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from pyctr_sys.mount import (
     AT_FDCWD,
-    MNT_DETACH,
     OPEN_TREE_CLONE,
     Attr,
     MountFlag,
@@ -24,7 +23,6 @@ from pyctr_sys.mount import (
     mount_setattr,
     move_mount,
     open_tree,
-    umount2,
 )
 from pyctr_sys.namespaces import Clone, unshare
 from pyctr_sys.openat2 import O_PATH
@@ -32,6 +30,7 @@ from pyctrd.core.idmaps import IdMap, Maps
 from pyctrd.core.mounts import Mount
 from pyctrd.network.netns import in_thread
 from pyctrd.runtime.layer_view import directories
+from pyctrd.sandbox.files import unmount
 from pyctrd.sandbox.owner import owner
 
 _NOBODYS: Final = (IdMap(0, 0x7FFF0000, 1),)
@@ -59,15 +58,6 @@ def attach(mounts: Sequence[Mount], target: Path, user_namespace: Path | None = 
         move_mount(tree_fd, _open(opened, target, O_PATH | os.O_DIRECTORY))
 
 
-def detach(target: Path) -> None:
-    """Take down what is mounted on `target`, and that; repeatable."""
-    with suppress(OSError):
-        while True:
-            umount2(str(target), MNT_DETACH)
-    with suppress(FileNotFoundError):
-        target.rmdir()
-
-
 def why_not_mapped(directory: Path) -> str:
     """Return why layers below `directory` cannot have a user namespace's owners, "" if they can; blocks."""
     scratch = Path(tempfile.mkdtemp(prefix=".mapped-", dir=directory))
@@ -81,7 +71,7 @@ def why_not_mapped(directory: Path) -> str:
     except OSError as error:
         return str(error)
     finally:
-        detach(names[2])
+        unmount(names[2])
         shutil.rmtree(scratch, ignore_errors=True)
     return ""
 

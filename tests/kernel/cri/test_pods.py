@@ -345,14 +345,11 @@ def test_mounts_are_what_was_asked_for(cri: CriClient) -> None:
     assert (code, "not a shared mount" in text) == (grpc.StatusCode.UNKNOWN, True)
 
 
-def test_what_is_not_served_is_told_by_name(cri: CriClient) -> None:
+def test_a_profile_that_is_not_there_is_told_by_name(cri: CriClient) -> None:
     pod = cri.run_pod()
-    volume, profile = (cri.container_config(name, *SLEEP) for name in ("volume", "profile"))
-    volume.mounts.add(container_path="/image", readonly=True).image.image = "docker.io/library/busybox:latest"
+    profile = cri.container_config("profile", *SLEEP)
     profile.linux.security_context.apparmor_profile = "localhost/no-such-profile"
 
-    code, text = refused(cri.create, pod, volume)
-    assert (code, "ImageVolumeMountFailed" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
     code, text = refused(cri.create, pod, profile)
     assert (code, "no-such-profile" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
     profile.linux.security_context.apparmor_profile = "no-such-kind"
