@@ -42,6 +42,7 @@ from pyctrd.server.ttrpc import TtrpcListener
 if TYPE_CHECKING:
     from pyctrd.content.store import ContentStore
     from pyctrd.runtime.checkpoints import Checkpoints
+    from pyctrd.sandbox.controller import SandboxController
     from pyctrd.upgrade import Serving
 
 CHECKPOINTS: Final = "checkpoints"
@@ -58,6 +59,7 @@ LATE_SERVICES: Final = frozenset(
         "containerd.services.leases.v1.Leases",
         "containerd.services.mounts.v1.Mounts",
         "containerd.services.namespaces.v1.Namespaces",
+        "containerd.services.sandbox.v1.Controller",
         "containerd.services.sandbox.v1.Store",
         "containerd.services.snapshots.v1.Snapshots",
         "containerd.services.streaming.v1.Streaming",
@@ -90,6 +92,7 @@ class Parts:
         self.upgrade = upgrade
         self.dispatch = Dispatch()
         self.content: ContentStore | None = None  # one of the late parts
+        self.sandboxes: SandboxController | None = None  # another one
         self._made_checkpoints: Checkpoints | None = None
         self.exchange = Exchange(_encoded, config.events.queue)
         self.database = Database(config.root / "metadata.db", self._publish)
@@ -136,12 +139,19 @@ class Parts:
                 self.lifecycle,
                 self.container_index,
                 self._checkpoints,
+                self._check_sandbox,
                 self.runtimes,
                 self.runtime_versions,
             ),
             version.Version(),
         ):
             self.dispatch.add(servicer)
+
+    def _check_sandbox(self, namespace: str, sandbox_id: str) -> None:
+        """Raise FailedPrecondition if no task may be made in a sandbox."""
+        self.dispatch.complete()
+        assert self.sandboxes is not None
+        self.sandboxes.check_member(namespace, sandbox_id)
 
     def _checkpoints(self) -> "Checkpoints":
         """Return what saves and restores tasks, made on first use. Raises FailedPrecondition while that is off."""

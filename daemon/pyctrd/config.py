@@ -6,6 +6,8 @@ file of them.
 
 import builtins
 import enum
+import os
+import re
 import types
 import typing
 from collections import abc
@@ -26,6 +28,10 @@ DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 MAX_ADDRESS_BYTES: Final = 90
 
 _LIMITS: Final = Limits()
+
+
+# What no other program's can be called.
+_SNAPSHOTTERS: Final = frozenset({"overlayfs", "native"})
 
 
 class ConfigError(Exception):
@@ -257,6 +263,32 @@ class Runtime(NamedTuple):
     ] = 30.0
 
 
+class ProxyKind(enum.StrEnum):
+    """What another program keeps for us."""
+
+    SNAPSHOT = "snapshot"
+    CONTENT = "content"
+
+
+class ProxyPlugin(NamedTuple):
+    """A [proxy_plugins.NAME] table."""
+
+    type: Annotated[
+        ProxyKind,
+        "snapshot: a snapshotter, which clients ask for as NAME. content: it keeps the blobs, instead of the"
+        " directory content; there can be one of these.",
+    ] = ProxyKind.SNAPSHOT
+    address: Annotated[str, "The unix socket that it serves."] = ""
+    snapshotter: Annotated[str, 'What it calls its snapshotter, if it has several; "" is NAME.'] = ""
+    namespace: Annotated[str, "The namespace there that is ours alone."] = "pyctr"
+    capabilities: Annotated[
+        tuple[str, ...], 'What clients are told that it can do: "remap-ids", "rebase", as its documentation says.'
+    ] = ()
+    timeout: Annotated[
+        float, "Seconds that one of its calls may take; one that did not answer gets two the next time.", Least(1)
+    ] = 60.0
+
+
 class Config(NamedTuple):
     """Everything that can be set."""
 
@@ -277,6 +309,11 @@ class Config(NamedTuple):
         Mapping[str, Runtime],
         "OCI runtimes beside our own, which containers ask for by name: `pyctr run --runtime NAME`. What is in $PATH"
         " needs no table here.",
+    ] = MappingProxyType({})
+    proxy_plugins: Annotated[
+        Mapping[str, ProxyPlugin],
+        "Stores that other programs keep, with containerd's API, such as snapshotters that fetch layers when they are"
+        " read. A program that is gone fails its own calls and no others.",
     ] = MappingProxyType({})
     userns: Annotated[Userns, "Who a container's root is on this machine."] = Userns()
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
@@ -351,6 +388,7 @@ def check(config: Config, source: str) -> None:
             maps_for(config.userns.remap)
         except ApiError as error:
             raise ConfigError(f"{source}: userns.remap: {error}") from error
+    _check_proxies(config.proxy_plugins, source)
     if len(config.address.encode()) > MAX_ADDRESS_BYTES:
         raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
     for directory in config.cdi.directories:
@@ -361,6 +399,18 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: cri.streaming.port must be below 65536, not {streaming.port}")
     if bool(streaming.certificate) != bool(streaming.key):
         raise ConfigError(f"{source}: cri.streaming.certificate and cri.streaming.key need each other")
+
+
+def _check_proxies(proxies: Mapping[str, ProxyPlugin], source: str) -> None:
+    for name, proxy in proxies.items():
+        if name in _SNAPSHOTTERS:
+            raise ConfigError(f"{source}: proxy_plugins.{name}: a snapshotter of that name is built in")
+        if not os.path.isabs(proxy.address.removeprefix("unix://")):
+            raise ConfigError(f'{source}: proxy_plugins.{name}.address must be an absolute path, not "{proxy.address}"')
+        if not re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
+            raise ConfigError(f'{source}: proxy_plugins."{name}": its name must be letters and digits, joined by . _ -')
+    if len(stores := [name for name, proxy in proxies.items() if proxy.type is ProxyKind.CONTENT]) > 1:
+        raise ConfigError(f"{source}: proxy_plugins: only one can keep the content, not {', '.join(stores)}")
 
 
 def settings_of(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:

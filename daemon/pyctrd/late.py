@@ -15,6 +15,7 @@ from pyctr_sys.namespaces import in_user_namespace
 from pyctrd import late_cri
 from pyctrd.cdi.registry import Registry as DescribedDevices
 from pyctrd.composition import CHECKPOINTS
+from pyctrd.config import ProxyKind
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.diff.differ import Differ
@@ -55,8 +56,9 @@ from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.restarts import RestartMonitor
 from pyctrd.runtime.revival import Revival
 from pyctrd.runtime.runtime_info import runtime_info
+from pyctrd.sandbox.controller import SandboxController
 from pyctrd.server.dispatch import Servicer
-from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.snapshots.manager import RemoteDriver, SnapshotManager
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.probe import why_not
@@ -66,6 +68,7 @@ from pyctrd.transfer.stores import Stores
 
 if TYPE_CHECKING:
     from pyctrd.composition import Parts
+    from pyctrd.remote.connection import Remote
 
 _log = Logger("pyctrd")
 
@@ -96,17 +99,37 @@ class LateParts:
 
     def _build_stores(self) -> None:
         parts, database = self._parts, self._parts.database
+        remotes, keeper = self._proxies()
         self._namespaces = Namespaces(database)
         self._images = Images(database)
         self._leases = Leases(database)
         self._sandboxes = Sandboxes(database)
-        self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing)
+        self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing, keeper)
         parts.content = self._content
-        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database, **_drivers(parts.config.root))
+        self._snapshots = SnapshotManager(
+            parts.config.root / "snapshots", database, **_drivers(parts.config.root), remotes=remotes
+        )
         if database.has_gaps:
             self._rebuild_records()
         self._collector = Collector(database, self._content, self._snapshots)
         self._scheduler = Scheduler(database, lambda: parts.bulk.run(self._collector.collect))
+
+    def _proxies(self) -> tuple[dict[str, RemoteDriver], "Remote | None"]:
+        """Return the snapshotters that other programs keep, and who keeps the content if it is not us."""
+        if not self._parts.config.proxy_plugins:
+            return {}, None
+        from pyctrd.remote.connection import Remote  # most daemons have none
+
+        snapshotters, keeper = {}, None
+        for name, proxy in self._parts.config.proxy_plugins.items():
+            what = f"{'snapshotter' if proxy.type is ProxyKind.SNAPSHOT else 'content store'} {name}"
+            remote = Remote(what, proxy.address.removeprefix("unix://"), proxy.namespace, proxy.timeout)
+            self._parts.closing.callback(remote.close)
+            if proxy.type is ProxyKind.CONTENT:
+                keeper = remote
+            else:
+                snapshotters[name] = RemoteDriver(remote, proxy.snapshotter or name)
+        return snapshotters, keeper
 
     def _rebuild_records(self) -> None:
         """Know containers that only their bundles tell of. Before the collector, which takes the gaps for filled."""
@@ -140,6 +163,9 @@ class LateParts:
             mounts.Mounts(),
             namespaces.Namespaces(self._namespaces, rows),
             sandboxes.Store(self._sandboxes, rows),
+            sandboxes.Controller(
+                self._sandbox_controller(), self._sandboxes, parts.runtimes, parts.tasks, self._host, rows
+            ),
             snapshots.Snapshots(self._snapshots, rows, bulk),
             streaming.Streaming(self._streams),
             transfer.Transfer(self._transfers, self._streams, parts.operations),
@@ -150,11 +176,23 @@ class LateParts:
             parts.dispatch.add(servicer)
         # Else a client changes the owners of a copy by itself.
         capabilities = () if in_user_namespace() else ("remap-ids",)
-        known = plugins(self._host, self._snapshots.roots(), parts.dispatch.services(), capabilities)
+        known = plugins(
+            self._host, self._snapshots.roots(), parts.dispatch.services(), capabilities, parts.config.proxy_plugins
+        )
         identity = _persistent_uuid(parts.config.root / "uuid")
         parts.dispatch.add(
             introspection.Introspection(known, identity, runtime_info, lambda: parts.runtime_versions.warnings, bulk)
         )
+
+    def _sandbox_controller(self) -> SandboxController:
+        parts = self._parts
+
+        async def members(namespace: str, sandbox_id: str) -> list[str]:
+            entries = await parts.container_index.list(namespace, ())
+            return [entry.id for entry in entries if entry.container.sandbox_id == sandbox_id]
+
+        parts.sandboxes = SandboxController(parts.config.state / "sandboxes", parts.tasks, members, parts.exchange)
+        return parts.sandboxes
 
     def _cri(self) -> Iterable[Servicer]:
         stores = late_cri.Stores(

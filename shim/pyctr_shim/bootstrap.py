@@ -30,6 +30,7 @@ from pyctr_wire.containerd.types import introspection_pb2
 _SOCKET_DIR: Final = "/run/containerd/s"
 _GROUP_LABELS: Final = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 _RUNTIME_NAME: Final = "io.containerd.pyctr.v1"
+_FEATURES_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 
 class Flags(NamedTuple):
@@ -177,9 +178,13 @@ def answer(parameters: Parameters, bundle: Path, path: str) -> bytes:
 
 
 def info() -> bytes:
-    """Return a marshalled RuntimeInfo."""
+    """Return a marshalled RuntimeInfo, with what the runtime can do."""
+    from pyctr_shim.oci import features  # for this alone
+
     result = introspection_pb2.RuntimeInfo(name=_RUNTIME_NAME)
     result.version.version = pyctr_shim.VERSION
+    result.features.type_url = _FEATURES_URL
+    result.features.value = json.dumps(features.document()).encode()
     return result.SerializeToString()
 
 

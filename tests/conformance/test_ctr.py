@@ -13,9 +13,9 @@ from typing import Final
 
 import pytest
 
-from support.ctr_client import DEBIANS, Ctr, namespace_with, program
+from support.ctr_client import DEBIANS, Ctr, leaving_nothing, namespace_with, program
 from support.daemon_process import DaemonProcess, wait_until
-from support.footprint import Footprint, cgroup_value
+from support.footprint import cgroup_value
 from support.images import BuiltImage, busybox_with_applets
 from support.registry_process import running_registry
 from support.terminal_session import TerminalSession
@@ -36,19 +36,6 @@ def namespace(daemon: DaemonProcess) -> Iterator[str]:
     """A namespace with the image in it."""
     with namespace_with(daemon, NAME, IMAGE, "overlayfs", "native") as namespace:
         yield namespace
-
-
-@contextmanager
-def leaving_nothing(ctr: Ctr) -> Iterator[Ctr]:
-    """Check that what happens in the context leaves nothing; remove what a failure left, for the next test's sake."""
-    before = Footprint(ctr.daemon)
-    yield ctr
-    left = ctr("containers", "ls", "-q").split()
-    for id in left:
-        ctr.run("tasks", "rm", "--force", id)
-        ctr.run("containers", "rm", id)
-    assert left == []
-    before.assert_unchanged()
 
 
 @pytest.fixture(params=["1.6", "2"])

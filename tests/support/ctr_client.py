@@ -10,7 +10,7 @@ from typing import IO, Final
 
 from . import peers
 from .daemon_process import DEADLINE, DaemonProcess
-from .footprint import cgroups_below, remove_cgroup
+from .footprint import Footprint, cgroups_below, remove_cgroup
 from .images import BuiltImage, write_archive
 from .terminal_session import TerminalSession
 
@@ -41,6 +41,19 @@ def namespace_with(daemon: DaemonProcess, name: str, image: BuiltImage, *snapsho
     yield namespace
     assert cgroups_below(namespace) == []
     remove_cgroup(namespace)
+
+
+@contextmanager
+def leaving_nothing(ctr: "Ctr") -> Iterator["Ctr"]:
+    """Check that what happens in the context leaves nothing; remove what a failure left, for the next test's sake."""
+    before = Footprint(ctr.daemon)
+    yield ctr
+    left = ctr("containers", "ls", "-q").split()
+    for id in left:
+        ctr.run("tasks", "rm", "--force", id)
+        ctr.run("containers", "rm", id)
+    assert left == []
+    before.assert_unchanged()
 
 
 class Ctr:

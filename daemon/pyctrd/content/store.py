@@ -1,6 +1,6 @@
 """The content store: blobs and ingests by namespace, their files below one directory.
 
-    <root>/blobs/<algorithm>/<hex>      see blobs.py
+    <root>/blobs/<algorithm>/<hex>      see blobs.py; or another program keeps them: remote_blobs.py
     <root>/ingest/<hash>/data           see ingests.py
 
 A blob is stored once. Any namespace that proves to know its digest, by expecting it, may share it.
@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from pyctr_wire.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
+from pyctr_wire.errors import AlreadyExists, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from pyctrd.content.blobs import Blobs
 from pyctrd.content.ingests import Ingests, hash_file
+from pyctrd.content.remote_blobs import RemoteBlobs, Service
 from pyctrd.content.writer import Writer
 from pyctrd.core.content import BlobInfo, IngestStatus, Sharing, blob_fields, ingest_fields
 from pyctrd.core.descriptors import Descriptor
@@ -36,12 +37,14 @@ _log = Logger(__name__)
 class ContentStore:
     """Content of all namespaces; thread-safe. Owns everything below its root."""
 
-    def __init__(self, root: Path, database: Database, sharing: Sharing = Sharing.SHARED) -> None:
-        """Use `root` (made 0700 if it is not there) and the rows of `database`."""
+    def __init__(
+        self, root: Path, database: Database, sharing: Sharing = Sharing.SHARED, remote: Service | None = None
+    ) -> None:
+        """Use `root` (made 0700 if it is not there) and the rows of `database`; `remote`, if given, keeps the blobs."""
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         root.chmod(0o700)
         self._database = database
-        self._blobs = Blobs(root)
+        self._blobs: Blobs | RemoteBlobs = Blobs(root) if remote is None else RemoteBlobs(root, remote)
         self._ingests = Ingests(root)
         self._sharing = sharing
         self._locked: dict[tuple[str, str], datetime] = {}
@@ -95,7 +98,8 @@ class ContentStore:
         return self._blobs.open(digest), info.size
 
     def read_path(self, ns: str, digest: str) -> Path:
-        """Return the file of a blob that `ns` sees. Raises as `open_blob` does."""
+        """Return the file of a blob that `ns` sees, if it is we who keep it. Raises as `open_blob` does."""
+        assert isinstance(self._blobs, Blobs)
         self._check_size(self.info(ns, digest))
         return self._blobs.path(digest)
 
@@ -219,7 +223,12 @@ class ContentStore:
     def sweep(self) -> tuple[Sequence[Digest], int]:
         """Delete the files and ingests that no row names; return the digests and the bytes freed."""
         # Listed first, then compared with rows: an ingest's row is older than its directory.
-        digests, directories = list(self._blobs), list(self._ingests)
+        directories = list(self._ingests)
+        try:
+            digests = list(self._blobs)
+        except (Unavailable, DeadlineExceeded) as error:
+            _log.warning("content not collected", error=str(error))  # it stays until whoever keeps it is back
+            digests = []
         reader = self._database.read()
         used = {self._ingests.directory(ingest.ns, ingest.ref) for ingest in rows.ingests(reader)}
         with self._lock:  # so that no writer opens an ingest that was aborted, and is being removed, again
@@ -230,7 +239,13 @@ class ContentStore:
         known = rows.used_digests(reader)
         removed: dict[Digest, int] = {}
         for digest in digests:
-            if digest not in known and (size := self._blobs.remove_unless(digest, self._is_used)) is not None:
+            if digest in known:
+                continue
+            try:
+                size = self._blobs.remove_unless(digest, self._is_used)
+            except (Unavailable, DeadlineExceeded):
+                break
+            if size is not None:
                 removed[digest] = size
         return tuple(removed), sum(removed.values())
 

@@ -14,6 +14,7 @@ from typing import Final, Self
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from pyctrd.content.blobs import Blobs
 from pyctrd.content.ingests import IngestFile, Ingests
+from pyctrd.content.remote_blobs import RemoteBlobs
 from pyctrd.core.digests import Digest, validate_digest
 from pyctrd.core.events import ContentCreate
 from pyctrd.core.labels import Labels, stored, validate_labels
@@ -33,7 +34,7 @@ class Writer:
     def __init__(
         self,
         database: Database,
-        blobs: Blobs,
+        blobs: Blobs | RemoteBlobs,
         ingests: Ingests,
         ingest: rows.IngestRow,
         shared_size: int | None,

@@ -18,6 +18,10 @@ from pyctrd.rpc.headers import Context, lease_of, namespace_of
 class Snapshotter(Protocol):
     """Snapshots of one kind."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether another program keeps them."""
+
     def prepare(self, ns: str, key: str, parent: str, labels: Labels, /, lease: str) -> Sequence[Mount]: ...
     def view(self, ns: str, key: str, parent: str, labels: Labels, /, lease: str) -> Sequence[Mount]: ...
     def mounts(self, ns: str, key: str, /) -> Sequence[Mount]: ...
@@ -74,8 +78,12 @@ class Snapshots:
     async def Mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
         """Return the mounts that show an active snapshot or a view. NotFound, FailedPrecondition."""
         snapshotter = self._snapshotters.named(request.snapshotter)
-        mounts = await self._rows.run(snapshotter.mounts, namespace_of(context), request.key)
+        mounts = await self._pool(snapshotter).run(snapshotter.mounts, namespace_of(context), request.key)
         return pb.MountsResponse(mounts=map(mount_to_proto, mounts))
+
+    def _pool(self, snapshotter: Snapshotter) -> Offload:
+        """Return where short calls run: not beside those on rows if another program may keep them waiting."""
+        return self._bulk if snapshotter.is_remote else self._rows
 
     async def Commit(self, request: pb.CommitSnapshotRequest, context: Context) -> Empty:
         """Make an active snapshot read-only, under a name. NotFound, AlreadyExists, FailedPrecondition."""
@@ -104,8 +112,9 @@ class Snapshots:
 
     async def Update(self, request: pb.UpdateSnapshotRequest, context: Context) -> pb.UpdateSnapshotResponse:
         """Change labels, those that the mask names or all. NotFound, InvalidArgument."""
-        info = await self._rows.run(
-            self._snapshotters.named(request.snapshotter).update,
+        snapshotter = self._snapshotters.named(request.snapshotter)
+        info = await self._pool(snapshotter).run(
+            snapshotter.update,
             namespace_of(context),
             snapshot_from_proto(request.info),
             mask_from_proto(request.update_mask),

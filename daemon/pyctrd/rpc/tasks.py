@@ -93,14 +93,16 @@ class Tasks:
         lifecycle: Lifecycle,
         containers: ContainerReader,
         checkpoints: Callable[[], Checkpoints],
+        check_sandbox: Callable[[str, str], None],
         runtimes: Runtimes,
         versions: RuntimeVersions,
     ) -> None:
         """Ask `containers` for what a new task shall run, and `runtimes` for what by.
 
-        `checkpoints` raises FailedPrecondition if there are none.
+        `checkpoints` raises FailedPrecondition if there are none, `check_sandbox` if no task may be made in one.
         """
         self._checkpoints = checkpoints
+        self._check_sandbox = check_sandbox
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._containers = containers
@@ -116,6 +118,8 @@ class Tasks:
         options = _options(request, container)
         if options is not None and options.value and _names_checkpoint(options):
             self._checkpoints()  # is it allowed?
+        if container.sandbox:
+            self._check_sandbox(namespace, container.sandbox)
         resolved = self._runtimes.resolve(runtime, options)
         creation = shim.CreateTaskRequest(
             id=request.container_id,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import DeadlineExceeded, NotFound, Unavailable
 from pyctrd.core.containers import Container
 from pyctrd.core.content import BlobInfo
 from pyctrd.core.images import Image
@@ -136,6 +136,8 @@ class DiskUsage:
                     size = snapshotter.usage(ns, info.name).size
                 except NotFound:
                     continue
+                except (Unavailable, DeadlineExceeded):
+                    size = 0  # another program keeps it, which is gone
                 yield Node(f"snapshots/{name}", info.name), (info.kind, size)
 
 

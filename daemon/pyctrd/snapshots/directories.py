@@ -12,15 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pyctrd.core.times import to_microseconds
 from pyctrd.log import Logger
 from pyctrd.metadata.durable import replacing
+from pyctrd.metadata.snapshots import SnapshotRow
 from pyctrd.snapshots.removal import remove_tree
 
 _log = Logger(__name__)
 
 
 class Note(NamedTuple):
-    """The content of meta.json; times in microseconds since 1970, `name` is the key of an uncommitted one."""
+    """The content of meta.json; times in microseconds since 1970, `name` is the key of an uncommitted one.
+
+    `remote` is what another program that keeps the snapshot calls it, `remote_before` what it did before its commit,
+    and `remote_shared` tells that other snapshots of ours may be the same one there.
+    """
 
     namespace: str
     name: str
@@ -31,6 +37,25 @@ class Note(NamedTuple):
     updated_at: int
     size: int = 0
     inodes: int = 0
+    remote: str = ""
+    remote_before: str = ""
+    remote_shared: bool = False
+
+
+def note_of(ns: str, row: SnapshotRow) -> Note:
+    """Return what is to be noted of a row."""
+    info = row.info
+    return Note(
+        namespace=ns,
+        name=info.name,
+        parent_id=row.parent_id,
+        kind=info.kind,
+        labels=dict(info.labels),
+        created_at=to_microseconds(info.created_at),
+        updated_at=to_microseconds(info.updated_at),
+        size=row.usage.size,
+        inodes=row.usage.inodes,
+    )
 
 
 class Directories:
@@ -48,24 +73,30 @@ class Directories:
         return self._root / str(snapshot_id)
 
     @contextmanager
-    def new(self) -> Iterator[int]:
-        """Make a directory and yield its id; `remove_strays` keeps off while the block stores its row.
+    def claim(self) -> Iterator[int]:
+        """Make a directory and yield its id; a cleanup keeps off while the block stores its row.
 
-        If the block fails, the directory is removed.
+        If the block fails, the directory is a stray.
         """
         snapshot_id = next(self._ids)
         with self._lock:
             self._pending.add(snapshot_id)
-        directory = self.path(snapshot_id)
         try:
-            directory.mkdir(mode=0o700)
+            self.path(snapshot_id).mkdir(mode=0o700)
             yield snapshot_id
-        except BaseException:
-            remove_tree(directory)
-            raise
         finally:
             with self._lock:
                 self._pending.discard(snapshot_id)
+
+    @contextmanager
+    def new(self) -> Iterator[int]:
+        """Claim a directory; if the block fails, it is removed."""
+        with self.claim() as snapshot_id:
+            try:
+                yield snapshot_id
+            except BaseException:
+                remove_tree(self.path(snapshot_id))
+                raise
 
     def write_note(self, snapshot_id: int, note: Note) -> None:
         """Write meta.json of a new snapshot.
@@ -81,11 +112,15 @@ class Directories:
         with replacing(self.path(snapshot_id) / "meta.json") as temporary:
             temporary.write_text(_to_json(note))
 
+    def note(self, snapshot_id: int) -> Note:
+        """Return a directory's note. Raises OSError, ValueError, TypeError."""
+        return Note(**json.loads((self.path(snapshot_id) / "meta.json").read_text()))
+
     def notes(self) -> Iterator[tuple[int, Note]]:
         """Yield the id and the note of every directory that has a readable one."""
         for snapshot_id in self.ids():
             try:
-                note = Note(**json.loads((self.path(snapshot_id) / "meta.json").read_text()))
+                note = self.note(snapshot_id)
             except (OSError, ValueError, TypeError) as error:
                 _log.warning("snapshot has no note", directory=str(self.path(snapshot_id)), error=str(error))
             else:

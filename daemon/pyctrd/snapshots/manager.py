@@ -1,11 +1,13 @@
 """The snapshotters by name, and what they share: one sequence of ids.
 
-<root>/<snapshotter>/<id>/     see directories.py, overlay.py, native.py
+<root>/<snapshotter>/<id>/     see directories.py, overlay.py, native.py, remote.py
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 from pyctr_wire.errors import InvalidArgument
 from pyctrd.metadata import snapshots as rows
@@ -14,31 +16,52 @@ from pyctrd.snapshots.directories import Directories
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.recovery import adopt, recreate
+from pyctrd.snapshots.remote import RemoteSnapshotter, Service
 from pyctrd.snapshots.snapshotter import Driver, Snapshotter
+
+AnySnapshotter: TypeAlias = Snapshotter | RemoteSnapshotter
+
+
+class RemoteDriver(NamedTuple):
+    """A program that keeps snapshots itself, and what it calls its snapshotter."""
+
+    service: Service
+    name_there: str
 
 
 class SnapshotManager:
     """All snapshotters. Owns everything below its root."""
 
     def __init__(
-        self, root: Path, database: Database, drivers: tuple[Driver, ...] = (Overlay(), Native()), default: str = ""
+        self,
+        root: Path,
+        database: Database,
+        drivers: tuple[Driver, ...] = (Overlay(), Native()),
+        default: str = "",
+        remotes: Mapping[str, RemoteDriver] = MappingProxyType({}),
     ) -> None:
         """Use `root`, made if it is not there, and repair what the last stop left behind.
 
-        `default` is the snapshotter of who names none; "" is the first one.
+        `default` is the snapshotter of who names none; "" is the first one. `remotes` are those that other programs
+        keep, by our name for them.
         """
         self.default = default or drivers[0].name
-        ids = _ids(root, database, drivers)
-        self._snapshotters: dict[str, Snapshotter] = {}
+        ids = _ids(root, database, [*(driver.name for driver in drivers), *remotes])
+        self._snapshotters: dict[str, AnySnapshotter] = {}
         for driver in drivers:
             directories = Directories(root / driver.name, ids)
             if database.has_gaps:
                 adopt(database, directories, driver.name)
             recreate(database, directories, driver.name, driver.create)
             self._snapshotters[driver.name] = Snapshotter(driver, directories, database)
+        for name, remote in remotes.items():
+            directories = Directories(root / name, ids)
+            if database.has_gaps:
+                adopt(database, directories, name)
+            self._snapshotters[name] = RemoteSnapshotter(name, remote.name_there, remote.service, directories, database)
         self._root = root
 
-    def named(self, snapshotter: str) -> Snapshotter:
+    def named(self, snapshotter: str) -> AnySnapshotter:
         """Return a snapshotter. Raises InvalidArgument for an empty or unknown name."""
         if not snapshotter:
             raise InvalidArgument("snapshotter argument missing")
@@ -56,11 +79,11 @@ class SnapshotManager:
         return {name: len(snapshotter.cleanup()) for name, snapshotter in self._snapshotters.items()}
 
 
-def _ids(root: Path, database: Database, drivers: tuple[Driver, ...]) -> Iterator[int]:
+def _ids(root: Path, database: Database, names: Sequence[str]) -> Iterator[int]:
     """Make the roots and return the ids that neither a row nor a directory has, in order."""
     highest = rows.highest_id(database.read())
-    for driver in drivers:
-        directory = root / driver.name
+    for name in names:
+        directory = root / name
         directory.mkdir(parents=True, exist_ok=True)
         for path in (root, directory):
             path.chmod(0o711)

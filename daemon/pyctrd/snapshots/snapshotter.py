@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pyctr_wire.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
@@ -19,12 +19,11 @@ from pyctrd.core.labels import Labels, changed, stored, validate_labels
 from pyctrd.core.leases import Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import TARGET_LABEL, Kind, SnapshotInfo, Usage, fields
-from pyctrd.core.times import to_microseconds
 from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.durable import naming_full_disk
 from pyctrd.metadata.leases import attach, detach
-from pyctrd.snapshots.directories import Directories, Note
+from pyctrd.snapshots.directories import Directories, note_of
 from pyctrd.snapshots.owners import shift
 
 
@@ -55,6 +54,8 @@ class Driver(Protocol):
 
 class Snapshotter:
     """The snapshots of one driver, in all namespaces; thread-safe. A name or key is taken once per namespace."""
+
+    is_remote: ClassVar[bool] = False
 
     def __init__(self, driver: Driver, directories: Directories, database: Database) -> None:
         """Use `driver` for the files and `database` for the rows."""
@@ -217,7 +218,7 @@ class Snapshotter:
             elif maps is not None:
                 os.chown(directory / "fs", *mapped_root(maps))
             row = rows.SnapshotRow(snapshot_id, parent_id, Usage(), info)
-            self._directories.write_note(snapshot_id, self._note(ns, row))
+            self._directories.write_note(snapshot_id, note_of(ns, row))
             self._store(ns, row, lease)
         return self._mounts(directory, parents, kind, maps)
 
@@ -263,7 +264,7 @@ class Snapshotter:
     def _replace_note(self, ns: str, row: rows.SnapshotRow) -> None:
         try:
             with naming_full_disk(f'snapshot "{row.info.name}"'):
-                self._directories.replace_note(row.id, self._note(ns, row))
+                self._directories.replace_note(row.id, note_of(ns, row))
         except FileNotFoundError:
             raise NotFound(f"snapshot {row.info.name} does not exist") from None  # removed meanwhile
 
@@ -292,20 +293,6 @@ class Snapshotter:
         if not self._driver.can_rebase:
             raise InvalidArgument(f"the {self.name} snapshotter cannot put a snapshot on top of another afterwards")
         return self._committed(reader, ns, parent)
-
-    def _note(self, ns: str, row: rows.SnapshotRow) -> Note:
-        info = row.info
-        return Note(
-            namespace=ns,
-            name=info.name,
-            parent_id=row.parent_id,
-            kind=info.kind,
-            labels=dict(info.labels),
-            created_at=to_microseconds(info.created_at),
-            updated_at=to_microseconds(info.updated_at),
-            size=row.usage.size,
-            inodes=row.usage.inodes,
-        )
 
     def _resource(self, name: str) -> Resource:
         return Resource(name, f"snapshots/{self.name}")

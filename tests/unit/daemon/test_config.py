@@ -78,3 +78,17 @@ def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_text(EXAMPLE.read_text())
     assert main(["--config", str(path), "config", "check"]) == 0
     assert main(["config", "check", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ('[proxy_plugins.overlayfs]\naddress = "/run/x"', "built in"),
+        ('[proxy_plugins.far]\naddress = "x"', "absolute"),
+        ('[proxy_plugins.far]\ntype = "sandbox"\naddress = "/x"', "snapshot, content"),
+        ('[proxy_plugins."a/b"]\naddress = "/x"', "a/b"),
+    ],
+)
+def test_proxy_plugins_that_cannot_be_are_refused(table: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        parse(table, "config.toml")

@@ -96,3 +96,4 @@ def test_the_version_is_the_distributions() -> None:
     assert version("pyctr") == pyctr_shim.VERSION
     info = introspection_pb2.RuntimeInfo.FromString(bootstrap.info())
     assert (info.name, info.version.version) == ("io.containerd.pyctr.v1", pyctr_shim.VERSION)
+    assert "mount" in json.loads(info.features.value)["linux"]["namespaces"]

@@ -1,0 +1,1 @@
+"""Stores that another program keeps, at another socket."""
