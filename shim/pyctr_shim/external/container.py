@@ -290,10 +290,12 @@ class External:
                 return pid, None
             with suppress(OSError, OverflowError):
                 pidfd = pidfd_open(pid)
-                if _parent_of(pid) == self._around.keeper_pid:
+                parent = _parent_of(pid)
+                if parent == self._around.keeper_pid:
                     return pid, pidfd
                 os.close(pidfd)
-                break
+                if parent:
+                    break
             # Reaped, and the keeper is about to say so; or there never was such a process.
             await self._around.loop.wait(Future(), _PAUSE)
         raise OciError(f"{self._record.name} {verb}: exit status 0, and process {pid} is none of its making")

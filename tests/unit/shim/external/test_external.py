@@ -1,11 +1,14 @@
 """What is read of another runtime: its containers' cgroups, its log, its words, its record."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pyctr_shim.external import cgroup, command, remains
+from pyctr_shim.external import cgroup, command, container, remains
 from pyctr_shim.external.command import Result
 from pyctr_shim.external.container import _release as release
 from pyctr_shim.oci.cgroups import Hierarchies
@@ -118,3 +121,31 @@ def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
 def test_versions_of_the_specification_are_compared_by_what_they_have() -> None:
     assert release("1.0.2-dev") < release("1.2.0") < release("1.3.0")
     assert release("1.2.0") == release("1.2.1")
+
+
+@pytest.mark.parametrize(("parent", "seen", "is_found"), [(0, [False, True], True), (1, [False], False)])
+def test_a_process_may_be_reaped_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: int, seen: list[bool], is_found: bool
+) -> None:
+    """Then it has no parent any more, and the keeper tells of it; one with another parent is a stranger."""
+
+    async def wait(*_: object) -> bool:
+        return False
+
+    looks = iter(seen)
+    around: Any = SimpleNamespace(
+        loop=SimpleNamespace(wait=wait), reaper=SimpleNamespace(has_seen=lambda _pid: next(looks)), keeper_pid=-1
+    )
+    record: Any = SimpleNamespace(name="runc")
+    monkeypatch.setattr(container, "_parent_of", lambda _pid: parent)
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    external = container.External(around, str(tmp_path), record, own_pid_namespace=True)
+    finding = external._find("exec", str(tmp_path / "pid"))
+
+    if is_found:
+        with pytest.raises(StopIteration) as end:
+            finding.send(None)
+        assert end.value.value == (os.getpid(), None)
+    else:
+        with pytest.raises(OciError, match="none of its making"):
+            finding.send(None)
