@@ -28,6 +28,7 @@ again; SIGUSR1 writes the stack of every thread to standard error; SIGUSR2 is ig
 
 _TAKE_OVER: Final = "--take-over"
 _UPGRADE_TIMEOUT: Final = 180.0  # seconds
+_PUBLISH_TIMEOUT: Final = 10.0  # seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {configuration.default_path()}")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
     parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
-    parser.add_argument("--address", "-a", metavar="SOCKET", help="default: pyctrd.sock in the state directory")
+    parser.add_argument(
+        "--address", "-address", "-a", metavar="SOCKET", help="default: pyctrd.sock in the state directory"
+    )
     parser.add_argument(
         "--log-level", "-l", type=LogLevel, choices=list(LogLevel), metavar="LEVEL", help="debug … error"
     )
@@ -53,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what this machine lacks for something, and how to get it")
     check.add_argument("what", choices=("rootless",), help="rootless: to be started by an ordinary user")
     commands.add_parser("upgrade", help="let the program that is installed now take over from the running daemon")
+    publish = commands.add_parser("publish", help="tell a daemon's subscribers of an event, as older shims do")
+    publish.add_argument("--topic", "-topic", required=True, metavar="TOPIC", help="/tasks/oom, for one")
+    publish.add_argument("--namespace", "-namespace", required=True, metavar="NAMESPACE", help="whose event it is")
     # For a daemon that is being replaced, which starts us so: see pyctrd.upgrade.
     parser.add_argument(_TAKE_OVER, action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -88,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "upgrade":
         return _upgrade(config)
+    if options.command == "publish":
+        return _publish(config, options)
     return _serve(config, options, sys.argv[1:] if arguments is None else arguments)
 
 
@@ -105,6 +113,29 @@ def _upgrade(config: Config) -> int:
             sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
             return 1
     sys.stdout.write(f"pyctrd {answer.version} serves now, pid {answer.pid}\n")
+    return 0
+
+
+def _publish(config: Config, options: argparse.Namespace) -> int:
+    """Publish the marshalled google.protobuf.Any on standard input: what a shim's -publish-binary must understand."""
+    import grpc
+    from google.protobuf.any_pb2 import Any
+    from google.protobuf.message import DecodeError
+
+    from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
+
+    try:
+        request = events_pb2.PublishRequest(topic=options.topic, event=Any.FromString(sys.stdin.buffer.read()))
+    except DecodeError:
+        sys.stderr.write("pyctrd: publish: standard input holds no google.protobuf.Any\n")
+        return 1
+    with grpc.insecure_channel(f"unix:{config.address}") as channel:
+        try:
+            events = events_pb2_grpc.EventsStub(channel)
+            events.Publish(request, timeout=_PUBLISH_TIMEOUT, metadata=[("containerd-namespace", options.namespace)])
+        except grpc.RpcError as error:
+            sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
+            return 1
     return 0
 
 

@@ -29,10 +29,11 @@ from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Owners
+from pyctrd.runtime.programs import Endpoints
 from pyctrd.runtime.recovery import Recovery
 from pyctrd.runtime.runtime_versions import RuntimeVersions
 from pyctrd.runtime.runtimes import Runtimes
-from pyctrd.runtime.shims import Endpoints, Shims
+from pyctrd.runtime.shims import Shims
 from pyctrd.runtime.tasks import Tasks
 from pyctrd.runtime.zygote_client import Zygote
 from pyctrd.server.dispatch import Dispatch

@@ -254,6 +254,11 @@ class Runtime(NamedTuple):
         'Its program: an absolute path, or a name that is looked up in $PATH; "" is NAME itself. "embedded" is our own'
         " runtime, for clients that ask for another one by this name.",
     ] = ""
+    shim: Annotated[
+        str,
+        "The program of a shim of another make that drives it, a path or a name in $PATH, for clients of containerd's"
+        ' API. "" is ours.',
+    ] = ""
     root: Annotated[str, 'Where it keeps its state, a directory for each namespace; "" is in the bundle.'] = ""
     systemd_cgroup: Annotated[bool, "Let systemd make its cgroups."] = False
     no_pivot_root: Annotated[bool, "Do without pivot_root, which a host whose root is a ramfs has not."] = False
@@ -307,8 +312,8 @@ class Config(NamedTuple):
     cri: Annotated[Cri, "Kubernetes: what a kubelet asks for."] = Cri()
     runtimes: Annotated[
         Mapping[str, Runtime],
-        "OCI runtimes beside our own, which containers ask for by name: `pyctr run --runtime NAME`. What is in $PATH"
-        " needs no table here.",
+        "OCI runtimes beside our own, and shims, which containers ask for by name: `pyctr run --runtime NAME`. What is"
+        " in $PATH needs no table here.",
     ] = MappingProxyType({})
     proxy_plugins: Annotated[
         Mapping[str, ProxyPlugin],

@@ -123,8 +123,10 @@ class CriParts:
     def _build_pods(self) -> None:
         parts, stores = self._parts, self._stores
         self._network, self._events = self._build_network(), Events()
-        # Ours unless the configuration says otherwise: nobody asks for runc as such.
-        handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
+        # Ours unless the configuration says otherwise: nobody asks for runc as such. Shims of other makes do not write
+        # the logs that a kubelet reads.
+        configured = {name: name for name, settings in parts.config.runtimes.items() if not settings.shim}
+        handlers = {"": _OURS, "runc": _OURS, **configured}
         programs = {name: self._program(runtime) for name, runtime in handlers.items()}
         self._features = HandlerFeatures(programs, stores.snapshots.roots()[SNAPSHOTTER], parts.bulk)
         snapshots = stores.snapshots

@@ -166,7 +166,7 @@ REFUSED: Final = {
     "absent": "/no/such/program is no program that could be executed",
     "nothing-of-that-name": "no program nothing-of-that-name in $PATH; install it, or name it in [runtimes.",
     "/no/such/program": "/no/such/program is no program that could be executed",
-    "io.containerd.kata.v2": "of shims, only io.containerd.pyctr.v1 and io.containerd.runc.v2 are served",
+    "io.containerd.kata.v2": "no program containerd-shim-kata-v2 in $PATH",
     "some/program": "a full path to the binary",
 }
 

@@ -16,8 +16,9 @@ from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Owners
+from pyctrd.runtime.programs import Endpoints
 from pyctrd.runtime.recovery import Recovery
-from pyctrd.runtime.shims import Endpoints, Shims
+from pyctrd.runtime.shims import Shims
 from pyctrd.runtime.tasks import Tasks
 from support.scripted_shim import ScriptedShim, ScriptedZygote
 

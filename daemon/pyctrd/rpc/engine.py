@@ -156,8 +156,11 @@ class Engine:
         InvalidArgument names the option.
         """
         namespace = namespace_of(context)
-        if request.runtime:
-            self._runtimes.resolve(request.runtime)  # which fails before anything is made
+        if request.runtime and self._runtimes.resolve(request.runtime).shim:  # which fails before anything is made
+            raise FailedPrecondition(
+                f"runtime {request.runtime} is a shim of another make, which cannot be attached to and writes no logs"
+                " of ours; run the container with ctr or nerdctl"
+            )
         wanted = Request(
             namespace=namespace,
             image=request.image,

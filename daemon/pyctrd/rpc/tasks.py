@@ -133,7 +133,9 @@ class Tasks:
         if resolved.program:
             self._versions.used(resolved.program)
         checkpoint = self._checkpoint(namespace, request.checkpoint) if request.HasField("checkpoint") else None
-        pid = await self._lifecycle.create(namespace, runtime, container.spec.value, creation, checkpoint)
+        pid = await self._lifecycle.create(
+            namespace, runtime, container.spec.value, creation, checkpoint, other_shim=resolved.shim
+        )
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
     async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartResponse:

@@ -15,6 +15,10 @@
       started       its modification time is when the first process was started    written by the daemon
       buried        there once a lost shim's container has been cleaned up   written by the daemon
 
+    and, with a shim of another make, instead of `lock`, `shim.json`, `asleep` and `spool`:
+      bootstrap.json   what it has told of itself, and the pid of the container   (OtherShim)   written by the daemon
+      log           what it has to say
+
 A bundle appears complete (it is renamed into place) and disappears at once (renamed to a dot name, then removed).
 A name with a dot in front is rubbish that the next start sweeps; its exit record still answers a Delete whose
 answer a crash swallowed. On tmpfs nothing here outlives the machine, so nothing is fsynced.
@@ -66,6 +70,8 @@ class Manifest(NamedTuple):
     stderr: str = ""
     terminal: bool = False
     request: str = ""
+    shim: str = ""
+    """The program of a shim of another make, "" for ours."""
 
     @property
     def names(self) -> StdioNames:
@@ -79,6 +85,25 @@ class ShimAddress(NamedTuple):
     pid: int
     address: str
     attach: str
+
+
+class OtherShim(NamedTuple):
+    """What `bootstrap.json` holds; no address while it is being started.
+
+    `version` is the task service's, `init` the pid of the container's first process once that is made.
+    """
+
+    version: int = 0
+    address: str = ""
+    protocol: str = "ttrpc"
+    pid: int = 0
+    start_ticks: int = 0
+    init: int = 0
+
+    @property
+    def path(self) -> str:
+        """The path of its socket."""
+        return self.address.removeprefix("unix://")
 
 
 class ExitRecord(NamedTuple):
@@ -104,6 +129,25 @@ class Bundle:
         if record is None:
             return None
         return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
+
+    def other_shim(self) -> OtherShim | None:
+        """Return what is known of the bundle's shim of another make; None if it was never started."""
+        record = _read_json(f"{self.path}/bootstrap.json")
+        return OtherShim(**record) if record is not None else None
+
+    def write_other_shim(self, shim: OtherShim) -> None:
+        """Note what is known of it now."""
+        _write(self.path / "bootstrap.json", json.dumps(shim._asdict()).encode())
+
+    def note_init(self, pid: int) -> None:
+        """Note that the container has a first process now."""
+        shim = self.other_shim()
+        if shim is not None:
+            self.write_other_shim(shim._replace(init=pid))
+
+    def forget_other_shim(self) -> None:
+        """Note that it was not started."""
+        (self.path / "bootstrap.json").unlink(missing_ok=True)
 
     def asleep(self) -> dict[str, tuple[int, Status]] | None:
         """Return pid and status of each process by exec id, "" for init; None unless the shim sleeps."""
@@ -176,6 +220,9 @@ class Bundle:
 
     def recorded_pid(self) -> int:
         """Return the init pid in the OCI runtime's record, 0 if it has none yet."""
+        if self.manifest.shim:
+            other = self.other_shim()
+            return other.init if other is not None else 0
         record = _read_json(f"{self.path}/state.json") or _read_json(f"{self.path}/runtime.json")
         return int(record.get("pid", 0)) if record else 0
 
@@ -232,7 +279,7 @@ class Bundles:
         path = Path(folder, manifest.id)
         try:
             _write_new(f"{staging}/config.json", spec)
-            _write_new(f"{staging}/task.json", json.dumps({"version": VERSION, **manifest._asdict()}).encode())
+            _write_new(f"{staging}/task.json", _manifest_json(manifest))
             # A crash before this line leaves a dot name, which the next start sweeps.
             os.rename(staging, path)
         except OSError as error:
@@ -299,6 +346,13 @@ def _names(path: str) -> list[str]:
 
 def _folders(path: Path | str) -> list[str]:
     return [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+
+
+def _manifest_json(manifest: Manifest) -> bytes:
+    record = {"version": VERSION, **manifest._asdict()}
+    if not manifest.shim:  # an older daemon that may come back takes no field that it does not know
+        del record["shim"]
+    return json.dumps(record).encode()
 
 
 def _read_manifest(path: str) -> Manifest | None:

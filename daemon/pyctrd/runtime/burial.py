@@ -9,8 +9,6 @@ import os
 from datetime import UTC, datetime
 from typing import Final
 
-from google.protobuf.message import Message
-
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import ApiError
@@ -21,8 +19,8 @@ from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Job, Joining, Owners
 from pyctrd.runtime.shims import Shims, whereabouts
-from pyctrd.runtime.table import Process, Task
-from pyctrd.runtime.tasks import Tasks
+from pyctrd.runtime.table import Task
+from pyctrd.runtime.tasks import Tasks, exit_event
 
 BURY_TIMEOUT: Final = 40.0  # seconds
 LAST_WORDS: Final = 2.0  # seconds from the end of a connection to the end of the process
@@ -115,7 +113,7 @@ class Undertaker:
                 ended = Exit(LOST_EXIT_STATUS, now, reason=SHIM_LOST)
                 task.bundle.write_exit(process.exec_id, process.pid, ended)
             process.finish(ended)
-            self._publish(task, "/tasks/exit", _exit_event(task, process, ended))
+            self._tasks.publish(task.namespace, "/tasks/exit", exit_event(task, process, ended))
 
     def publish_spool(self, task: Task, bundle: Bundle) -> None:
         """Pass on the events in a dead shim's spool."""
@@ -137,19 +135,8 @@ class Undertaker:
         if ended is not None:
             event.exit_status = ended.exit_status
             event.exited_at.FromDatetime(ended.exited_at)
-        self._publish(task, "/tasks/delete", event)
-
-    def _publish(self, task: Task, topic: str, event: Message) -> None:
         value = AnyValue(event.DESCRIPTOR.full_name, event.SerializeToString())
-        self._tasks.publish(task.namespace, topic, value)
-
-
-def _exit_event(task: Task, process: Process, ended: Exit) -> events.TaskExit:
-    event = events.TaskExit(
-        container_id=task.id, id=process.exec_id or task.id, pid=process.pid, exit_status=ended.exit_status
-    )
-    event.exited_at.FromDatetime(ended.exited_at)
-    return event
+        self._tasks.publish(task.namespace, "/tasks/delete", value)
 
 
 def _status(task: Task) -> int | None:

@@ -83,10 +83,13 @@ class Lifecycle:
         spec: bytes,
         request: shim.CreateTaskRequest,
         checkpoint: Checkpoint | None = None,
+        *,
+        other_shim: str = "",
     ) -> int:
         """Make the container's first process, up to its exec or as `checkpoint` has saved it, and return its pid.
 
-        `spec` is the OCI specification's JSON; `request.bundle` is filled in here. A retry of a call whose client
+        `spec` is the OCI specification's JSON; `request.bundle` is filled in here; `other_shim` is the program of a
+        shim of another make. A retry of a call whose client
         went away joins it; if every caller is gone when it ends, it is undone. Raises AlreadyExists if there is a
         task, and with a prefix whatever the runtime refuses.
         """
@@ -110,6 +113,7 @@ class Lifecycle:
                 stderr=request.stderr,
                 terminal=request.terminal,
                 request=token,
+                shim=other_shim,
             )
             subject = f"container {request.id}"
             with self._operations.begin(namespace, subject, "create", timeout=CREATE_TIMEOUT) as operation:
@@ -138,7 +142,7 @@ class Lifecycle:
             # A crash of ours from here on leaves a shim with a container, which recovery adopts, or a shim that has
             # none yet, which recovery ends.
             operation.stage = "start the shim"
-            task.shim = await self._shims.launch(bundle)
+            task.shim = await self._shims.launch(bundle, request.options if request.HasField("options") else None)
             operation.stage = "create the container"
             reply = await self._create_in_shim(task, request)
             if job.give_up_if_abandoned():
@@ -148,6 +152,8 @@ class Lifecycle:
             await self._undo(task, error)
             raise error_for(error.code, f"failed to create shim task: {error}") from error
         init.pid = reply.pid
+        if manifest.shim:
+            bundle.note_init(reply.pid)
         self._tasks.table.publish(task)
         self._undertaker.watch(task)
         return task
@@ -259,6 +265,11 @@ class Lifecycle:
                 await self._undertaker.bury(task)
             deleted = _known(task)
             self._undertaker.publish_deleted(task)
+        if task.bundle.manifest.shim and task.shim is not None:
+            # At once: the next shim of this id has the same address.
+            operation.stage = "end the shim"
+            client, task.shim = task.shim, None
+            await self._shims.shut_down(task.bundle, client)
         operation.stage = "remove the bundle"
         # A crash before this line leaves a task to delete again; after it, a dot name with the exit record, from
         # which recovery answers a retry and then removes it.

@@ -4,8 +4,9 @@
     /.../containerd-shim-pyctr-v1                   the same
     NAME                                            the [runtimes.NAME] of the configuration, or a program in $PATH
     /PATH                                           that program
+    io.containerd.kata.v2, /.../containerd-shim-kata-v2   no runtime, but a shim of another make
 
-All of them are driven by our own shim. `binary_name` takes what stands in the last two lines.
+All but the last are driven by our own shim. `binary_name` takes what stands in the two lines before that.
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from pyctr_wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from pyctr_wire.containerd.types.runc.options import oci_pb2
@@ -38,6 +39,10 @@ class Settings(Protocol):
     @property
     def path(self) -> str:
         """Its program, "" for its name; `embedded` for ours."""
+
+    @property
+    def shim(self) -> str:
+        """The program of the shim that drives it, "" for ours."""
 
     @property
     def root(self) -> str:
@@ -61,10 +66,14 @@ class Settings(Protocol):
 
 
 class Resolved(NamedTuple):
-    """What a shim is told; `program` is the absolute path of a runtime that is not ours, else ""."""
+    """What a shim is told; `program` is the absolute path of a runtime that is not ours, else "".
+
+    `shim` is the absolute path of a shim that is not ours, else "".
+    """
 
     options: AnyMessage | None
-    program: str
+    program: str = ""
+    shim: str = ""
 
 
 class Runtimes:
@@ -77,21 +86,34 @@ class Runtimes:
     def resolve(self, name: str, options: AnyMessage | None = None) -> Resolved:
         """Return what a shim is to be told for a container with this runtime and these options.
 
-        Raises FailedPrecondition for a program that is not here, Unimplemented for another shim than ours,
-        InvalidArgument for what is no name.
+        Raises FailedPrecondition for a program that is not here, InvalidArgument for what is no name.
         """
+        settings = self._configured.get(name)
+        if settings is not None and settings.shim:
+            return self._with_other_shim(name, settings, options)
         if name in SHIMS or (os.path.isabs(name) and os.path.basename(name) == _OUR_SHIM):
-            return self._with_binary_name(options) if options is not None else Resolved(None, "")
-        if name not in self._configured:
+            return self._with_binary_name(options) if options is not None else Resolved(None)
+        if settings is None:
             _check_name(name)
+            if shim := _shim_program(name):
+                return Resolved(options, shim=_find(name, shim))
         return self._driven(name, options)
+
+    def _with_other_shim(self, name: str, settings: Settings, options: AnyMessage | None) -> Resolved:
+        """Return what is said of a name that the configuration gives to a shim of another make."""
+        if settings.path:
+            raise FailedPrecondition(
+                f'runtime "{name}": [runtimes.{name}] has both shim and path; which runtime such a shim drives, the'
+                " client's options say"
+            )
+        return Resolved(options, shim=_find(name, settings.shim))
 
     def _with_binary_name(self, options: AnyMessage) -> Resolved:
         """Return what is said of the usual shim's runtime, whichever that is."""
         if options.type_url.rpartition("/")[2] != _OPTIONS:
-            return Resolved(options, "")  # the shim says what it thinks of that
+            return Resolved(options)  # the shim says what it thinks of that
         name = _decoded(options).binary_name
-        return self._driven(name, options) if name else Resolved(options, "")
+        return self._driven(name, options) if name else Resolved(options)
 
     def _driven(self, name: str, options: AnyMessage | None) -> Resolved:
         """Return what is said of the runtime `name`: the client's options, completed by the configuration."""
@@ -126,16 +148,22 @@ def _decoded(options: AnyMessage) -> "oci_pb2.Options":
 
 
 def _check_name(name: str) -> None:
-    """Raise what is to be said of a name that stands for no OCI runtime."""
-    program = os.path.basename(name)
+    """Raise what is to be said of a name that stands for nothing."""
     if ("/" in name and not os.path.isabs(name)) or not name:
         raise InvalidArgument(
             f"invalid runtime name {name}, correct runtime name should be either format like `io.containerd.runc.v2` or"
             " a full path to the binary"
         )
-    if _SHIM_PROGRAM.fullmatch(program) or ("/" not in name and _SHIM_NAME.fullmatch(name)):
-        served = " and ".join(sorted(SHIMS))
-        raise Unimplemented(f'failed to start shim: runtime "{name}": of shims, only {served} are served')
+
+
+def _shim_program(name: str) -> str:
+    """Return the program of the shim that a name or path stands for by containerd's rule, "" if it is none."""
+    if _SHIM_PROGRAM.fullmatch(os.path.basename(name)):
+        return name
+    if "/" not in name and _SHIM_NAME.fullmatch(name):
+        kind, version = name.rsplit(".", 2)[1:]
+        return f"containerd-shim-{kind}-{version}"
+    return ""
 
 
 def _find(name: str, path: str) -> str:

@@ -37,9 +37,10 @@ class Whereabouts(NamedTuple):
 class ShimClient(asyncio.Protocol):
     """The way to a shim; `on_close` is called once when the shim has ended or broken it, not after `close`."""
 
-    def __init__(self, name: str, metadata: Mapping[str, str]) -> None:
-        """Name the peer for error texts ("task web") and give the metadata of every call."""
+    def __init__(self, name: str, metadata: Mapping[str, str], service: str = TASK_SERVICE) -> None:
+        """Name the peer for error texts ("task web") and give the metadata of every call, and who is called."""
         self._name = name
+        self._service = service
         self._metadata = metadata
         self._decoder = ttrpc.FrameDecoder()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
@@ -55,20 +56,24 @@ class ShimClient(asyncio.Protocol):
         self.on_close: Callable[[], None] | None = None
 
     @classmethod
-    async def over(cls, connection: socket.socket, name: str, metadata: Mapping[str, str]) -> "ShimClient":
+    async def over(
+        cls, connection: socket.socket, name: str, metadata: Mapping[str, str], *, service: str = TASK_SERVICE
+    ) -> "ShimClient":
         """Return a client on a connected socket, which it owns from now on."""
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_unix_connection(lambda: cls(name, metadata), sock=connection)
+        _, client = await loop.create_unix_connection(lambda: cls(name, metadata, service), sock=connection)
         return client
 
     @classmethod
-    async def connect(cls, path: str, name: str, metadata: Mapping[str, str]) -> "ShimClient":
+    async def connect(
+        cls, path: str, name: str, metadata: Mapping[str, str], *, service: str = TASK_SERVICE
+    ) -> "ShimClient":
         """Return a client connected to a listening shim.
 
         Raises ShimGone if nobody listens there, PermissionDenied if the listener is another user's.
         """
-        return await cls.over(_connect(path, name), name, metadata)
+        return await cls.over(_connect(path, name), name, metadata, service=service)
 
     @classmethod
     def at_rest(cls, where: Whereabouts, name: str, metadata: Mapping[str, str]) -> "ShimClient":
@@ -89,9 +94,7 @@ class ShimClient(asyncio.Protocol):
         """Whether no call can be made any more."""
         return self._transport is None and self._pidfd < 0
 
-    async def call(
-        self, method: str, request: Message, reply: type[Reply], seconds: float, *, service: str = TASK_SERVICE
-    ) -> Reply:
+    async def call(self, method: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
         """Make one call and return its answer, `seconds` from now at the latest.
 
         Raises the ApiError that the shim answers, Internal for an answer that is none, DeadlineExceeded if it does not
@@ -105,7 +108,7 @@ class ShimClient(asyncio.Protocol):
         stream_id = self._next_id
         self._next_id += 2
         data = ttrpc.encode_request(
-            ttrpc.Request(service, method, request.SerializeToString(), int(seconds * 1e9), self._metadata)
+            ttrpc.Request(self._service, method, request.SerializeToString(), int(seconds * 1e9), self._metadata)
         )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()

@@ -5,42 +5,30 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
 from pyctr_wire.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import ApiError, Unavailable, UnknownError
-from pyctrd.core.values import dataclass
 from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
+from pyctrd.runtime.other_shims import OtherShims
+from pyctrd.runtime.programs import API_VERSION, Endpoints, Offload, Programs
 from pyctrd.runtime.shim_client import ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds
-PROGRAM_TIMEOUT: Final = 30.0  # seconds; a cold start or a clean-up
 KILL_TIMEOUT: Final = 10.0  # seconds from SIGKILL to a free lock
 START_UP: Final = 5.0  # seconds from a shim's lock to its address
 
 _PAUSE: Final = 0.01  # seconds between two looks
-API_VERSION: Final = "v2.3.4"  # of containerd's API as we speak it: it decides in which form a shim answers
 _PROGRAM: Final = (sys.executable, "-m", "pyctr_shim")
-_MAX_PROGRAMS: Final = 4  # at once; each takes a thread and a tenth of a second of CPU
-_MAX_ERROR_TEXT: Final = 4096  # bytes of a program's stderr that go into an error
 _log = Logger(__name__)
-
-
-class Offload(Protocol):
-    """The way to a thread."""
-
-    async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call in a thread and return the result."""
 
 
 class ShimSource(Protocol):
@@ -54,16 +42,6 @@ class ShimSource(Protocol):
         """Ask for a shim that serves on `connection` (borrowed); raises Unavailable if that cannot be asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where shims are told to find the daemon, and the daemon its shims."""
-
-    state: Path
-    grpc_address: str
-    ttrpc_address: str
-    log_level: str
-
-
 class Shims:
     """Knows how to get at shims; which of them there are is the table's business."""
 
@@ -71,17 +49,20 @@ class Shims:
         """Make the directory of shim sockets if it is not there."""
         self._endpoints = endpoints
         self._zygote = zygote
-        self._offload = offload
-        self._programs = asyncio.Semaphore(_MAX_PROGRAMS)
+        self._programs = Programs(endpoints, offload)
+        self._others = OtherShims(self._programs, offload)
         self._sockets = endpoints.state / "s"
         self._sockets.mkdir(mode=0o711, exist_ok=True)
 
-    async def launch(self, bundle: Bundle) -> ShimClient:
+    async def launch(self, bundle: Bundle, options: AnyMessage | None) -> ShimClient:
         """Start the bundle's shim and return a connection to it; it may not exist yet when this returns.
 
-        The first call is carried out as soon as it does. Raises Unavailable if no shim could be started.
+        The first call is carried out as soon as it does. One of another make gets the container's `options` also
+        when it starts. Raises Unavailable if no shim could be started, and what is said of others by `OtherShims`.
         """
         manifest = bundle.manifest
+        if manifest.shim:
+            return await self._others.launch(bundle, options)
         # Named after the instance too: a shim that is on its way out removes its own socket, not its successor's.
         text = f"{self._endpoints.state}/{manifest.namespace}/{manifest.id}/{manifest.instance}"
         path = self._sockets / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -119,7 +100,7 @@ class Shims:
             containerd_grpc_address=self._endpoints.grpc_address,
             socket_dir=str(self._sockets),
         )
-        output = await self._run_program(bundle, "start", stdin=parameters.SerializeToString())
+        output = await self._programs.run(bundle, _PROGRAM, "start", stdin=parameters.SerializeToString())
         try:
             address = bootstrap_pb2.BootstrapResult.FromString(output).address
         except DecodeError as error:
@@ -128,11 +109,13 @@ class Shims:
         return await ShimClient.connect(path, f"task {manifest.id}", _metadata(manifest.namespace))
 
     def ever_lived(self, bundle: Bundle) -> bool:
-        """Whether a shim has run in this bundle: the first thing that it does is to open the lock."""
-        return (bundle.path / "lock").exists()
+        """Whether a shim has run in this bundle: the first thing that ours does is to open the lock."""
+        return bool(bundle.manifest.shim) or (bundle.path / "lock").exists()
 
     async def connect(self, bundle: Bundle) -> ShimClient:
         """Return a connection to the live shim of a bundle; raises ShimGone if it cannot be reached."""
+        if bundle.manifest.shim:
+            return await self._others.connect(bundle)
         shim = bundle.shim()
         if shim is None:
             raise ShimGone(f"task {bundle.manifest.id}: its shim has not written its address")
@@ -164,7 +147,7 @@ class Shims:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
-            if _is_free(bundle):
+            if not (self._others.lives(bundle) if bundle.manifest.shim else not _is_free(bundle)):
                 return True
             if loop.time() >= deadline:
                 return False
@@ -172,6 +155,9 @@ class Shims:
 
     async def shut_down(self, bundle: Bundle, shim: ShimClient) -> None:
         """End a shim that has no container any more; one that does not go by itself is killed."""
+        if bundle.manifest.shim:
+            await self._others.shut_down(bundle, shim)
+            return
         request = shim_pb2.ShutdownRequest(id=bundle.manifest.id)
         try:
             await shim.call("Shutdown", request, Empty, SHUTDOWN_TIMEOUT)
@@ -189,6 +175,9 @@ class Shims:
 
         Raises UnknownError if it still holds its lock 10 s later.
         """
+        if bundle.manifest.shim:
+            await self._others.kill(bundle)
+            return
         pid = 0
         # One that has not written its pid yet is about to, or to end.
         for _ in range(int(KILL_TIMEOUT / _PAUSE)):
@@ -208,43 +197,10 @@ class Shims:
 
         The caller holds the bundle's lock. Raises UnknownError if the program for it fails.
         """
-        await self._run_program(bundle, "delete", "-bundle", str(bundle.path))
-
-    async def _run_program(self, bundle: Bundle, action: str, *flags: str, stdin: bytes = b"") -> bytes:
-        """Run the shim's program in the bundle and return its output."""
-        manifest = bundle.manifest
-        command = [
-            *_PROGRAM,
-            *("-namespace", manifest.namespace),
-            *("-address", self._endpoints.grpc_address),
-            *("-id", manifest.id),
-            *flags,
-            action,
-        ]
-        environment = {
-            **os.environ,
-            "TTRPC_ADDRESS": self._endpoints.ttrpc_address,
-            "GRPC_ADDRESS": self._endpoints.grpc_address,
-            "NAMESPACE": manifest.namespace,
-        }
-        async with self._programs:
-            try:
-                result: subprocess.CompletedProcess[bytes] = await self._offload.run(
-                    subprocess.run,
-                    command,
-                    cwd=bundle.path,
-                    env=environment,
-                    input=stdin,
-                    capture_output=True,
-                    timeout=PROGRAM_TIMEOUT,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise UnknownError(f"task {manifest.id}: shim {action}: no end after {PROGRAM_TIMEOUT:g} s") from error
-        if result.returncode != 0:
-            text = result.stderr[-_MAX_ERROR_TEXT:].decode(errors="replace").strip()
-            raise UnknownError(f"task {manifest.id}: shim {action}: exit status {result.returncode}: {text}")
-        return result.stdout
+        if bundle.manifest.shim:
+            await self._others.clean_up(bundle)
+            return
+        await self._programs.run(bundle, _PROGRAM, "delete", "-bundle", str(bundle.path))
 
 
 def _is_free(bundle: Bundle) -> bool:

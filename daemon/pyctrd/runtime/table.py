@@ -241,6 +241,8 @@ class TaskTable:
             if sequence <= task.last_sequence:
                 return False
             task.last_sequence = sequence
+        elif task.bundle.manifest.shim and _is_known_end(task, event):
+            return False
         change = _CHANGES.get(event.type_url.rpartition("/")[2])
         if change is not None:
             change(task, event.value)
@@ -253,6 +255,15 @@ def _container(event: AnyValue) -> str:
         return events.TaskStart.FromString(event.value).container_id
     except DecodeError:
         return ""
+
+
+def _is_known_end(task: Task, event: AnyValue) -> bool:
+    """Whether an event without a number tells the end of a process that is known, and has been told, to have ended."""
+    if event.type_url.rpartition("/")[2] != "containerd.events.TaskExit":
+        return False
+    told = events.TaskExit.FromString(event.value)
+    process = task.ended(told.id, told.pid)
+    return process is not None and process.exit is not None and process.pid == told.pid
 
 
 def _start(task: Task, value: bytes) -> None:
@@ -279,6 +290,8 @@ def _exit(task: Task, value: bytes) -> None:
         process.finish(record.exit)
     else:
         process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at)))
+        if task.bundle.manifest.shim and process.exit is not None:  # those of others write none
+            task.bundle.write_exit(process.exec_id, process.pid, process.exit)
 
 
 def _paused(task: Task, value: bytes) -> None:

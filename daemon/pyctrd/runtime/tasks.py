@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from pyctr_wire.errors import AlreadyExists, ApiError, DeadlineExceeded, InvalidArgument, NotFound, UnknownError
@@ -40,6 +41,15 @@ class Publisher(Protocol):
 
     def publish(self, namespace: str, topic: str, event: AnyValue, timestamp: datetime | None = None) -> None:
         """Hand an event to all subscribers; never blocks."""
+
+
+def exit_event(task: Task, process: Process, ended: Exit) -> AnyValue:
+    """Return the event of a process's end, for who learns of it in another way."""
+    event = events.TaskExit(
+        container_id=task.id, id=process.exec_id or task.id, pid=process.pid, exit_status=ended.exit_status
+    )
+    event.exited_at.FromDatetime(ended.exited_at)
+    return AnyValue(event.DESCRIPTOR.full_name, event.SerializeToString())
 
 
 class Tasks:
@@ -238,8 +248,13 @@ class Tasks:
 
         async def learn(process: Process) -> None:
             request = shim.StateRequest(id=task.id, exec_id=process.exec_id)
+            was_known = process.exit is not None
             try:
                 process.learn(await self.call(task, "State", request, shim.StateResponse, CALL_TIMEOUT))
+                if process.exit is not None and not was_known and task.bundle.manifest.shim:
+                    # Ours tells it by an event, late; others give that up.
+                    task.bundle.write_exit(process.exec_id, process.pid, process.exit)
+                    self.publish(task.namespace, "/tasks/exit", exit_event(task, process, process.exit))
             except NotFound:
                 if not process.exec_id:
                     raise

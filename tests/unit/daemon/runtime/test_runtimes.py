@@ -8,12 +8,12 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from pyctr_wire.containerd.types.runc.options import oci_pb2
-from pyctr_wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctr_wire.pyctr import runtime_pb2
 from pyctrd.config import Runtime
 from pyctrd.offload import Offload
 from pyctrd.runtime.runtime_versions import RuntimeVersions, judge, unsafe
-from pyctrd.runtime.runtimes import Runtimes
+from pyctrd.runtime.runtimes import Resolved, Runtimes
 
 OPTIONS = "containerd.runc.v1.Options"
 
@@ -45,9 +45,9 @@ def told(message: AnyMessage | None) -> runtime_pb2.RuntimeOptions:
 def test_the_usual_shim_has_our_runtime_unless_another_one_is_named(programs: Path, name: str) -> None:
     runtimes = Runtimes({})
     plain, odd = options(systemd_cgroup=True), AnyMessage(type_url="x.y", value=b"z")
-    assert runtimes.resolve(name) == (None, "")
-    assert runtimes.resolve(name, plain) == (plain, "")
-    assert runtimes.resolve(name, odd) == (odd, "")  # the shim refuses it
+    assert runtimes.resolve(name) == Resolved(None)
+    assert runtimes.resolve(name, plain) == Resolved(plain)
+    assert runtimes.resolve(name, odd) == Resolved(odd)  # the shim refuses it
     found = runtimes.resolve(name, options(binary_name="crun", systemd_cgroup=True, root="/r"))
     assert found.program == f"{programs}/crun"
     runc = oci_pb2.Options(binary_name=f"{programs}/crun", systemd_cgroup=True, root="/r")
@@ -74,6 +74,20 @@ def test_the_configuration_completes_what_the_client_says(programs: Path) -> Non
     assert (message.runc.root, message.runc.binary_name) == ("/own", f"{programs}/runc")
 
 
+def test_a_shim_of_another_make_is_found_by_name_by_path_and_by_configuration(programs: Path) -> None:
+    """It gets the options as they are; `io.containerd.runc.v2` is ours until the configuration says otherwise."""
+    program = programs / "containerd-shim-kata-v2"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    usual, odd = "io.containerd.runc.v2", AnyMessage(type_url="x.y", value=b"z")
+    for name in ("io.containerd.kata.v2", "org.example.some.kata.v2", str(program)):
+        assert Runtimes({}).resolve(name, odd) == Resolved(odd, shim=str(program))
+    runtimes = Runtimes({usual: Runtime(shim=str(program)), "mine": Runtime(shim="containerd-shim-kata-v2")})
+    for name in (usual, "mine"):
+        assert runtimes.resolve(name) == Resolved(None, shim=str(program))
+    assert runtimes.resolve("io.containerd.pyctr.v1") == Resolved(None)
+
+
 def test_a_name_may_stand_for_our_own(programs: Path) -> None:
     runtimes = Runtimes({"runc": Runtime(path="embedded", systemd_cgroup=True)})
     found = runtimes.resolve("io.containerd.runc.v2", options(binary_name="runc", io_uid=7))
@@ -91,14 +105,15 @@ def test_a_name_may_stand_for_our_own(programs: Path) -> None:
         ("youki", FailedPrecondition, r"no program youki in \$PATH; install it, or name it in \[runtimes.youki\]"),
         ("/no/such", FailedPrecondition, "/no/such is no program"),
         ("lost", FailedPrecondition, "/no/lost is no program"),
-        ("io.containerd.kata.v2", Unimplemented, "of shims, only"),
-        ("/usr/bin/containerd-shim-kata-v2", Unimplemented, "of shims, only"),
+        ("io.containerd.lost.v2", FailedPrecondition, r"no program containerd-shim-lost-v2 in \$PATH; install it"),
+        ("/no/containerd-shim-lost-v2", FailedPrecondition, "/no/containerd-shim-lost-v2 is no program"),
+        ("both", FailedPrecondition, "has both shim and path"),
         ("io.containerd.runtime.v1.linux", FailedPrecondition, "no program"),
     ],
 )
 def test_what_cannot_be_had_is_refused(programs: Path, name: str, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        Runtimes({"lost": Runtime(path="/no/lost")}).resolve(name)
+        Runtimes({"lost": Runtime(path="/no/lost"), "both": Runtime(path="runc", shim="runc")}).resolve(name)
 
 
 def test_what_is_no_program_is_refused(programs: Path) -> None:

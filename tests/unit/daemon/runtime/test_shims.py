@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyctrd.runtime.bundle import Bundle, Bundles, Manifest
-from pyctrd.runtime.shims import Endpoints, Shims
+from pyctrd.runtime.programs import Endpoints
+from pyctrd.runtime.shims import Shims
 from support.runtime_engine import ScriptedPrograms, until
 from support.scripted_shim import ScriptedZygote
 
