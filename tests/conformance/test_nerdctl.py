@@ -5,7 +5,9 @@ logger.
 """
 
 import json
+import os
 import re
+import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,18 @@ def page(address: str) -> str | None:
             return str(answer.read(), "utf-8")
     except OSError:
         return None
+
+
+def pid_of(nerdctl: Nerdctl, name: str) -> int:
+    """Return the pid of a container's first process."""
+    pid: int = nerdctl.inspect(name)["State"]["Pid"]
+    return pid
+
+
+def status_of(nerdctl: Nerdctl, name: str) -> str:
+    """Return what nerdctl calls a container's status."""
+    status: str = nerdctl.inspect(name)["State"]["Status"]
+    return status
 
 
 def addresses(pid: int) -> dict[str, list[str]]:
@@ -112,3 +126,117 @@ def test_a_program_and_its_streams(nerdctl: Nerdctl) -> None:
         assert "31 97" in shown
         terminal.type("exit 9\n")
         assert terminal.wait() == 9
+
+
+@pytest.mark.full
+def test_the_life_of_a_container(nerdctl: Nerdctl, tmp_path: Path) -> None:
+    """Every command about a container in turn."""
+    id = sleeper(nerdctl, "one")
+    pid = pid_of(nerdctl, "one")
+    freezer = cgroup_value(pid, "freezer", "freezer.state", "cgroup.freeze")
+
+    nerdctl("pause", "one")
+    assert status_of(nerdctl, "one") == "paused"
+    assert cgroup_value(pid, "freezer", "freezer.state", "cgroup.freeze") in {"FROZEN", "1"}
+    nerdctl.daemon.restart()
+    assert "paused" in nerdctl.fails("exec", "one", "true")
+    nerdctl("unpause", "one")
+    assert cgroup_value(pid, "freezer", "freezer.state", "cgroup.freeze") == freezer
+
+    nerdctl("update", "--memory", "80m", "--pids-limit", "50", "one")
+    assert cgroup_value(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(80 << 20)
+    assert cgroup_value(pid, "pids", "pids.max", "pids.max") == "50"
+    nerdctl("rename", "one", "two")
+    assert [row["Names"] for row in nerdctl.rows("ps")] == ["two"]
+    assert "no such container" in nerdctl.fails("exec", "one", "true").lower()
+
+    process = ("--user", "1:2", "--env", "A=b", "--workdir", "/etc")
+    assert nerdctl("exec", *process, "two", "sh", "-c", "id -u; echo $A; pwd") == "1\nb\n/etc\n"
+    done = nerdctl.run("exec", "-i", "two", "sh", "-c", "wc -c; exit 5", stdin="1234")
+    assert (done.stdout.strip(), "exit code 5" in done.stderr) == ("4", True)
+    nerdctl("exec", "--detach", "two", "sleep", "999")
+    wait_until(lambda: "sleep 999" in nerdctl("top", "two"), "the exec is among the processes")
+    with nerdctl.terminal("exec", "-it", "two", "sh", "-c", "tty; exit 6") as terminal:
+        terminal.expect("/dev/pts/0")
+        terminal.wait()
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("from the host\n")
+    nerdctl("cp", f"{tmp_path}/folder", "two:/copied")
+    assert nerdctl("exec", "two", "cat", "/copied/file") == "from the host\n"
+    nerdctl("exec", "two", "sh", "-c", "echo back >/copied/answer; rm /etc/hello")
+    nerdctl("cp", "two:/copied/answer", f"{tmp_path}/answer")
+    assert (tmp_path / "answer").read_text() == "back\n"
+    changes = set(nerdctl("diff", "two").splitlines())
+    assert {"A /copied", "A /copied/file", "A /copied/answer", "D /etc/hello"} <= changes
+
+    nerdctl("commit", "--change", 'CMD ["cat", "/copied/answer"]', "two", "example.com/committed:v1")
+    nerdctl("kill", "two")
+    assert nerdctl("wait", "two") == "137\n"
+    assert nerdctl("run", "--rm", "example.com/committed:v1") == "back\n"
+    assert "No such file" in nerdctl.run("run", "--rm", "example.com/committed:v1", "cat", "/etc/hello").stderr
+    nerdctl("rmi", "example.com/committed:v1")
+
+    nerdctl("start", "two")
+    assert pid_of(nerdctl, "two") != pid
+    assert nerdctl("exec", "two", "cat", "/copied/file") == "from the host\n"
+    nerdctl("restart", "two")
+    assert "cannot remove" in nerdctl.fails("rm", "two") or status_of(nerdctl, "two") == "running"
+    nerdctl("rm", "--force", "two")
+    assert id[:12] not in nerdctl("ps", "--all", "--quiet")
+
+
+@pytest.mark.full
+def test_logs(nerdctl: Nerdctl) -> None:
+    """nerdctl's own logger writes them; it ends with the daemon, and no line may be lost by that."""
+    options = ("--log-opt", "max-size=20k", "--log-opt", "max-file=2")
+    sleeper(nerdctl, "talker", *options, script="echo first; until [ -e /go ]; do sleep 0.1; done; echo last")
+    wait_until(lambda: nerdctl("logs", "talker") == "first\n", "the log begins")
+    nerdctl.daemon.restart()
+    nerdctl("exec", "talker", "touch", "/go")
+    assert nerdctl("wait", "talker") == "0\n"
+    wait_until(lambda: nerdctl("logs", "talker") == "first\nlast\n", "the log goes on")
+    nerdctl("rm", "talker")
+
+    sleeper(nerdctl, "talker", *options, script="seq 1 2000; until [ -e /go ]; do sleep 0.1; done; echo last")
+    with nerdctl.background("logs", "--follow", "--tail", "1", "talker") as (follower, output):
+        nerdctl("exec", "talker", "touch", "/go")
+        assert follower.wait(60) == 0
+        assert output.read_text().endswith("last\n")
+    folder = Path(nerdctl.inspect("talker")["LogPath"]).parent
+    sizes = [path.stat().st_size for path in folder.glob("*-json.log*")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 20 << 10
+    entry = json.loads(next(folder.glob("*-json.log")).read_text().splitlines()[-1])
+    assert (entry["log"], entry["stream"]) == ("last\n", "stdout")
+    nerdctl("rm", "talker")
+
+
+@pytest.mark.full
+def test_detaching_and_attaching(nerdctl: Nerdctl) -> None:
+    with nerdctl.terminal("run", "-it", "--name", "shell", NAME, "sh") as terminal:
+        terminal.expect("# ")
+        terminal.type("answer=$((6 * 7))\n")
+        terminal.expect("# ")
+        terminal.type("\x10\x11")
+        terminal.wait()
+    nerdctl.daemon.restart()
+    with nerdctl.terminal("attach", "shell") as terminal:
+        terminal.type("echo it is $answer\n")
+        terminal.expect("it is 42")
+        terminal.type("exit 3\n")
+        terminal.wait()
+    assert nerdctl("wait", "shell") == "3\n"
+    nerdctl("rm", "shell")
+
+
+@pytest.mark.full
+def test_a_container_is_started_again(nerdctl: Nerdctl) -> None:
+    """As its policy says, by the daemon that there is then."""
+    sleeper(nerdctl, "again", "--restart", "always")
+    pid = pid_of(nerdctl, "again")
+    nerdctl.daemon.restart()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid_of(nerdctl, "again") not in {0, pid}, "it runs again")
+    assert nerdctl("exec", "again", "echo", "there") == "there\n"
+    nerdctl("rm", "--force", "again")

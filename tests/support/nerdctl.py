@@ -28,8 +28,11 @@ from .terminal_session import TerminalSession
 
 NAME: Final = "example.com/busybox:v1"
 _TIMEOUT: Final = 4 * DEADLINE  # seconds for one command
-# What CNI plugins keep for good: which address was given last, and a file to lock.
-_CNIS_OWN: Final = re.compile(r"/var/lib/cni/networks/[^/]+/(last_reserved_ip\.0|lock)|/run/xtables\.lock")
+# What CNI plugins keep for good, the address that was given last and a file to lock; and FIFOs of nerdctl, which leaves
+# those of a process that it does not wait for.
+_OTHERS_OWN: Final = re.compile(
+    r"/var/lib/cni/networks/[^/]+/(last_reserved_ip\.0|lock)|/run/xtables\.lock|/run/containerd/fifo/.*"
+)
 _OWN_NETWORKS: Final = ["bridge", "host", "none"]
 
 
@@ -144,5 +147,5 @@ def leaving_nothing(nerdctl: Nerdctl) -> Iterator[None]:
     assert [row["Name"] for row in nerdctl.rows("network", "ls")] == _OWN_NETWORKS
     assert nerdctl("images", "--format", "{{.Repository}}:{{.Tag}}").split() == [NAME]
     assert [path for kind in ("containers", "names", "etchosts") for path in nerdctl.data.glob(f"*/{kind}/*/*")] == []
-    assert [path for path in nerdctl.machine.files() if not _CNIS_OWN.fullmatch(path)] == []
+    assert [path for path in nerdctl.machine.files() if not _OTHERS_OWN.fullmatch(path)] == []
     before.assert_unchanged()
