@@ -23,11 +23,7 @@ SKIPPED = {
     "runtime should support MaskedPaths": "masks /bin/ls, which the shell of Debian's busybox has within itself",
 }
 # Why specs skip themselves.
-KNOWN_REASONS = (
-    "AppArmor is disabled on this host",
-    "no runtime handler found which supports user namespaces",
-    "ID mapping is not supported",
-)
+KNOWN_REASONS = ("AppArmor is disabled on this host",)
 
 
 @dataclass(frozen=True, slots=True)
