@@ -1,0 +1,256 @@
+"""Real ctr programs, Debian's 1.6 and one of containerd 2: what they do with images, blobs, snapshots and sandboxes."""
+
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support.ctr_client import DEBIANS, Ctr, leaving_nothing, namespace_with, program
+from support.daemon_process import DaemonProcess, wait_until
+from support.images import BuiltImage, busybox_with_applets
+from support.registry_process import running_registry
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.peer,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(DEBIANS is None, reason="ctr is not installed (Debian: containerd)"),
+]
+
+IMAGE: Final[BuiltImage] = busybox_with_applets()
+NAME: Final = "example.com/busybox:v1"
+LAYER: Final = next(digest for digest, data in IMAGE.blobs.items() if data[:2] == b"\x1f\x8b")
+
+
+@pytest.fixture(scope="module")
+def namespace(daemon: DaemonProcess) -> Iterator[str]:
+    """A namespace with the image in it."""
+    with namespace_with(daemon, NAME, IMAGE, "overlayfs", "native") as namespace:
+        yield namespace
+
+
+@pytest.fixture(params=["1.6", "2"])
+def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess, namespace: str) -> Iterator[Ctr]:
+    """A ctr program that finds nothing but the image, and leaves nothing else."""
+    with leaving_nothing(Ctr(daemon, program(request.param), namespace)) as ctr:
+        yield ctr
+
+
+@pytest.fixture
+def newer(daemon: DaemonProcess, namespace: str) -> Iterator[Ctr]:
+    """One of containerd 2, for what 1.6 does not have."""
+    with leaving_nothing(Ctr(daemon, program("2"), namespace)) as ctr:
+        yield ctr
+
+
+def is_mounted(path: Path) -> bool:
+    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def test_images_are_checked_and_labelled(ctr: Ctr) -> None:
+    (row,) = ctr.rows("images", "check")
+    assert row[:1] + row[2:5] == [NAME, IMAGE.digest, "complete", "(2/2)"]
+    assert row[-1] == "true"
+    assert ctr("images", "check", "--snapshotter", "native", "-q").split() == [NAME]
+
+    ctr("images", "label", NAME, "color=green")
+    assert ctr("images", "ls", "-q", "labels.color==green").split() == [NAME]
+    ctr("images", "label", "--replace-all", NAME, "size=big")
+    assert ctr("images", "ls", "-q", "labels.color").split() == []
+    ctr("images", "label", NAME, "size=")
+
+
+def test_an_image_is_mounted(ctr: Ctr, tmp_path: Path) -> None:
+    """Under a lease of its own; what is written to it goes with it."""
+    target = tmp_path / "target"
+    target.mkdir()
+
+    ctr("images", "mount", NAME, str(target))
+    assert (target / "etc" / "hello").read_text() == "hello\n"
+    with pytest.raises(OSError, match="Read-only"):
+        (target / "new").touch()
+    assert [str(target), "View"] in [[row[0], row[-1]] for row in ctr.rows("snapshots", "ls")]
+    assert str(target) in ctr("leases", "ls", "-q").split()
+    ctr("images", "unmount", "--rm", str(target))
+    assert not is_mounted(target)
+
+    ctr("images", "mount", "--rw", NAME, str(target))
+    (target / "new").touch()
+    ctr("images", "unmount", "--rm", str(target))
+    assert [row[0] for row in ctr.rows("snapshots", "ls") if row[0] == str(target)] == []
+    for lease in ctr("leases", "ls", "-q").split():
+        ctr("leases", "rm", lease)
+
+
+def test_an_image_is_converted(ctr: Ctr) -> None:
+    """Its layer is written out uncompressed, and runs."""
+    converted = "example.com/converted:v1"
+    ctr("images", "convert", "--uncompress", "--oci", NAME, converted)
+
+    target = next(row[2] for row in ctr.rows("images", "ls") if row[0] == converted)
+    (layer,) = json.loads(ctr("content", "get", target))["layers"]
+    assert layer["mediaType"].endswith(".tar")
+    assert layer["digest"] == IMAGE.diff_ids[0]
+    assert ctr("run", "--rm", converted, "c", "cat", "/etc/hello") == "hello\n"
+    ctr("images", "rm", "--sync", converted)
+
+
+def test_an_image_is_exported_and_imported_by_ctr_itself(ctr: Ctr, tmp_path: Path) -> None:
+    """Without the Transfer service, which ctr 1.6 does not know either."""
+    local = ["--local"] if "--local" in ctr("images", "export", "--help") else []
+    archive = tmp_path / "archive.tar"
+    ctr("images", "export", *local, str(archive), NAME)
+    with tarfile.open(archive) as file:
+        assert f"blobs/sha256/{IMAGE.digest.partition(':')[2]}" in file.getnames()
+
+    ctr("images", "import", *local, "--base-name", "example.com/other", "--digests", "--no-unpack", str(archive))
+
+    names = set(ctr("images", "ls", "-q").split()) - {NAME}
+    assert f"example.com/other@{IMAGE.digest}" in names
+    ctr("images", "rm", "--sync", *names)
+
+
+def test_a_blob_is_edited(ctr: Ctr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = tmp_path / "editor"
+    # It writes into the file: ctr has it open.
+    editor.write_text('#!/bin/sh\nsed s/amd64/arm64/ "$1" >"$1.new"; cat "$1.new" >"$1"; rm "$1.new"\n')
+    editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("EDITOR", str(editor))
+    config = json.loads(ctr("content", "get", IMAGE.digest))["config"]["digest"]
+    ctr("leases", "create", "--id", "edited")
+
+    digest = ctr("content", "edit", "--editor", str(editor), config).split()[0]
+
+    assert digest.startswith("sha256:")
+    assert digest != config
+    ctr("leases", "rm", "--sync", "edited")
+
+
+def test_blobs_go_to_a_registry_and_come_back_one_by_one(ctr: Ctr, tmp_path: Path) -> None:
+    with running_registry(tmp_path) as address:
+        name = f"{address}/test/busybox:v1"
+        kind = "application/vnd.oci.image.layer.v1.tar+gzip"
+        ctr("content", "push-object", "--plain-http", name, LAYER, kind)
+        ctr("images", "push", "--plain-http", name, NAME)
+
+        manifest = ctr("content", "fetch-object", "--plain-http", name, IMAGE.digest)
+        assert "layers" in json.loads(manifest)
+        ctr("content", "fetch", "--plain-http", name)
+        assert name in ctr("images", "ls", "-q").split()
+        ctr("images", "rm", "--sync", name)
+
+
+def test_references_of_blobs_are_pruned(ctr: Ctr) -> None:
+    """Layers are not needed once they are unpacked; the image is still there."""
+    other = "example.com/unpacked:v1"
+    ctr("images", "tag", NAME, other)
+    assert ctr("content", "active") != ""
+    before = ctr("content", "ls", "-q").split()
+
+    ctr("content", "prune", "references", "--dry")
+    assert ctr("content", "ls", "-q").split() == before
+    ctr("images", "rm", "--sync", other)
+
+
+def test_snapshots_are_compared_and_unpacked(ctr: Ctr, tmp_path: Path) -> None:
+    (base,) = (row[0] for row in ctr.rows("snapshots", "ls") if row[-1] == "Committed" and len(row) == 2)
+    assert base in ctr("snapshots", "tree")
+    ctr("leases", "create", "--id", "kept")
+    ctr("snapshots", "prepare", "upper", base)
+    ctr("snapshots", "label", "upper", "containerd.io/gc.root=now")
+    mount = ctr("snapshots", "mounts", str(tmp_path), "upper").split()
+    assert mount[:4] == ["mount", "-t", "overlay", "overlay"]
+
+    ctr("snapshots", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", "upper")
+    ctr("snapshots", "usage", "upper")
+    ctr("snapshots", "commit", "made", "upper")
+    assert json.loads(ctr("snapshots", "info", "made"))["Kind"] == "Committed"
+    # Nothing keeps a view of ctr 1.6's: a collection may come before we do.
+    ctr("snapshots", "view", "look", "made")
+    ctr.run("snapshots", "rm", "look")
+    ctr("snapshots", "rm", "made")
+
+    assert ctr("snapshots", "unpack", IMAGE.digest).strip().endswith("done")
+    ctr("leases", "rm", "--sync", "kept")
+
+
+def test_programs_are_installed_from_an_image(ctr: Ctr, tmp_path: Path) -> None:
+    ctr("install", "--path", str(tmp_path), NAME)
+
+    assert (tmp_path / "bin" / "busybox").read_bytes() == Path("/bin/busybox").read_bytes()
+
+
+def test_a_specification_is_printed(ctr: Ctr) -> None:
+    assert json.loads(ctr("oci", "spec"))["process"]["args"]
+
+
+def test_namespaces_are_labelled(ctr: Ctr) -> None:
+    ctr("namespaces", "label", ctr.namespace, "a=b")
+    assert [ctr.namespace, "a=b"] in ctr.rows("namespaces", "ls")
+    ctr("namespaces", "label", ctr.namespace, "a=")
+
+
+def test_what_the_daemon_says_of_itself(newer: Ctr) -> None:
+    server = json.loads(newer("info"))["server"]
+    assert server["pid"] == newer.daemon.pid
+    assert server["pidns"] == os.stat("/proc/self/ns/pid").st_ino
+    runtime = json.loads(newer("plugins", "inspect-runtime", "--runtime", "io.containerd.runc.v2"))
+    assert runtime["Features"]["linux"]["namespaces"]
+    newer("deprecations", "list")
+    plugins = {(row[0], row[1]): row[-1] for row in newer.rows("plugins", "ls")}
+    for wanted in (
+        ("io.containerd.monitor.container.v1", "restart"),
+        ("io.containerd.sandbox.controller.v1", "shim"),
+        ("io.containerd.service.v1", "images-service"),
+        ("io.containerd.grpc.v1", "sandbox-controllers"),
+        ("io.containerd.grpc.v1", "cri"),
+    ):
+        assert plugins[wanted] == "ok"
+    assert "restart" in newer("plugins", "ls", "-d", "id==restart")
+
+
+def test_what_takes_space_is_told_and_given_back(newer: Ctr) -> None:
+    assert len(newer.rows("images", "usage", NAME)) == 1
+    assert LAYER in newer("images", "inspect", NAME)
+    assert "No images pruned" in newer.run("images", "prune").stderr
+    assert newer("images", "ls", "-q").split() == [NAME]
+
+
+def test_a_shim_is_asked_itself(newer: Ctr) -> None:
+    newer("run", "-d", "--null-io", NAME, "c", "sleep", "1000")
+    bundle = newer.daemon.state / "tasks" / newer.namespace / "c"
+    shim = ("shim", "--shim-address", json.loads((bundle / "shim.json").read_text())["address"], "--id", "c")
+
+    state = json.loads(newer(*shim, "state"))
+    assert (state["id"], state["status"]) == ("c", 2)
+    newer("tasks", "kill", "--signal", "SIGKILL", "c")
+    wait_until(lambda: "STOPPED" in newer("tasks", "ls"), "the task has ended")
+    assert "exit status 137" in newer(*shim, "delete", "c")
+    newer.run("tasks", "rm", "c")
+    newer("containers", "rm", "c")
+
+
+def test_a_sandbox_has_a_life_and_ends_what_runs_in_it(newer: Ctr, tmp_path: Path) -> None:
+    (tmp_path / "pod.json").write_text('{"ociVersion": "1.0.2"}')
+
+    assert newer("sandboxes", "run", str(tmp_path / "pod.json"), "pod").strip() == "pod"
+    assert [row[0] for row in newer.rows("sandboxes", "ls")] == ["pod"]
+    assert json.loads(newer("sandboxes", "info", "pod"))["Sandboxer"] == "shim"
+    newer("run", "-d", "--null-io", "--sandbox", "pod", NAME, "c", "sleep", "1000")
+    assert json.loads(newer("containers", "info", "c"))["SandboxID"] == "pod"
+    pid = int(newer.rows("tasks", "ls")[0][1])
+    newer.daemon.restart()
+    assert "already exists" in newer.run("sandboxes", "run", str(tmp_path / "pod.json"), "pod").stderr
+
+    newer("sandboxes", "rm", "pod")
+
+    assert not Path(f"/proc/{pid}/root").exists()
+    assert newer.rows("sandboxes", "ls") == []
+    assert list((newer.daemon.state / "sandboxes").glob("*/*.json")) == []
+    newer.run("tasks", "rm", "c")
+    newer("containers", "rm", "c")
