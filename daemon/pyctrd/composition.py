@@ -139,7 +139,7 @@ class Parts:
                 self.tasks,
                 self.lifecycle,
                 self.container_index,
-                self._checkpoints,
+                self.checkpoints,
                 self._check_sandbox,
                 self.runtimes,
                 self.runtime_versions,
@@ -154,7 +154,7 @@ class Parts:
         assert self.sandboxes is not None
         self.sandboxes.check_member(namespace, sandbox_id)
 
-    def _checkpoints(self) -> "Checkpoints":
+    def checkpoints(self) -> "Checkpoints":
         """Return what saves and restores tasks, made on first use. Raises FailedPrecondition while that is off."""
         if not self.config.checkpoint.enabled:
             raise FailedPrecondition(

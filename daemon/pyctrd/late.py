@@ -204,6 +204,7 @@ class LateParts:
             self._transfers,
             self._belongings,
             self._described,
+            self._differ,
         )
         return late_cri.CriParts(self._parts, stores, self._scheduler.collect_now, self._host).servicers
 

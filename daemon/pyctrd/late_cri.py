@@ -11,6 +11,7 @@ from pyctr_wire.errors import ApiError, NotFound
 from pyctrd.cdi.registry import Registry
 from pyctrd.content.store import ContentStore
 from pyctrd.core.platforms import Platform
+from pyctrd.cri.checkpoints import ContainerCheckpoints
 from pyctrd.cri.containers import Containers
 from pyctrd.cri.creation import SNAPSHOTTER, Maker, PodImage
 from pyctrd.cri.events import Events
@@ -29,6 +30,7 @@ from pyctrd.cri.sandboxes import Sandboxes
 from pyctrd.cri.sessions import Ports, Sessions
 from pyctrd.cri.stats import Stats
 from pyctrd.cri.streaming.server import StreamingServer
+from pyctrd.diff.differ import Differ
 from pyctrd.log import Logger
 from pyctrd.metadata.images import Images as ImageRows
 from pyctrd.metadata.leases import Leases
@@ -83,6 +85,7 @@ class Stores(NamedTuple):
     transfers: Transfers
     belongings: Belongings
     described: Registry
+    differ: Differ
 
 
 class CriParts:
@@ -217,8 +220,26 @@ class CriParts:
         )
         parts.group.create_task(stats.run(), name="figures of pods")
         about = About(importlib.metadata.version("pyctr"), _has_systemd(), self._features)
+        checkpoints = ContainerCheckpoints(
+            parts.checkpoints,
+            self._stores.differ,
+            self._stores.snapshots,
+            self._stores.leases,
+            self._stores.content,
+            parts.containers.get,
+            parts.bulk,
+        )
         return RuntimeService(
-            self._index, self._sandboxes, self._containers, execs, self._events, self._network, streaming, stats, about
+            self._index,
+            self._sandboxes,
+            self._containers,
+            execs,
+            self._events,
+            self._network,
+            streaming,
+            stats,
+            about,
+            checkpoints if parts.config.checkpoint.enabled else None,
         )
 
     def _recall(self) -> None:

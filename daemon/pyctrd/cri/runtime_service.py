@@ -1,5 +1,6 @@
 """runtime.v1.RuntimeService."""
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 from grpc.aio import ServicerContext
 
 from pyctr_wire.cri import runtime_pb2 as pb
-from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from pyctr_wire.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pyctrd.core.values import dataclass
 from pyctrd.cri import convert, metrics
+from pyctrd.cri.checkpoints import ContainerCheckpoints
 from pyctrd.cri.containers import Containers
 from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
@@ -23,6 +25,7 @@ from pyctrd.cri.stats import Stats
 from pyctrd.cri.streaming.remote_command import Streams
 from pyctrd.cri.streaming.requests import Attach, Exec, PortForward, check
 from pyctrd.cri.streaming.server import StreamingServer
+from pyctrd.runtime.checkpoints import TIMEOUT
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
@@ -62,8 +65,10 @@ class RuntimeService:
         streaming: StreamingServer,
         stats: Stats,
         about: About,
+        checkpoints: ContainerCheckpoints | None,
     ) -> None:
-        """Answer from `index`; have the others do what is asked."""
+        """Answer from `index`; have the others do what is asked. Without `checkpoints` there are none."""
+        self._checkpoints = checkpoints
         self._index = index
         self._sandboxes = sandboxes
         self._containers = containers
@@ -354,8 +359,22 @@ class RuntimeService:
     async def CheckpointContainer(
         self, request: pb.CheckpointContainerRequest, context: Context
     ) -> pb.CheckpointContainerResponse:
-        """Refuse, by name."""
-        raise Unimplemented("CheckpointContainer")
+        """Save a running container, which goes on, as an archive on this machine.
+
+        Unimplemented unless it is allowed, NotFound, FailedPrecondition, InvalidArgument, DeadlineExceeded.
+        """
+        if self._checkpoints is None:
+            raise Unimplemented(
+                "CheckpointContainer is off: set enabled = true in [checkpoint] of the daemon's configuration"
+            )
+        container = self._index.container(request.container_id)
+        seconds = request.timeout if request.timeout > 0 else TIMEOUT
+        try:
+            async with asyncio.timeout(seconds):
+                await self._checkpoints.save(container, request.location)
+        except TimeoutError:
+            raise DeadlineExceeded(f'container "{container.id}" was not saved within {seconds:.0f} s') from None
+        return pb.CheckpointContainerResponse()
 
 
 def _or_none(find: Callable[[str], _T], id: str) -> _T | None:

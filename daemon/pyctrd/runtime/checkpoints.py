@@ -71,7 +71,7 @@ class Checkpoints:
         If the caller is cancelled meanwhile, nothing is stored and the container goes on: a shim that finds its
         directory gone does not let the container end. Raises NotFound, and what the runtime says.
         """
-        async with self._folder() as folder:
+        async with self.folder() as folder:
             await self.save_in(namespace, id, str(folder), options)
             processes = await self._bulk.run(self._store, namespace, folder, lease)
             data = spec.SerializeToString()
@@ -86,13 +86,13 @@ class Checkpoints:
         """
         if descriptor.media_type != PROCESSES:
             raise InvalidArgument(f"checkpoint {descriptor.digest} is {descriptor.media_type}, not {PROCESSES}")
-        async with self._folder() as folder:
+        async with self.folder() as folder:
             folder.mkdir(mode=0o700)
             await self._bulk.run(self._unpack, namespace, descriptor.digest, folder)
             yield str(folder)
 
     @asynccontextmanager
-    async def _folder(self) -> AsyncIterator[Path]:
+    async def folder(self) -> AsyncIterator[Path]:
         """Yield the path of a directory that is gone afterwards; it is not made."""
         folder = self._directory / token_hex(8)
         try:

@@ -345,6 +345,12 @@ def test_mounts_are_what_was_asked_for(cri: CriClient) -> None:
     assert (code, "not a shared mount" in text) == (grpc.StatusCode.UNKNOWN, True)
 
 
+def test_checkpoints_are_refused_with_what_allows_them(cri: CriClient) -> None:
+    request = runtime_pb2.CheckpointContainerRequest(container_id="any", location="/tmp/any.tar")
+    code, text = refused(cri.runtime.CheckpointContainer, request)
+    assert (code, "enabled = true in [checkpoint]" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
+
+
 def test_a_profile_that_is_not_there_is_told_by_name(cri: CriClient) -> None:
     pod = cri.run_pod()
     profile = cri.container_config("profile", *SLEEP)
