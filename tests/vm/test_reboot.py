@@ -4,6 +4,7 @@ The first boot ends as machines are turned off, with everything killed; the seco
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def fill(name: str) -> DaemonProcess:
     request = containers_pb2.UpdateContainerRequest(container=record)
     request.update_mask.paths.append("labels")
     containers.records("Update", request)
-    (daemon.base / "boot").write_text(boot_id())
+    with (daemon.base / "boot").open("w") as file:
+        file.write(boot_id())
+        file.flush()
+        os.fsync(file.fileno())  # the power may be cut before the kernel would
     return daemon
 
 
