@@ -11,8 +11,6 @@ Both have one table of descriptors (CLONE_FILES): what the worker opens is not l
 same to its successor. They have one epoll as well, so what would wake the worker wakes the keeper. The
 container's processes are the keeper's children (CLONE_PARENT): it reaps them, and tells the worker through a
 pipe. Neither survives the other, but for a worker that ends asleep.
-
-A worker may have the keeper fork for it: a fork of its own would leave it with all its pages to copy again.
 """
 
 import os
@@ -39,17 +37,13 @@ _USR1: Final = int(signal.SIGUSR1)
 
 
 class Common(NamedTuple):
-    """What keeper and worker share: the keeper's pid, the epoll, both ends of the pipe of notices, the memfd.
-
-    `wish_fd` is an eventfd that takes the worker's wish for a fork.
-    """
+    """What keeper and worker share: the keeper's pid, the epoll, both ends of the pipe of notices, the memfd."""
 
     keeper_pid: int
     epoll_fd: int
     notices_fd: int
     notify_fd: int
     memory_fd: int
-    wish_fd: int
 
 
 class Notice(NamedTuple):
@@ -71,25 +65,16 @@ def share() -> Common:
     epoll_fd = os.dup(epoll.fileno())  # a number that no object closes
     notices_fd, notify_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     memory_fd = os.memfd_create("pyctr-shim")
-    return Common(os.getpid(), epoll_fd, notices_fd, notify_fd, memory_fd, os.eventfd(0))
-
-
-def wish_for_fork(common: Common, fd: int) -> None:
-    """Have the keeper fork a child and give it `fd`, which is the keeper's to close from now on, whatever happens."""
-    os.eventfd_write(common.wish_fd, fd)
+    return Common(os.getpid(), epoll_fd, notices_fd, notify_fd, memory_fd)
 
 
 class Keeper:
     """Forks workers, one after the other, and attends to them."""
 
-    def __init__(self, common: Common, signal_fd: int, child: Callable[[int], NoReturn] | None = None) -> None:
-        """`signal_fd` tells of SIGCHLD and SIGUSR1, and takes the other signals that a shim shall not notice.
-
-        `child` is what is done in a child that a worker has wished for; see `wish_for_fork`.
-        """
+    def __init__(self, common: Common, signal_fd: int) -> None:
+        """`signal_fd` tells of SIGCHLD and SIGUSR1, and takes the other signals that a shim shall not notice."""
         self._common = common
         self._signal_fd = signal_fd
-        self._child = child
         self._room = select.poll()
         self._room.register(common.notify_fd, select.POLLOUT)
 
@@ -105,12 +90,9 @@ class Keeper:
         """Return when the worker has fallen asleep, and end when it has ended."""
         poll = select.poll()
         poll.register(self._signal_fd, select.POLLIN)
-        poll.register(self._common.wish_fd, select.POLLIN)
         while True:
-            ready = poll.poll(self._timeout())
+            poll.poll(self._timeout())
             status = self.forward(worker)
-            if self._child is not None and any(fd == self._common.wish_fd for fd, _events in ready):
-                _grant(os.eventfd_read(self._common.wish_fd), self._child)
             if status is not None:
                 code = os.waitstatus_to_exitcode(status)
                 if code != ASLEEP:
@@ -161,22 +143,6 @@ def read_notices(common: Common) -> Iterator[Notice]:
         except BlockingIOError:
             return
         yield Notice(*_NOTICE.unpack(data))
-
-
-def _grant(fd: int, child: Callable[[int], NoReturn]) -> None:
-    """Fork a child that has `fd`, or only close that, by which the worker learns that there is none."""
-    try:
-        pid, pidfd = clone3(0, signal.SIGCHLD)
-    except OSError:
-        os.close(fd)
-        return
-    if pid == 0:
-        try:
-            child(fd)
-        finally:
-            os._exit(1)
-    os.close(fd)
-    os.close(pidfd)
 
 
 def _fork(common: Common, work: Work) -> int:

@@ -8,8 +8,7 @@ request costs no hop and no fork.
               "log_level", "instance"} and one descriptor: a stream socket that the shim serves first
     answer   {"instance", "pid"} or {"instance", "error"}
 
-A spare has the process that is to be init of its container forked ahead. That has copied the memory pages that
-making a container touches, which is most of what a fork costs.
+A spare has copied the memory pages that making a container touches, which is most of what a fork costs.
 
 A shim that was told to shut down, and has nothing left of its container, is a spare again: it offers itself to the
 zygote with a packet that carries the reading end of a new pipe. What it writes there, or its end, tells its fate;
@@ -29,14 +28,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from typing import Any, Final, NamedTuple, NoReturn
 
 from pyctr_shim import descriptors, journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
-from pyctr_shim.keeper import Common, Keeper, read_notices, share, wish_for_fork
+from pyctr_shim.keeper import Common, Keeper, read_notices, share
 from pyctr_shim.loop import Loop
-from pyctr_shim.oci import forks, practice, runtime
+from pyctr_shim.oci import forks
 from pyctr_shim.oci.cgroups import stats as _stats  # noqa: F401 - so that all shims share it
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
@@ -53,20 +52,16 @@ _MAY_KEEP: Final = 4
 _LIVES: Final = 100  # of one worker: what Python never gives back must not add up
 
 
-class Pages(NamedTuple):
-    """The memory pages that a shim, and the init of its container, touch after the fork."""
-
-    shim: pagemap.Ranges
-    init: pagemap.Ranges
-
-
 class Nest(NamedTuple):
-    """What a spare has of the zygote: where requests come, where it offers itself, and what was made once."""
+    """What a spare has of the zygote: where requests come, where it offers itself, and what was made once.
+
+    `pages` are those that a shim touches until its container runs.
+    """
 
     requests: socket.socket
     offers: socket.socket
     inheritance: Inheritance
-    pages: Pages
+    pages: pagemap.Ranges
 
 
 def serve(request_fd: int) -> None:
@@ -85,8 +80,7 @@ def serve(request_fd: int) -> None:
     gc.disable()
     immortalize()
     gc.freeze()
-    pages = Pages(touched_pages(inheritance), practice.touched_pages())
-    keep_spares(Nest(requests, offers, inheritance, pages), offered)
+    keep_spares(Nest(requests, offers, inheritance, touched_pages(inheritance)), offered)
 
 
 # -- the zygote
@@ -167,25 +161,20 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
 
     def begin(common: Common) -> NoReturn:
         forks.fork_siblings()
-        # Before this process has pages of its own to be copied again; and the keeper stays smaller.
-        fork_ahead(lambda fd: runtime.fork_waiting(fd, nest.pages.init))
-        pagemap.populate(nest.pages.shim)
+        pagemap.populate(nest.pages)
         live(nest, common, kept, tell_fd)
 
     def go_on(common: Common) -> NoReturn:
         forks.fork_siblings()
-        pagemap.populate(nest.pages.shim)
+        pagemap.populate(nest.pages)
         live_out(wake(common), common)
         live(nest, common, kept, begin_anew(nest, common, kept))
-
-    def wait(fd: int) -> NoReturn:
-        runtime.wait_for_request(fd, nest.pages.init)
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     prepare_process()
     common = share()
     kept = descriptors.opened() - {tell_fd}
-    Keeper(common, nest.inheritance.signal_fd, wait).run(begin, go_on)
+    Keeper(common, nest.inheritance.signal_fd).run(begin, go_on)
 
 
 def live(nest: Nest, common: Common, kept: Set[int], tell_fd: int) -> NoReturn:
@@ -221,15 +210,15 @@ def be_taken(nest: Nest, common: Common, tell_fd: int) -> Shim:
 def live_out(shim: Shim, common: Common) -> None:
     """Be a shim to its end; ends the process if that leaves anything behind."""
     shim.run()
-    if not shim.spotless or runtime.forked_ahead() or has_other_children(common):
+    if not shim.spotless or has_other_children(common):
         os._exit(0)
 
 
 def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
     """Forget what this process was, save the descriptors `kept`, and offer it; return what tells the zygote its fate.
 
-    Ends the process if there is no zygote any more. Nothing of the last life is told to the next: its notices are
-    all in the pipe by the time that the keeper, which has no other child, has granted a fork.
+    Ends the process if there is no zygote any more. Nothing of the last life is told to the next: the keeper, which
+    has no other child, has told of all their ends.
     """
     journal.close_log()
     gc.collect()  # objects close what they own; then there is nobody left to close it a second time
@@ -237,7 +226,6 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
     os.ftruncate(common.memory_fd, 0)
     with select.epoll() as epoll:
         os.dup2(epoll.fileno(), common.epoll_fd, inheritable=False)
-    fork_ahead(lambda fd: wish_for_fork(common, fd))
     for _ in read_notices(common):
         continue
     told_fd, tell_fd = os.pipe()
@@ -247,12 +235,6 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
         os._exit(0)
     os.close(told_fd)
     return tell_fd
-
-
-def fork_ahead(fork: Callable[[int], None]) -> None:
-    """Have the next container's init forked; without one, it is forked when it is asked for."""
-    with contextlib.suppress(OSError):
-        runtime.fork_ahead(fork)
 
 
 def has_other_children(common: Common) -> bool:

@@ -185,8 +185,6 @@ class Tasks:
 
     async def _make_elsewhere(self, new: NewTask, program: Program, init: Process, stdio: runtime.Stdio) -> Container:
         """Have a runtime that is another program make the container."""
-        while runtime.forked_ahead():  # for a container of the embedded one; nobody will need it
-            runtime.forked_ahead().pop().end()
         around = external.Surroundings(self._loop, self._reaper, self._keeper_pid, self._identity.socket)
         terminal = new.names.terminal
         wanted = external.Wanted(self._identity.namespace, new.id, new.bundle, new.options)

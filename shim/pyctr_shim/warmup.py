@@ -1,8 +1,10 @@
-"""A shim's life, run for practice in the zygote, with a container that is only a child of ours.
+"""A shim's life, run for practice in the zygote.
 
-    warm_up         in the zygote itself: what Python and protobuf make on first use is then shared by all shims, and
-                    CPython has fitted the code to its operands
-    touched_pages   in a child that is looked at from outside: the pages that a spare copies before it is asked for
+    warm_up         in the zygote itself, with a container that is only a child of ours: what Python and protobuf make
+                    on first use is then shared by all shims, and CPython has fitted the code to its operands
+    touched_pages   with a real one, in a child that is looked at from outside: after a fork, a page is copied when it
+                    is first written to, and reference counts are written to all the time: some 800 of the
+                    interpreter's pages, 3 to 5 microseconds each. A spare copies them before it is asked for
 
 Nothing of it reaches the outside: a temporary directory is the bundle, and the daemon is ourselves.
 """
@@ -13,6 +15,7 @@ import signal
 import socket
 from array import array
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final, cast
 
 from google.protobuf.message import Message
@@ -27,6 +30,7 @@ from pyctr_shim.shim import Shim, prepare_process
 from pyctr_sys import pagemap
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
+from pyctr_wire.containerd.types.mount_pb2 import Mount
 
 _ROUNDS: Final = 8  # CPython fits a function to its operands in the first eight or so calls
 _ID: Final = "practice"
@@ -103,10 +107,10 @@ class _Client:
             if not data or any(frame.stream_id == self._stream for frame in self._decoder.feed(data)):
                 return
 
-    async def start(self, bundle: str) -> None:
+    async def start(self, bundle: str, *rootfs: Mount) -> None:
         """Bring a container up, as far as it goes before it is left alone."""
         await self.call("Connect", pb.ConnectRequest(id=_ID))
-        await self.call("Create", pb.CreateTaskRequest(id=_ID, bundle=bundle))
+        await self.call("Create", pb.CreateTaskRequest(id=_ID, bundle=bundle, rootfs=rootfs))
         await self.call("Start", pb.StartRequest(id=_ID))
         await self.call("State", pb.StateRequest(id=_ID))
 
@@ -123,7 +127,7 @@ def warm_up(inheritance: Inheritance) -> None:
     scratch.sweep()
     before = descriptors.opened()
     practice.plan_execs()
-    practice.rehearse()
+    practice.make_containers()
     for _ in range(_ROUNDS):
         _live(inheritance)
     journal.close_log()
@@ -134,9 +138,11 @@ def warm_up(inheritance: Inheritance) -> None:
 def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
     """Learn which pages a shim touches until its container runs, so that a spare can copy them beforehand.
 
-    Must run in the process that forks the spares; see `practice.touched_pages`.
+    Must run in the very process that forks the spares: addresses only mean something there.
     """
     with scratch.practice_directory() as directory:
+        mount = practice.write_bundle(Path(directory))
+        rootfs = Mount(type=mount.type, source=mount.source, options=mount.options)
         identity = _identity(directory)
         loop = Loop()
         daemon = _daemon(loop, identity)
@@ -147,13 +153,21 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
                 ours.close()
                 prepare_process()
                 common = share()
-                _shim(Loop(common.epoll_fd), identity, inheritance, common, theirs).run()
+                own_loop = Loop(common.epoll_fd)
+                _attend(own_loop, common, inheritance)
+                shim = Shim(own_loop, identity, inheritance.boot_id, common)
+                shim.listen()
+                shim.adopt(theirs)
+                shim.run()
             finally:
                 os._exit(1)
         theirs.close()
         try:
-            _run(loop, _Client(loop, ours).start(directory))
-            return pagemap.touched(pid)
+            client = _Client(loop, ours)
+            _run(loop, client.start(directory, rootfs))
+            pages = pagemap.touched(pid)
+            _run(loop, client.end())
+            return pages
         except OSError:
             return array("Q")
         finally:
@@ -170,8 +184,7 @@ def _live(inheritance: Inheritance) -> None:
         identity = _identity(directory)
         common = share()
         loop = Loop(common.epoll_fd)
-        keeper = Keeper(common, inheritance.signal_fd)
-        loop.watch(inheritance.signal_fd, READ, lambda _events: _attend(keeper))
+        _attend(loop, common, inheritance)
         daemon = _daemon(loop, identity)
         ours, theirs = socket.socketpair()
         shim = _shim(loop, identity, inheritance, common, theirs)
@@ -190,8 +203,14 @@ def _live(inheritance: Inheritance) -> None:
         ours.close()
 
 
-def _attend(keeper: Keeper) -> None:
-    keeper.forward()
+def _attend(loop: Loop, common: Common, inheritance: Inheritance) -> None:
+    """Do the keeper's work on a loop."""
+    keeper = Keeper(common, inheritance.signal_fd)
+
+    def forward(_events: int) -> None:
+        keeper.forward()
+
+    loop.watch(inheritance.signal_fd, READ, forward)
 
 
 def _daemon(loop: Loop, identity: Identity) -> Server:

@@ -30,7 +30,7 @@ class Resolve(IntFlag):
     IN_ROOT = 0x10
 
 
-_IN_ROOT: Final = int(Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+IN_ROOT: Final = int(Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -51,7 +51,7 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
 
 def open_in_root(root_fd: int, path: str, flags: int = O_PATH, mode: int = 0) -> int:
     """Open `path` with the directory `root_fd` as its root."""
-    return openat2(root_fd, path, flags, _IN_ROOT, mode)
+    return openat2(root_fd, path, flags, IN_ROOT, mode)
 
 
 def open_regular(root_fd: int, path: str) -> int:

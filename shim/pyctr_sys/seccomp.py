@@ -32,6 +32,6 @@ def load(program: bytes, flags: int = 0) -> None:
 def add_load(steps: Steps, purpose: str, program: bytes, flags: int) -> None:
     """Make `load` a step."""
     instructions = ffi.from_buffer(program)
-    steps.keep(instructions)
-    filter_ = steps.buffer("struct sock_fprog *", (len(program) // INSTRUCTION_BYTES, instructions))
+    pointers = {ffi.offsetof("struct sock_fprog", "filter"): steps.keep(instructions)}
+    filter_ = steps.buffer("struct sock_fprog *", (len(program) // INSTRUCTION_BYTES, instructions), pointers)
     steps.call(purpose, "seccomp", _SET_MODE_FILTER, flags, filter_)

@@ -1,7 +1,7 @@
 """Processes that do without a copy of memory: clone(2) with CLONE_VM.
 
 A fork copies page tables, then each page that either side writes to, and the exec throws all of it away: for an
-interpreter that is milliseconds. See routines.py for what runs in such a process instead of Python.
+interpreter that is milliseconds. See routine.py for what runs in such a process instead of Python.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import Final
 
 from pyctr_sys.calls import address, ffi
 from pyctr_sys.namespaces import Clone, clone_arguments
-from pyctr_sys.routines import routines
+from pyctr_sys.routine import routine
 from pyctr_sys.steps import StepFailed, Steps
 
 _STEP_WORDS: Final = 6
@@ -21,13 +21,13 @@ def spawn(steps: Steps, flags: int, exit_signal: int, cgroup_fd: int = 0) -> tup
     The calling process, of one thread, stands still meanwhile. `flags`, `exit_signal` and `cgroup_fd` are those of
     clone3. Raises StepFailed; the process has ended then and, unless it is a sibling (PARENT), been reaped.
     """
-    known = routines()
-    assert known is not None
+    run = routine()
+    assert run is not None
     pidfd = ffi.new("int *", -1)
     arguments = clone_arguments(flags | Clone.VM | Clone.VFORK, exit_signal, cgroup_fd, pidfd)
     table = steps.table()
     order = ffi.new("uintptr_t[5]", [address(arguments), ffi.sizeof("struct clone_args"), address(table), 0, 0])
-    pid = int(known.spawn(address(order)))
+    pid = int(run(address(order)))
     if pid < 0:
         raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
     if order[3]:
@@ -38,24 +38,3 @@ def spawn(steps: Steps, flags: int, exit_signal: int, cgroup_fd: int = 0) -> tup
         reason = -int(ffi.cast("intptr_t", order[4]))
         raise StepFailed(reason, f"{steps.purpose(index)}: {os.strerror(reason)}")
     return pid, int(pidfd[0])
-
-
-def step_out(flags: int, cgroup_fd: int = 0) -> int:
-    """Go on as a new process, this one's sibling, in the same memory; return its pid as its parent sees it.
-
-    `flags` and `cgroup_fd` are those of clone3.
-
-    What was the calling process keeps the memory until the new one executes a program or ends, and its
-    descriptors. So that exec need not take the memory down, which takes an interpreter's milliseconds.
-    """
-    known = routines()
-    assert known is not None
-    read_fd, write_fd = os.pipe()
-    pidfd, pid = ffi.new("int *", -1), ffi.new("int *", 0)
-    arguments = clone_arguments(flags | Clone.VM | Clone.PARENT, 0, cgroup_fd, pidfd, pid)
-    order = ffi.new("uintptr_t[4]", [address(arguments), ffi.sizeof("struct clone_args"), write_fd, read_fd])
-    result = int(known.step_out(address(order)))
-    if result < 0:
-        raise OSError(-result, f"clone3: {os.strerror(-result)}")
-    os.close(read_fd)  # and the other end stays open until the exec
-    return int(pid[0])

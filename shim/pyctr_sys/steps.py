@@ -1,4 +1,4 @@
-"""System calls prepared before a fork, to be made after it.
+"""System calls prepared before a fork, to be made after it, or by another process.
 
 A forked child pays for each page that it writes to, and running Python writes to many. What a child is to do is
 therefore worked out by its parent, down to numbers and buffers, and the child runs through a list.
@@ -6,12 +6,16 @@ therefore worked out by its parent, down to numbers and buffers, and the child r
 
 import errno
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pyctr_sys.calls import NUMBERS, address, ffi, libc
 
+STEP_BYTES: Final = 48
+"""The size of a step in a table: six words, number and arguments."""
 _MASK: Final = (1 << 64) - 1
+_WORD: Final = 8
 
 
 class StepFailed(OSError):
@@ -24,7 +28,8 @@ class Steps:
     def __init__(self) -> None:
         """Start empty."""
         self._steps: list[tuple[str, int, int, int, int, int, int]] = []
-        self._buffers: list[Any] = []
+        self._buffers: dict[int, Any] = {}  # C objects by their address
+        self._pointers: list[tuple[int, int, int]] = []  # of a buffer, at an offset, to a buffer
 
     def call(self, purpose: str, name: str, *arguments: int) -> None:
         """Add a call by its name in section 2 of the manual, with at most five arguments."""
@@ -33,36 +38,63 @@ class Steps:
         first, second, third, fourth, fifth = words
         self._steps.append((purpose, NUMBERS[name], first, second, third, fourth, fifth))
 
-    def buffer(self, kind: str, value: Any) -> int:
-        """Return the address of a new C object that lives as long as the list."""
-        return self.keep(ffi.new(kind, value))
+    def buffer(self, kind: str, value: Any, pointers: Mapping[int, int] | None = None) -> int:
+        """Return the address of a new C object that lives as long as the list.
+
+        `pointers` are the addresses of others of its buffers that it holds, by their offsets in it.
+        """
+        made = self.keep(ffi.new(kind, value))
+        self._pointers += [(made, offset, target) for offset, target in (pointers or {}).items()]
+        return made
 
     def keep(self, made: Any) -> int:
         """Return the address of a C object that shall live as long as the list."""
-        self._buffers.append(made)
-        return address(made)
+        where = address(made)
+        self._buffers[where] = made
+        return where
 
     def strings(self, texts: Sequence[str]) -> int:
         """Return the address of a C array of these strings, ended by a null pointer."""
-        made = [ffi.new("char[]", os.fsencode(text)) for text in texts]
-        self._buffers += made
-        return self.buffer("char *[]", [*made, ffi.NULL])
+        made = [self.buffer("char[]", os.fsencode(text)) for text in texts]
+        return self.buffer("uintptr_t[]", [*made, 0], {place * _WORD: one for place, one in enumerate(made)})
 
     def add(self, others: "Steps") -> None:
         """Append the calls of another list."""
         self._steps += others._steps  # noqa: SLF001 - our own kind
-        self._buffers += others._buffers  # noqa: SLF001
+        self._buffers |= others._buffers  # noqa: SLF001
+        self._pointers += others._pointers  # noqa: SLF001
 
     def table(self) -> Any:
         """Return the calls as a C array, six words each: number and arguments. It lives as long as the list."""
-        words = [word for step in self._steps for word in step[1:]]
-        made = ffi.new("uintptr_t[]", words)
-        self._buffers.append(made)
+        made = ffi.new("uintptr_t[]", [word for step in self._steps for word in step[1:]])
+        self.keep(made)
         return made
+
+    def image(self, base: int) -> bytes:
+        """Return the calls as a table for another process, which a word of ones ends, and all buffers behind it.
+
+        It is meant for the address `base` there.
+        """
+        data = bytearray((len(self._steps) + 1) * STEP_BYTES)
+        there: dict[int, int] = {}
+        for where, made in self._buffers.items():
+            there[where] = base + len(data)
+            content = ffi.buffer(made)
+            data += content
+            data += bytes(-len(content) % _WORD)
+        for holder, offset, target in self._pointers:
+            struct.pack_into("=Q", data, there[holder] - base + offset, there[target])
+        words = [there.get(word, word) for step in self._steps for word in step[1:]]
+        struct.pack_into(f"={len(words) + 1}Q", data, 0, *words, _MASK)
+        return bytes(data)
 
     def purpose(self, index: int) -> str:
         """Return what a call is for."""
         return self._steps[index][0]
+
+    def purposes(self) -> tuple[str, ...]:
+        """Return what each call is for."""
+        return tuple(step[0] for step in self._steps)
 
     def run(self) -> None:
         """Make the calls, again if interrupted. Raises StepFailed at the first that fails."""

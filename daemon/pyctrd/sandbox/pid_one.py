@@ -10,6 +10,7 @@ import platform
 import struct
 from typing import Final
 
+from pyctr_sys import elf
 from pyctr_sys.mount import (
     MNT_DETACH,
     Attr,
@@ -25,8 +26,7 @@ from pyctr_sys.namespaces import Clone, unshare
 from pyctr_sys.openat2 import O_PATH
 from pyctr_wire.errors import FailedPrecondition
 
-_BASE: Final = 0x400000
-_HEADERS: Final = 64 + 56
+_DATA_AT: Final = elf.CODE + elf.headers_size()
 _NAME: Final = b"pyctr-pause".ljust(16, b"\0")
 # SIG_IGN, SA_NOCLDWAIT: children need nobody to wait for them.
 _ACTION: Final = struct.pack("<QQQQ", 1, 2, 0, 0)
@@ -35,11 +35,11 @@ _NOBODY: Final = 65534
 # (number, arguments) on x86-64. Source: asm/unistd_64.h.
 _CALLS: Final = (
     (436, 3, 0xFFFFFFFF, 0),  # close_range(3, UINT_MAX, 0)
-    (157, 15, _BASE + _HEADERS),  # prctl(PR_SET_NAME, name)
+    (157, 15, _DATA_AT),  # prctl(PR_SET_NAME, name)
     (116, 0, 0),  # setgroups(0, NULL)
     (119, _NOBODY, _NOBODY, _NOBODY),  # setresgid
     (117, _NOBODY, _NOBODY, _NOBODY),  # setresuid, and with it goes every capability
-    (13, 17, _BASE + _HEADERS + len(_NAME), 0, 8),  # rt_sigaction(SIGCHLD, action, NULL, 8)
+    (13, 17, _DATA_AT + len(_NAME), 0, 8),  # rt_sigaction(SIGCHLD, action, NULL, 8)
 )
 _PAUSE: Final = bytes.fromhex("b8220000000f05ebf7")  # 1: mov eax, 34; syscall; jmp 1b
 
@@ -83,13 +83,8 @@ def _enter_world() -> None:
 
 
 def _elf() -> bytes:
-    body = _DATA + b"".join(_call(*call) for call in _CALLS) + _PAUSE
-    size = _HEADERS + len(body)
-    entry = _BASE + _HEADERS + len(_DATA)
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    return ident + header + segment + body
+    code = b"".join(_call(*call) for call in _CALLS) + _PAUSE
+    return elf.program(_DATA + code, entry=len(_DATA))
 
 
 def _call(number: int, *arguments: int) -> bytes:

@@ -40,7 +40,7 @@ from pyctr_sys.process import (
     add_session_keyring,
     join_session_keyring,
 )
-from pyctr_sys.routines import routines
+from pyctr_sys.routine import routine
 from pyctr_sys.steps import Steps
 
 _BY_FORK: Final = Clone.NEWPID | Clone.NEWTIME  # what a process only gets for its children
@@ -104,7 +104,7 @@ class Joiner:
         request, process = self.request, self._process
         if self._identity is None or request.namespaces & Clone.NEWTIME or request.preserve_fds or os.geteuid():
             return None
-        if any(process.get(field) for field in _NOT_STRAIGHT) or routines() is None:
+        if any(process.get(field) for field in _NOT_STRAIGHT) or routine() is None:
             return None
         if self._filter is not None and self._filter.notifies:
             return None
@@ -124,7 +124,9 @@ class Joiner:
             steps.call("setsid", "setsid")
             if not request.no_new_keyring:
                 add_session_keyring(steps, f"_ses.{request.id}")
-            self._identity.add_to(steps, directory_fd, self._leave)
+            self._identity.add_assume(steps, directory_fd)
+            steps.add(self._leave)
+            self._identity.add_seal(steps)
             program.add_execute(steps, path, process["args"], self._env)
         except (OSError, OciError, ValueError):
             return None
@@ -163,11 +165,8 @@ class Joiner:
             self._add_write(steps, "process.oomScoreAdj", "oom_score_adj", str(score), kept_fd)
 
     def _add_label(self, steps: Steps, kept_fd: int) -> None:
-        label = lsm.exec_label(self._process)
-        if label:
-            files = lsm.EXEC_LABEL_FILES
-            name = next((name for name in files if os.path.exists(f"/proc/self/{name}")), files[-1])
-            self._add_write(steps, "process.apparmorProfile", name, label, kept_fd)
+        if label := lsm.exec_label(self._process):
+            self._add_write(steps, "process.apparmorProfile", lsm.exec_label_file(), label, kept_fd)
 
     def _add_write(self, steps: Steps, purpose: str, name: str, text: str, kept_fd: int) -> None:
         """Write to a file of the process's own in the host's /proc."""
@@ -195,11 +194,9 @@ class Joiner:
 
     def _open_cgroup(self) -> list[int]:
         """Return files to write 0 to, by which a process joins the cgroup and the resctrl groups."""
-        fds = [] if self.request.in_cgroup else self.request.cgroup.open_to_join()
-        self._opened += fds
-        for directory in self.request.linux.get("rdt") or ():
-            fds.append(self._opening(rdt.open_to_join(directory)))
-        return fds
+        files = [] if self.request.in_cgroup else self.request.cgroup.files_to_join()
+        files += [rdt.file_to_join(directory) for directory in self.request.linux.get("rdt") or ()]
+        return [self._opening(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) for path in files]
 
     def _above(self, fd: int) -> int:
         """Return `fd`, or a duplicate of it that is out of the way of what is passed to the program."""

@@ -1,4 +1,4 @@
-"""The forks: a child that becomes a container's init, one forked ahead for that, one that joins.
+"""The forks: a child that becomes a container's init, one that joins.
 
 They are made by clone3, not by os.fork, which runs what modules have registered for after a fork (threading,
 random) and so touches a hundred pages more, each of which is then copied. All right for a process of one thread
@@ -10,23 +10,23 @@ import gc
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyctr_shim.oci import capabilities, init, program
 from pyctr_shim.oci import exec as joining
-from pyctr_shim.oci.cgroups import Hierarchies
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import State
-from pyctr_sys import pagemap
+from pyctr_sys import stub
 from pyctr_sys.namespaces import Clone, clone3, groups_are_denied, in_user_namespace, setns
-from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+from pyctr_sys.pidfd import pidfd_send_signal, wait
 from pyctr_sys.process import set_dumpable
-from pyctr_sys.routines import routines
+from pyctr_sys.routine import routine
 from pyctr_sys.spawn import spawn
+from pyctr_sys.stub import Stub
 
 if TYPE_CHECKING:
     from pyctr_shim.oci.checkpoint.choices import Dump
@@ -61,7 +61,7 @@ def look_up_once() -> None:
     program.handled_signals()
     capabilities.inherited()
     groups_are_denied()
-    routines()
+    routine()
 
 
 def kill_and_reap(pidfd: int) -> None:
@@ -106,43 +106,6 @@ def _dump(record: State, choices: "Dump", channel: Channel) -> NoReturn:
     dump.become(record, choices, channel)
 
 
-def fork_ahead(fork: Callable[[int], None]) -> Child:
-    """Have a child forked that will be given its request later; `fork` is `fork_waiting` or leads to it.
-
-    Raises OSError, also if the child could not get ready.
-    """
-    ours, theirs = Channel.pair()
-    try:
-        fork(theirs.detach())
-        pid = _pid_of_init(ours)
-        return Child(pid, pidfd_open(pid), ours)
-    except BaseException:
-        ours.close()  # which ends the child
-        raise
-
-
-def _pid_of_init(channel: Channel) -> int:
-    answer = channel.receive()
-    if answer is None or answer[0] is not Message.INIT:
-        raise ChildProcessError(errno.ECHILD, f"forked ahead: {answer}")
-    pid: int = answer[1]["pid"]
-    return pid
-
-
-def fork_waiting(fd: int, hierarchies: Hierarchies, pages: pagemap.Ranges) -> None:
-    """Fork a child that does `wait_for_request`; `fd` is closed here."""
-    try:
-        _pid, pidfd = _clone(0, partial(wait_for_request, fd, hierarchies, pages))
-    finally:
-        os.close(fd)
-    os.close(pidfd)
-
-
-def wait_for_request(fd: int, hierarchies: Hierarchies, pages: pagemap.Ranges) -> NoReturn:
-    """In a child: do what does not depend on the request, and wait for that on `fd`."""
-    init.wait(Channel.of(fd), hierarchies, pages)
-
-
 def _fork(flags: int, prepare: Callable[[Channel], Callable[[], NoReturn]], cgroup_fd: int = 0) -> Child:
     """Fork a child that does what `prepare` returns, given the child's end of a channel.
 
@@ -170,30 +133,10 @@ def _clone(flags: int, become: Callable[[], NoReturn], cgroup_fd: int = 0) -> tu
     return pid, pidfd
 
 
-def send_request(child: Child, request: init.Request) -> Child | None:
-    """Give a child that was forked ahead its request, and a channel of its own. None if it has ended meanwhile."""
-    ours, theirs = Channel.pair()
-    try:
-        child.channel.send(
-            Message.CREATE,
-            (*request.stdio, theirs.fileno()),
-            id=request.id,
-            bundle=request.bundle,
-            state_directory=request.state_directory,
-            rootfs=[(item.type, item.source, item.target, item.options) for item in request.rootfs],
-            no_pivot_root=request.no_pivot_root,
-            no_new_keyring=request.no_new_keyring,
-            console_size=request.console_size,
-            seccomp_cache=request.seccomp_cache,
-            systemd_cgroup=request.systemd_cgroup,
-        )
-    except BrokenPipeError:
-        ours.close()
-        return None
-    finally:
-        theirs.close()
-        child.channel.close()
-    return replace(child, channel=ours)
+def start_stub(fds: Sequence[int], cgroup_fd: int = 0) -> Stub:
+    """Start a stub in a new PID namespace, and in a cgroup if its directory is given. As `stub.start`."""
+    flags, exit_signal = _kinship
+    return stub.start(fds, flags | Clone.NEWPID | (Clone.INTO_CGROUP if cgroup_fd else 0), exit_signal, cgroup_fd)
 
 
 def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:

@@ -1,8 +1,6 @@
 """Every message between the runtime's parent side and the process that becomes the container's.
 
     message    direction        when                                              answer
-    CREATE     parent → child   to one forked ahead: what to create, with its stdio     -
-                                and the channel for all further messages
     RESTAGE    child → parent   the spec needs what the first fork did not give    the parent forks again
     INIT       child → parent   the container's init is another process: its pid   -
     STEPPED    child → parent   the same, but the child stays until that executes  -
@@ -37,7 +35,6 @@ _FD_SPACE: Final = socket.CMSG_SPACE(4 * _MOST_FDS)
 class Message(StrEnum):
     """What a packet says."""
 
-    CREATE = "create"
     RESTAGE = "restage"
     INIT = "init"
     STEPPED = "stepped"

@@ -61,13 +61,17 @@ class Identity:
         _check_inside()
         _run(self._after)
 
-    def add_to(self, steps: Steps, directory_fd: int, leave: Steps) -> None:
-        """Make it all steps: as `assume`, in a directory that has been opened, then `leave`, then as `seal`."""
+    def add_assume(self, steps: Steps, directory_fd: int) -> None:
+        """Make `assume` steps, in a directory that has been opened."""
         rlimits.add_to(steps, self._limits)
         steps.add(self._before)
         steps.call("process.cwd", "fchdir", directory_fd)
-        for part in (self._switch, self._after, leave, self._seal):
-            steps.add(part)
+        steps.add(self._switch)
+        steps.add(self._after)
+
+    def add_seal(self, steps: Steps) -> None:
+        """Make `seal` steps, of a filter that has no listener."""
+        steps.add(self._seal)
 
     def seal(self, channel: Channel) -> None:
         """Load the filter and give up what was kept for that; the program follows at once.

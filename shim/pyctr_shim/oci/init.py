@@ -1,7 +1,7 @@
-"""The process that becomes a new container's first one, from fork to exec.
+"""The steps that make a container, and the forked process that takes them all and becomes its first one.
 
-`become` is the step list; a crash between two steps leaves what state.json names (written before
-the first cgroup), and the parent, or whoever reads that file later, removes it.
+A crash between two steps leaves what state.json names (written before the first cgroup), and the parent, or
+whoever reads that file later, removes it. in_place.py takes most of the same steps without a fork.
 
 Where the first fork is not enough (a user namespace, a joined or no PID namespace, cgroup v2), the
 child is a *stager*: it prepares everything as the host's root, clones the real init as its sibling
@@ -10,8 +10,8 @@ and ends.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,16 +42,13 @@ from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, cgroup_path,
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.mounts import PlannedMount
-from pyctr_shim.oci.namespaces import Plan, Premade
+from pyctr_shim.oci.namespaces import Plan
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
-from pyctr_sys import pagemap
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3, in_user_namespace
 from pyctr_sys.openat2 import make_directories
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
-from pyctr_sys.routines import routines
-from pyctr_sys.spawn import step_out
 
 if TYPE_CHECKING:
     from pyctr_shim.oci.checkpoint.choices import Restore
@@ -88,7 +85,6 @@ class Build:
     """What the steps know and make."""
 
     request: Request
-    channel: Channel
     spec: dict[str, Any]
     plan: Plan
     state: State
@@ -100,8 +96,13 @@ class Build:
     root_fd: int = -1
     proc_fd: int = -1
     terminal_fd: int = -1
-    made: Premade | None = None
     notes: list[str] = field(default_factory=list)
+    connection: Channel | None = None  # of a forked process to its parent
+
+    @property
+    def channel(self) -> Channel:
+        assert self.connection is not None
+        return self.connection
 
     @property
     def linux(self) -> Mapping[str, Any]:
@@ -120,123 +121,50 @@ def become(request: Request, channel: Channel) -> NoReturn:
         lockdown.die_with_parent(channel)
         return replace(request, start_fd=start_fd)
 
-    _go(channel, take, None)
+    _go(channel, take)
 
 
-def wait(channel: Channel, hierarchies: Hierarchies, pages: pagemap.Ranges) -> NoReturn:
-    """Run in a child that was forked ahead: make ready what every container needs, wait for a request, become it.
-
-    On version 2 it cannot be init yet: that is cloned into its cgroup.
-    """
-    try:
-        lockdown.close_all_but(channel)
-        lockdown.die_with_parent(channel)
-        set_name("pyctr-ahead")
-        pagemap.populate(pages)
-        pid = os.getpid() if hierarchies.is_v2 else _be_init(channel)
-        made = namespaces.make_ahead()
-        if pid:
-            channel.send(Message.INIT, pid=pid)
-        answer = channel.receive()
-    except OSError as error:
-        channel.fail(f"forked ahead: {describe(error)}", error.errno or 0)
-        answer = None
-    if answer is None:
-        os._exit(1)  # never needed, or of no use
-    _, fields, fds = answer
-
-    def take() -> Request:
-        lockdown.use_stdio(fds[:-1])
-        channel.switch_to(fds[-1])
-        return _request_from(fields, hierarchies)
-
-    _go(channel, take, made)
-
-
-def rehearse(request: Request, channel: Channel) -> None:
-    """Take the steps in this process, as far as a caller who returns to its mount namespace has undone them.
-
-    What would change the process itself is only planned. For a spec of a container that would be init of a PID
-    namespace and has no other namespace but a mount namespace. Its cgroup stays. Raises OciError, OSError.
-    """
-    build = read(request, channel, None)
-    assert build is not None
-    write_state(build)
-    build.cgroup.create()
-    build.cgroup.apply(build.linux.get("resources") or {})
-    for step in (open_sources, _enter_namespaces, _mount_everything, _hide, _pivot):
-        step(build)
-    identity.Identity(build.process, build.filter, *capabilities.inherited())
-    env = user.environment(build.process)
-    user.add_home(env, 0)
-    program.find(build.process["args"][0], env)
-
-
-def _be_init(channel: Channel, flags: int = 0, cgroup_fd: int = 0) -> int:
-    """Go on as init of a new PID namespace and return its pid as the host has it, 0 if the parent has been told.
-
-    Where that can be, the process that there was keeps the memory, so that it is not the exec that takes it down:
-    whoever starts a container does not wait for that.
-    """
-    if routines() is not None:
-        pid = step_out(Clone.NEWPID | flags, cgroup_fd)
-    else:
-        pid, _pidfd = clone3(Clone.NEWPID | Clone.PARENT | flags, 0, cgroup_fd)
-        if pid:
-            channel.send(Message.INIT, pid=pid)
-            os._exit(0)
-    lockdown.die_with_parent(channel)
-    return pid
-
-
-def _request_from(fields: dict[str, Any], hierarchies: Hierarchies) -> Request:
-    """Return the request that came over the channel, where fds have numbers of their own and tuples are lists."""
-    size = fields.pop("console_size")
-    mounts_of_root = tuple(
-        RootfsMount(kind, source, target, tuple(options)) for kind, source, target, options in fields.pop("rootfs")
-    )
-    return Request(
-        **fields,
-        stdio=(0, 1, 2),
-        preserve_fds=0,
-        rootfs=mounts_of_root,
-        console_size=(size[0], size[1]) if size else None,
-        start_fd=-1,
-        entered=False,
-        hierarchies=hierarchies,
-        staged=False,
-    )
-
-
-def _go(channel: Channel, take: Callable[[], Request], made: Premade | None) -> NoReturn:
+def _go(channel: Channel, take: Callable[[], Request]) -> NoReturn:
     """Take the request and its stdio, then all steps; whatever fails is told to the parent."""
     try:
-        build = read(take(), channel, made)
-        if build is not None:
-            for step in _STEPS:
-                step(build)
+        with explained():
+            build = read(take())
+            if build is None:
+                channel.send(Message.RESTAGE)
+            else:
+                build.connection = channel
+                for step in _STEPS:
+                    step(build)
     except OciError as error:
         channel.fail(str(error), error.errno)
     except BrokenPipeError:
         pass  # the parent is gone, and with it the wish for this container
-    except OSError as error:
-        channel.fail(f"error during container init: {describe(error)}", error.errno or 0)
-    except RecursionError:  # what could be read can be too deep to be written down
-        channel.fail(f"{_SPEC}: nested too deeply", 0)
-    except Exception as error:
-        # A bug of ours. The parent is the top that it reaches: this process has no log and no way to make a trace.
-        channel.fail(f"internal error during container init: {type(error).__name__}: {error}", 0)
     finally:
         os._exit(1)
 
 
-def read(request: Request, channel: Channel, made: Premade | None) -> Build | None:
-    """Read the spec; None if the parent has to fork differently for it."""
+@contextmanager
+def explained() -> Iterator[None]:
+    """Make what goes wrong in the steps an OciError that tells it to a client; BrokenPipeError stays what it is."""
+    try:
+        yield
+    except (OciError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise OciError(f"error during container init: {describe(error)}", error.errno or 0) from None
+    except RecursionError:  # what could be read can be too deep to be written down
+        raise OciError(f"{_SPEC}: nested too deeply") from None
+    except Exception as error:
+        # A bug of ours. The client is the top that it reaches: the process may have no log and no way to make a trace.
+        raise OciError(f"internal error during container init: {type(error).__name__}: {error}") from None
+
+
+def read(request: Request) -> Build | None:
+    """Read the spec; None if it takes a stager."""
     spec = validate.load_spec(f"{request.bundle}/{_SPEC}")
     linux = spec["linux"]
     plan = namespaces.plan(_without_entered(linux.get("namespaces") or (), request))
     if not request.staged and _needs_stager(plan):
-        channel.send(Message.RESTAGE)
         return None
     path = cgroup_path(linux.get("cgroupsPath") or "", request.id, of_systemd=request.systemd_cgroup)
     if path.startswith("/"):
@@ -254,7 +182,7 @@ def read(request: Request, channel: Channel, made: Premade | None) -> Build | No
     )
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
-    return Build(request, channel, spec, plan, record, cgroup, made=made)
+    return Build(request, spec, plan, record, cgroup)
 
 
 def _without_entered(kinds: Sequence[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
@@ -269,8 +197,8 @@ def _needs_stager(plan: Plan) -> bool:
 # -- steps in the runtime's namespaces
 
 
-def write_state(build: Build) -> None:
-    """Write down what is about to be made, so that whoever comes after a crash finds it."""
+def write_state(build: Build, pid: int = 0) -> None:
+    """Write down what is about to be made, so that whoever comes after a crash finds it; `pid` is init's, if known."""
     request, record = build.request, build.state
     host_mount = ""
     if request.rootfs and _wants_host_mount(build):
@@ -286,14 +214,14 @@ def write_state(build: Build) -> None:
         seccomp_flags=filter_.flags if filter_ else 0,
         linux=_for_later(build),
     )
-    if not request.staged and not request.hierarchies.is_v2:
-        build.state = record = record.with_pid(_pid_on_the_host())
+    if pid:
+        build.state = record = record.with_pid(pid)
     state.write(request.state_directory, record)
 
 
-def _pid_on_the_host() -> int:
-    """Return this process's pid as the host knows it, whose /proc is still ours."""
-    return int(os.readlink("/proc/self"))
+def _write_own_state(build: Build) -> None:
+    """Write it with this process's pid as the host knows it, whose /proc is still ours, if this one will be init."""
+    write_state(build, 0 if build.request.staged else int(os.readlink("/proc/self")))
 
 
 def _for_later(build: Build) -> dict[str, Any]:
@@ -337,20 +265,6 @@ def _join_cgroup(build: Build) -> None:
         rdt.make(build.groups)
 
 
-def _enter_cgroup(build: Build) -> None:
-    """On version 2, what was forked ahead becomes init now: in its cgroup, which is cheaper than to be moved there."""
-    request = build.request
-    if request.staged or not request.hierarchies.is_v2:
-        return
-    cgroup_fd = os.open(build.cgroup.directory_for_clone(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    pid = _be_init(build.channel, Clone.INTO_CGROUP, cgroup_fd)
-    os.close(cgroup_fd)
-    if pid:
-        build.channel.send(Message.STEPPED, pid=pid)
-    build.state = build.state.with_pid(pid or _pid_on_the_host())
-    state.write(request.state_directory, build.state)
-
-
 def open_sources(build: Build) -> None:
     """Open what of the host's the container is to see."""
     label = build.linux.get("mountLabel") or ""
@@ -387,7 +301,17 @@ def _enter_namespaces(build: Build) -> None:
     first = Clone.NEWNS if with_user else plan.new & ~(Clone.NEWPID | Clone.NEWTIME | Clone.NEWCGROUP)
     if not build.request.staged:
         first |= Clone.NEWCGROUP  # the cgroup has been joined already
-    plan.enter_new(first, build.made)
+    plan.enter_new(first)
+    prepare_root(build)
+    plan.join()
+    if build.request.staged:
+        _clone_init(build)
+        plan.enter_new(plan.new & ~(Clone.NEWPID | Clone.NEWUSER | Clone.NEWTIME | (0 if with_user else first)))
+    scheduling.set_lasting(build.linux)
+
+
+def prepare_root(build: Build) -> None:
+    """Mount the root file system in the container's mount namespace, and open a copy of all of it."""
     propagation = rootfs.propagation_flag(build.linux.get("rootfsPropagation") or "")
     # The copy of the host's mounts must not send anything back.
     mount(None, "/", None, MountFlag.REC | MountFlag.SLAVE)
@@ -397,11 +321,6 @@ def _enter_namespaces(build: Build) -> None:
         rootfs.mount_rootfs(build.request.rootfs, directory)
     build.root_fd = rootfs.clone_tree(directory)
     rootfs.set_propagation(build.root_fd, propagation)
-    plan.join()
-    if build.request.staged:
-        _clone_init(build)
-        plan.enter_new(plan.new & ~(Clone.NEWPID | Clone.NEWUSER | Clone.NEWTIME | (0 if with_user else first)))
-    scheduling.set_lasting(build.linux)
 
 
 def _clone_init(build: Build) -> None:
@@ -458,7 +377,12 @@ def _detach(build: Build) -> None:
             join_session_keyring(f"_ses.{build.request.id}")
         except OSError as error:
             build.notes.append(f"no session keyring: {error.strerror}")
-    if build.plan.new & Clone.NEWNET and not (build.made and build.made.flags & Clone.NEWNET):
+    set_up_namespaces(build)
+
+
+def set_up_namespaces(build: Build) -> None:
+    """Give new network and UTS namespaces what they begin with."""
+    if build.plan.new & Clone.NEWNET:
         namespaces.bring_loopback_up()
     if name := build.spec.get("hostname"):
         sethostname(name)
@@ -466,7 +390,8 @@ def _detach(build: Build) -> None:
         setdomainname(name)
 
 
-def _mount_everything(build: Build) -> None:
+def mount_everything(build: Build) -> None:
+    """Mount all of the spec, and fill /dev."""
     linux = build.linux
     propagation = rootfs.propagation_flag(linux.get("rootfsPropagation") or "")
     rootfs.attach(build.root_fd)
@@ -479,10 +404,21 @@ def _mount_everything(build: Build) -> None:
     mounts.mount_all(build.root_fd, build.mounts, propagation, mount_cgroup)
     if not any(item.destination == "/dev" and item.tree_fd >= 0 for item in build.mounts):
         devices.populate(build.root_fd, linux.get("devices") or (), build.host_nodes)
-    if build.process.get("terminal"):
-        size = console.size_of(build.process) or build.request.console_size
-        master_fd, build.terminal_fd = console.open_pair(build.root_fd, size)
-        console.bind_console(build.root_fd, build.terminal_fd)
+
+
+def open_console(build: Build) -> int:
+    """Make the terminal that the spec asks for, and return its master; -1 if it does not."""
+    if not build.process.get("terminal"):
+        return -1
+    size = console.size_of(build.process) or build.request.console_size
+    master_fd, build.terminal_fd = console.open_pair(build.root_fd, size)
+    console.bind_console(build.root_fd, build.terminal_fd)
+    return master_fd
+
+
+def _send_console(build: Build) -> None:
+    master_fd = open_console(build)
+    if master_fd >= 0:
         build.channel.send(Message.CONSOLE, [master_fd])
         os.close(master_fd)
 
@@ -501,7 +437,8 @@ def _run_hooks(build: Build) -> None:
         hooks.run("createContainer", create, build.state.document(Status.CREATING))
 
 
-def _hide(build: Build) -> None:
+def hide(build: Build) -> None:
+    """Set sysctls, and keep from the container what it shall not see or change."""
     linux = build.linux
     _make_working_directory(build)
     sysctl.apply(build.proc_fd, linux.get("sysctl") or {})
@@ -509,6 +446,9 @@ def _hide(build: Build) -> None:
     masked_paths.mask(build.root_fd, linux.get("maskedPaths") or ())
     if build.spec["root"].get("readonly"):
         rootfs.make_readonly(build.root_fd)
+
+
+def _set_label(build: Build) -> None:
     if not build.plan.has(Clone.NEWUSER):
         lsm.set_exec_label(build.proc_fd, build.process)  # after the hooks, which are not to run under it
 
@@ -519,7 +459,8 @@ def _make_working_directory(build: Build) -> None:
         os.close(make_directories(build.root_fd, build.process["cwd"]))
 
 
-def _pivot(build: Build) -> None:
+def pivot(build: Build) -> None:
+    """Leave the host's root behind."""
     if build.request.no_pivot_root:
         rootfs.move(build.root_fd)
     else:
@@ -560,19 +501,23 @@ def _become_user(build: Build) -> None:
 
 def tell_created(build: Build) -> None:
     """Tell the parent that the container is ready to be started, and what it has to know of it."""
-    build.channel.send(
-        Message.CREATED,
-        pid=build.state.pid,
-        namespaces=build.state.namespaces,
-        own_pid_namespace=build.state.own_pid_namespace,
-        cgroup=build.state.cgroup,
-        seccomp=build.state.seccomp,
-        seccomp_flags=build.state.seccomp_flags,
-        linux=build.state.linux,
-        hooks=sorted(build.state.hooks),
-        host_mount=build.state.host_mount,
-        notes=build.notes,
-    )
+    build.channel.send(Message.CREATED, **created(build))
+
+
+def created(build: Build) -> dict[str, Any]:
+    """Return what a container's parent has to know of it."""
+    return {
+        "pid": build.state.pid,
+        "namespaces": build.state.namespaces,
+        "own_pid_namespace": build.state.own_pid_namespace,
+        "cgroup": build.state.cgroup,
+        "seccomp": build.state.seccomp,
+        "seccomp_flags": build.state.seccomp_flags,
+        "linux": build.state.linux,
+        "hooks": sorted(build.state.hooks),
+        "host_mount": build.state.host_mount,
+        "notes": build.notes,
+    }
 
 
 def _wait_for_start(build: Build) -> None:
@@ -583,6 +528,6 @@ def _wait_for_start(build: Build) -> None:
 
 
 _STEPS: tuple[Callable[[Build], None], ...] = (
-    write_state, _join_cgroup, _enter_cgroup, open_sources, _set_own_limits, _enter_namespaces, _detach,
-    _mount_everything, _run_hooks, _hide, _pivot, _become_user,
+    _write_own_state, _join_cgroup, open_sources, _set_own_limits, _enter_namespaces, _detach,
+    mount_everything, _send_console, _run_hooks, hide, _set_label, pivot, _become_user,
 )  # fmt: skip

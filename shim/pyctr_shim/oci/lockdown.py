@@ -4,7 +4,8 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
@@ -50,25 +51,12 @@ def outlive_parent() -> None:
     set_parent_death_signal(0)
 
 
-def close_all_but(channel: Channel) -> None:
-    """Close everything but stdio and the channel."""
-    channel.move_above(_STDIO)
-    _close_from(_STDIO, channel.fileno())
-
-
 def _close_from(lowest: int, *kept: int) -> None:
     first = lowest
     for fd in sorted(fd for fd in kept if fd >= 0):
         close_range(first, fd - 1)
         first = fd + 1
     close_range(first)
-
-
-def use_stdio(fds: Sequence[int]) -> None:
-    """Make three fds 0 to 2, where nothing else is open that would have to be closed."""
-    for number, fd in enumerate(fds):
-        os.dup2(fd, number, inheritable=True)
-        os.close(fd)
 
 
 def forbid_imports() -> None:
@@ -79,6 +67,17 @@ def forbid_imports() -> None:
     """
     sys.meta_path.clear()
     sys.path_hooks.clear()
+
+
+@contextmanager
+def without_imports() -> Iterator[None]:
+    """Do `forbid_imports` for a while, for a process that comes back from where the container's files are."""
+    finders, hooks = sys.meta_path[:], sys.path_hooks[:]
+    forbid_imports()
+    try:
+        yield
+    finally:
+        sys.meta_path[:], sys.path_hooks[:] = finders, hooks
 
 
 def open_proc() -> int:

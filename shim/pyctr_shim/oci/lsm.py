@@ -9,8 +9,7 @@ from pyctr_sys.openat2 import Resolve, openat2
 
 SELINUX_ATTRIBUTE: Final = "security.selinux"
 _RESOLVE: Final = int(Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV)
-EXEC_LABEL_FILES: Final = ("attr/apparmor/exec", "attr/exec")
-"""Below a process's directory in /proc; the second one is of kernels before 5.8."""
+_EXEC_LABEL_FILES: Final = ("attr/apparmor/exec", "attr/exec")  # the second one is of kernels before 5.8
 _APPARMOR: Final = "/sys/module/apparmor/parameters/enabled"
 _SELINUX: Final = "/sys/fs/selinux/enforce"
 
@@ -54,6 +53,11 @@ def exec_label(process: Mapping[str, Any]) -> str:
     return f"exec {profile}"
 
 
+def exec_label_file() -> str:
+    """Return where a process writes that, below its directory in /proc."""
+    return next((name for name in _EXEC_LABEL_FILES if os.path.exists(f"/proc/self/{name}")), _EXEC_LABEL_FILES[-1])
+
+
 def set_exec_label(proc_fd: int, process: Mapping[str, Any]) -> None:
     """Choose the AppArmor profile and the SELinux context for the next exec of this process.
 
@@ -61,11 +65,11 @@ def set_exec_label(proc_fd: int, process: Mapping[str, Any]) -> None:
     Raises OciError, also where the module is off: a label that was asked for is never left out.
     """
     if text := exec_label(process):
-        _write(proc_fd, EXEC_LABEL_FILES, text, f"process.apparmorProfile: {process['apparmorProfile']!r}")
+        _write(proc_fd, _EXEC_LABEL_FILES, text, f"process.apparmorProfile: {process['apparmorProfile']!r}")
     if label := process.get("selinuxLabel"):
         if not selinux_enabled():
             raise OciError(f"process.selinuxLabel: {label!r}: SELinux is not enabled")
-        _write(proc_fd, EXEC_LABEL_FILES[-1:], label, f"process.selinuxLabel: {label!r}")
+        _write(proc_fd, _EXEC_LABEL_FILES[-1:], label, f"process.selinuxLabel: {label!r}")
 
 
 def _write(proc_fd: int, names: tuple[str, ...], text: str, field: str) -> None:

@@ -65,7 +65,7 @@ class PlannedMount:
     kind: str
     source: str
     options: MountOptions
-    tree_fd: int  # -1 unless it is a bind mount
+    tree_fd: int  # what is to be mounted, if it is there already: of a bind mount, of a proc where a stub has made it
     label: str = ""  # SELinux's, for a new file system
 
     @property
@@ -151,7 +151,7 @@ def mount_all(
     """
     for item in planned:
         try:
-            if item.tree_fd >= 0:
+            if item.tree_fd >= 0 and item.options.is_bind:
                 _bind(root_fd, item, default_propagation)
             elif item.kind in {"cgroup", "cgroup2"}:
                 mount_cgroup(item.destination, item.options.flags)
@@ -228,9 +228,12 @@ def _mount_new(root_fd: int, item: PlannedMount) -> None:
 def _mount_fresh(target_fd: int, item: PlannedMount, data: str) -> None:
     options = item.options
     labelled = item.label and item.kind == "mqueue"  # it takes no context=
-    if options.propagation or options.recursive_set or options.recursive_clear or options.copy_up or labelled:
+    changed = options.propagation or options.recursive_set or options.recursive_clear or options.copy_up or labelled
+    if changed or item.tree_fd >= 0:
         # Known by its fd from the start: once it is mounted, its name may lead to something else.
-        tree_fd = new_file_system(item.kind, _words(item, data), options.attributes)
+        tree_fd = item.tree_fd
+        if tree_fd < 0:
+            tree_fd = new_file_system(item.kind, options_of(item, data), options.attributes)
         move_mount(tree_fd, target_fd)
         if options.recursive_set or options.recursive_clear:
             mount_setattr(tree_fd, attr_set=options.recursive_set, attr_clr=options.recursive_clear, recursive=True)
@@ -247,7 +250,7 @@ def _mount_fresh(target_fd: int, item: PlannedMount, data: str) -> None:
         mount(item.source, f"/proc/self/fd/{target_fd}", item.kind, options.flags, data or None)
 
 
-def _words(item: PlannedMount, data: str) -> dict[str, str | None]:
+def options_of(item: PlannedMount, data: str) -> dict[str, str | None]:
     """Return what mount(2) takes as source, flags and data in the form that fsconfig(2) takes."""
     words: dict[str, str | None] = {"source": item.source}
     words |= {name: None for flag, name in _SUPERBLOCK_FLAGS if item.options.flags & flag}

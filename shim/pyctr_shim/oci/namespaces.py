@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.namespaces import Clone, clone3, in_user_namespace, setns, unshare
+from pyctr_sys.namespaces import Clone, clone3, setns, unshare
+from pyctr_sys.openat2 import O_PATH
 from pyctr_sys.pidfd import pidfd_send_signal, wait
 
 KINDS: Final[Mapping[str, Clone]] = {
@@ -23,34 +25,15 @@ _JOIN_ORDER: Final = (
     Clone.NEWNET, Clone.NEWIPC, Clone.NEWUTS, Clone.NEWCGROUP, Clone.NEWTIME, Clone.NEWPID, Clone.NEWUSER,
 )  # fmt: skip
 
+_FILES: Final = {
+    Clone.NEWNET: "net", Clone.NEWIPC: "ipc", Clone.NEWUTS: "uts", Clone.NEWCGROUP: "cgroup", Clone.NEWNS: "mnt",
+}  # fmt: skip
+_NAMESPACE: Final = os.O_RDONLY | os.O_CLOEXEC
+_DIRECTORY: Final = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 0x1
 _IFF_RUNNING: Final = 0x40
-
-
-@dataclass(frozen=True, slots=True)
-class Premade:
-    """Namespaces made before anybody knew whether they are wanted, and fds of the host's to go back to."""
-
-    flags: int
-    host_fds: Mapping[Clone, int]
-
-
-def make_ahead() -> Premade:
-    """Create the namespaces that cost most and that most containers want, the loopback device up.
-
-    None for root of a user namespace, who could not go back to those that are not wanted.
-    """
-    if in_user_namespace():
-        return Premade(0, {})
-    kinds = (Clone.NEWNET, Clone.NEWIPC, Clone.NEWUTS)
-    host_fds = {
-        kind: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        for kind, name in zip(kinds, ("net", "ipc", "uts"), strict=True)
-    }
-    unshare(Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS)
-    bring_loopback_up()
-    return Premade(Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS, host_fds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +64,15 @@ class Plan:
                 except OSError as error:
                     raise OciError(f"joining {kind.name} namespace: {error.strerror}", error.errno or 0) from None
 
-    def enter_new(self, kinds: int, made: "Premade | None" = None) -> None:
-        """Create those of the new namespaces that `kinds` names and that have not been made ahead.
-
-        Leaves for the host's those that were made ahead and are not wanted.
-        """
-        flags = self.new & kinds
-        if made is not None:
-            flags &= ~made.flags
-            for kind, host_fd in made.host_fds.items():
-                if not self.has(kind):
-                    setns(host_fd, kind)
-                os.close(host_fd)
-        if flags:
+    def enter_new(self, kinds: int) -> None:
+        """Create those of the new namespaces that `kinds` names."""
+        if flags := self.new & kinds:
             unshare(flags)
+
+    def close(self) -> None:
+        """Close the fds."""
+        for fd in self.joined.values():
+            os.close(fd)
 
 
 def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
@@ -121,6 +99,35 @@ def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
             continue
         joined[kind] = fd
     return Plan(new, joined)
+
+
+@contextmanager
+def visited(pidfd: int, kinds: int) -> Iterator[None]:
+    """Be in those namespaces of a process for a while, a mount namespace among them, and at the root of that.
+
+    For a process of one thread. One that could not come back must not go on: it ends. Raises OSError, and is where it
+    was then: EINVAL for a process of several threads.
+    """
+    home = [(kind, os.open(f"/proc/self/ns/{name}", _NAMESPACE)) for kind, name in _FILES.items() if kinds & kind]
+    root_fd, directory_fd = os.open("/", _DIRECTORY), os.open(".", _DIRECTORY)
+    mask = os.umask(0)
+    try:
+        setns(pidfd, kinds)
+        try:
+            yield
+        finally:
+            try:
+                for kind, fd in home:
+                    setns(fd, kind)
+                os.fchdir(root_fd)
+                os.chroot(".")
+                os.fchdir(directory_fd)
+            except OSError:
+                os._exit(1)
+    finally:
+        os.umask(mask)
+        for fd in (*(fd for _kind, fd in home), root_fd, directory_fd):
+            os.close(fd)
 
 
 def write_maps(pid: int, uids: Sequence[Mapping[str, int]], gids: Sequence[Mapping[str, int]]) -> None:

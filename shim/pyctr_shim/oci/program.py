@@ -10,7 +10,7 @@ from typing import Final
 
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.openat2 import open_in_root
-from pyctr_sys.steps import Steps
+from pyctr_sys.steps import StepFailed, Steps
 
 _SIGSET_BYTES: Final = 8  # the kernel's; zeros in its struct sigaction, of 32 bytes or less, are the default
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -101,7 +101,7 @@ def add_execute(steps: Steps, path: str, arguments: Sequence[str], env: Mapping[
     if any("\0" in text for text in (path, *arguments, *variables)):
         raise ValueError("NUL in arguments or environment")
     vectors = [steps.strings(arguments), steps.strings(variables)]
-    steps.call("exec", "execve", steps.buffer("char[]", os.fsencode(path)), *vectors)
+    steps.call(f"exec {path}", "execve", steps.buffer("char[]", os.fsencode(path)), *vectors)
 
 
 def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciError:
@@ -109,5 +109,12 @@ def execute(path: str, arguments: Sequence[str], env: Mapping[str, str]) -> OciE
     try:
         os.execve(path, list(arguments), dict(env))  # noqa: S606 - becoming it is the point
     except (OSError, ValueError) as error:
-        number = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
-        return OciError(f"exec {path}: {os.strerror(number).lower()}", number)
+        return failure(error, path)
+
+
+def failure(error: OSError | ValueError, path: str) -> OciError:
+    """Return what is said when a program, or what comes right before it, has failed."""
+    if isinstance(error, StepFailed) and not (error.strerror or "").startswith("exec "):
+        return OciError(error.strerror or "", error.errno or 0)
+    number = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
+    return OciError(f"exec {path}: {os.strerror(number).lower()}", number)

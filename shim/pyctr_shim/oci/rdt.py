@@ -120,9 +120,9 @@ def _domains(lines: Iterable[str]) -> dict[tuple[str, str], str]:
     return found
 
 
-def open_to_join(directory: str) -> int:
-    """Return the file, the caller's to close, by writing 0 to which a process joins. Raises OSError."""
-    return os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+def file_to_join(directory: str) -> str:
+    """Return the file by writing 0 to which a process joins."""
+    return f"{directory}/tasks"
 
 
 def remove(directories: Iterable[str]) -> None:

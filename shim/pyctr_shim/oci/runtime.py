@@ -13,8 +13,7 @@ What makes processes is loaded when one is to be made: a command that looks at a
 
 import os
 import signal
-from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -25,7 +24,6 @@ from pyctr_shim.oci.errors import OciError, PoststopFailed, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.state import State, Status
-from pyctr_sys import pagemap
 from pyctr_sys.mount import MNT_DETACH, umount2
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
@@ -33,14 +31,11 @@ if TYPE_CHECKING:
     from pyctr_shim.oci import exec as joining
     from pyctr_shim.oci import forks, init
     from pyctr_shim.oci.checkpoint.choices import Dump, Restore
+    from pyctr_shim.oci.in_place import Waiting
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
 
 SECCOMP_CACHE: Final = os.environ.get("PYCTR_SECCOMP_CACHE", "/var/lib/pyctr/seccomp")
-
-
-class InitVanished(OciError):
-    """A container's init has ended before it was ready, and has not said why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,8 @@ class Container:
     linux: Mapping[str, Any]  # see state.py
     hook_kinds: frozenset[str]
     host_mount: str  # where the host sees its root, "" for nowhere
-    channel: Channel | None
+    channel: Channel | None = None  # to an init that has been forked
+    waiting: "Waiting | None" = None  # an init that has not
     restorer_fd: int = -1  # a pidfd of who restores and has not ended yet
 
     def start(self) -> None:
@@ -120,6 +116,19 @@ class Container:
 
         After an error init has ended; its exit is still to be reaped and the container to be deleted.
         """
+        if self.waiting is not None:
+            self.waiting.start()
+            self.waiting = None
+        else:
+            self._start_forked()
+        if "poststart" in self.hook_kinds:
+            try:
+                run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
+            except OciError:
+                self.kill(signal.SIGKILL)
+                raise
+
+    def _start_forked(self) -> None:
         if self.channel is None:
             raise OciError("cannot start a container that is not in the created state")
         try:
@@ -137,12 +146,6 @@ class Container:
         self._await_restorer()
         if answer is not None:
             raise OciError(answer[1]["text"], answer[1]["errno"])
-        if "poststart" in self.hook_kinds:
-            try:
-                run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
-            except OciError:
-                self.kill(signal.SIGKILL)
-                raise
 
     def _await_restorer(self) -> None:
         """Wait for the end of who has restored: his children, init among them, are those of a reaper then."""
@@ -242,9 +245,10 @@ class Container:
         May be repeated: what is gone already is passed over. Raises OciError if processes of the
         container are still there, and PoststopFailed, after everything is removed.
         """
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
+        for end in (self.channel, self.waiting):
+            if end is not None:
+                end.close()
+        self.channel = self.waiting = None
         self._await_restorer()
         _remove(self.state_directory, self.cgroup, with_record=bool(self.hook_kinds or self.linux or self.host_mount))
         if self.pidfd >= 0:
@@ -287,17 +291,8 @@ def create(
         staged=options.checkpoint is not None,
         checkpoint=options.checkpoint,
     )
-    while options.checkpoint is not None and _ahead:
-        _ahead.pop().end()  # CRIU makes init, so nobody else is going to be it
-    was_ahead = bool(_ahead)
     try:
-        try:
-            container = _create(request) or _create(replace(request, staged=True))
-        except InitVanished:
-            if not was_ahead:
-                raise
-            # Killed while it waited, which says nothing about this container.
-            container = _create(request)
+        container = _create_in_place(request) or _create(request) or _create(replace(request, staged=True))
     finally:
         if listening:
             listening.close()
@@ -306,14 +301,31 @@ def create(
     return container
 
 
+def _create_in_place(request: "init.Request") -> Container | None:
+    """Make it without a fork; None where that cannot be, or did not work."""
+    from pyctr_shim.oci import in_place
+
+    if not in_place.suits(request):
+        return None
+    try:
+        waiting = in_place.create(request)
+    except OciError as error:
+        _undo_after(error, request)
+        raise
+    if waiting is None:
+        _undo(request)
+        return None
+    container = _container(request, waiting.pid, waiting.pidfd, waiting.master_fd, waiting.fields)
+    container.waiting = waiting
+    return container
+
+
 def _create(request: "init.Request") -> Container | None:
-    """Fork a child, or take the one forked ahead, and follow it to CREATED; None if it asks for a stager."""
+    """Fork a child, and follow it to CREATED; None if it asks for a stager."""
     from pyctr_shim.oci import forks
 
-    child = _take_ahead(request)
-    if child is None:
-        request = replace(request, staged=request.staged or request.hierarchies.is_v2)
-        child = forks.fork_init(request) if request.checkpoint is None else forks.fork_restorer(request)
+    request = replace(request, staged=request.staged or request.hierarchies.is_v2)
+    child = forks.fork_init(request) if request.checkpoint is None else forks.fork_restorer(request)
     console_fd = restorer_fd = -1
     try:
         while (answer := child.channel.receive()) is not None:
@@ -343,7 +355,9 @@ def _create(request: "init.Request") -> Container | None:
             elif message is Message.FAILED:
                 _raise_failure(fields)
             elif message is Message.CREATED:
-                return _container(request, child, console_fd, fields, restorer_fd)
+                container = _container(request, child.pid, child.pidfd, console_fd, fields)
+                container.channel, container.restorer_fd = child.channel, restorer_fd
+                return container
         _raise_vanished()
     except BaseException as error:
         if console_fd >= 0:
@@ -354,15 +368,12 @@ def _create(request: "init.Request") -> Container | None:
                 forks.kill_and_reap(child.pidfd)
         else:
             child.end()
-        try:
-            _undo(request)
-        except OciError as left:
-            raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
+        _undo_after(error, request)
         raise
 
 
 def _raise_vanished() -> NoReturn:
-    raise InitVanished("container init ended without a word")
+    raise OciError("container init ended without a word")
 
 
 def _pidfd_of_init(pid: int) -> int:
@@ -372,18 +383,16 @@ def _pidfd_of_init(pid: int) -> int:
         raise OciError("container init ended at once") from None
 
 
-def _container(
-    request: "init.Request", child: "forks.Child", console_fd: int, fields: Mapping[str, Any], restorer_fd: int
-) -> Container:
+def _container(request: "init.Request", pid: int, pidfd: int, console_fd: int, fields: Mapping[str, Any]) -> Container:
     return Container(
         id=request.id,
         bundle=request.bundle,
         state_directory=request.state_directory,
-        pid=child.pid,
-        pidfd=child.pidfd,
+        pid=pid,
+        pidfd=pidfd,
         console_fd=console_fd if console_fd >= 0 else None,
         own_pid_namespace=fields["own_pid_namespace"],
-        cgroup=cgroup_for(request.hierarchies, fields["cgroup"], child.pid),
+        cgroup=cgroup_for(request.hierarchies, fields["cgroup"], pid),
         notes=fields["notes"],
         namespaces=fields["namespaces"],
         seccomp=fields["seccomp"],
@@ -391,59 +400,7 @@ def _container(
         linux=fields["linux"],
         hook_kinds=frozenset(fields["hooks"]),
         host_mount=fields["host_mount"],
-        channel=child.channel,
-        restorer_fd=restorer_fd,
     )
-
-
-_ahead: "list[forks.Child]" = []  # none or one: this process's, as a process is what forks
-
-
-def forked_ahead() -> "list[forks.Child]":
-    """Return the child that waits, if there is one; whoever takes it out of the list ends it."""
-    return _ahead
-
-
-def fork_ahead(fork: Callable[[int], None] | None = None) -> None:
-    """Fork the child of this process's next container before that is asked for; a second call does nothing.
-
-    It waits in namespaces of its own, so that `create` need neither fork nor copy memory. It ends with this process.
-    `fork`, if given, has this process's parent fork, and its child do `wait_for_request`. For a process that will
-    create a container and that forks nothing else which could keep its channel open.
-    """
-    from pyctr_shim.oci import forks
-
-    if not _ahead:
-        _ahead.append(forks.fork_ahead(fork or fork_waiting))
-
-
-def fork_waiting(fd: int, pages: pagemap.Ranges | None = None) -> None:
-    """Fork a child that takes its request from `fd`, with `pages` (of `practice.touched_pages`) touched."""
-    from pyctr_shim.oci import forks
-
-    forks.fork_waiting(fd, mounted(), array("Q") if pages is None else pages)
-
-
-def wait_for_request(fd: int, pages: pagemap.Ranges) -> NoReturn:
-    """In a child: do what that of `fork_waiting` does."""
-    from pyctr_shim.oci import forks
-
-    forks.wait_for_request(fd, mounted(), pages)
-
-
-def _take_ahead(request: "init.Request") -> "forks.Child | None":
-    """Return the child forked ahead, given its request, if there is one and this is a request that it can serve."""
-    from pyctr_shim.oci import forks
-
-    if not _ahead or request.staged or request.preserve_fds or request.start_fd >= 0 or request.entered:
-        return None
-    if request.hierarchies is not mounted():
-        return None
-    child = _ahead.pop()
-    given = forks.send_request(child, request)
-    if given is None:
-        forks.kill_and_reap(child.pidfd)
-    return given
 
 
 def _exec(request: "joining.Request", state_directory: str) -> Process:
@@ -494,6 +451,14 @@ def run_hooks(kind: str, record: State, status: Status) -> None:
     if found := record.hooks.get(kind):
         run = hooks.run_all if kind == "poststop" else hooks.run
         run(kind, found, record.document(status))
+
+
+def _undo_after(error: BaseException, request: "init.Request") -> None:
+    """Do `_undo`. Raises OciError with both reasons if that fails too."""
+    try:
+        _undo(request)
+    except OciError as left:
+        raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
 
 
 def _undo(request: "init.Request") -> None:
@@ -566,5 +531,4 @@ def load(state_directory: str) -> Container:
         linux=record.linux,
         hook_kinds=frozenset(record.hooks),
         host_mount=record.host_mount,
-        channel=None,
     )

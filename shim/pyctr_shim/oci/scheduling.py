@@ -33,11 +33,11 @@ _DIGITS: Final = 10
 _SHOWN: Final = 200
 
 
-def set_oom_score(adjustment: int | None) -> list[str]:
-    """Set oom_score_adj. Returns a note if the score stays higher because CAP_SYS_RESOURCE is missing."""
+def set_oom_score(adjustment: int | None, pid: int | str = "self") -> list[str]:
+    """Set oom_score_adj of a process. Returns a note if the score stays higher because CAP_SYS_RESOURCE is missing."""
     if adjustment is None:
         return []
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(adjustment).encode())
     except PermissionError:

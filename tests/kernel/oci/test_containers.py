@@ -59,12 +59,11 @@ def test_a_created_container_holds_its_namespaces(lab: Lab) -> None:
 def test_init_ends_with_whoever_created_it(lab: Lab) -> None:
     """A shim that dies before start leaves no process that waits for ever."""
     container = lab.create(lab.spec("sleep", "1000"))
-    assert container.channel is not None
+    assert container.waiting is not None
 
-    container.channel.close()
-    container.channel = None
+    container.waiting.close()
 
-    assert wait(container.pidfd) == 0
+    assert wait(container.pidfd) == 1
 
 
 @pytest.mark.parametrize(

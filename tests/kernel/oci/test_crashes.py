@@ -2,18 +2,21 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyctr_shim.oci import init, lockdown, runtime, state
+from pyctr_shim.oci import in_place, init, lockdown, runtime, state
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
 from support.oci_bundle import Lab, Spec, eventually, is_mounted, make_root, wait
 
 pytestmark = pytest.mark.root
 STEPS = range(len(init._STEPS))
+IN_NAMESPACES = ("mount_everything", "hide", "pivot")
+IN_PLACE = ("write_state", "make_cgroup", "open_sources", "prepare_root", *IN_NAMESPACES)
 
 
 def specs(lab: Lab, kind: str) -> Spec:
@@ -35,6 +38,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, what: Callable[[], N
         what()
         steps[number](build)
 
+    monkeypatch.setattr(in_place, "suits", lambda _request: False)
     steps = init._STEPS
     monkeypatch.setattr(init, "_STEPS", (*steps[:number], step, *steps[number + 1 :]))
 
@@ -99,6 +103,54 @@ def test_the_parent_dies(lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int,
     _bury(bundle)
 
     assert_nothing_left(lab, bundle)
+
+
+@pytest.mark.parametrize("after", IN_PLACE)
+def test_who_makes_it_in_place_dies(lab: Lab, after: str) -> None:
+    """The stub ends with it, and what state.json names is all there is to remove."""
+    root = make_root(lab.base / "elsewhere")
+    bundle = lab.bundle(lab.spec("true"), root=False)
+    real = getattr(init, after)
+
+    def die(*arguments: object) -> None:
+        real(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = os.fork()
+    if parent == 0:
+        setattr(init, after, die)
+        with open("/dev/null", "r+b") as null:
+            stdio = runtime.Stdio(null.fileno(), null.fileno(), null.fileno())
+            mount = runtime.RootfsMount("bind", str(root), "", ("rbind", "rw"))
+            runtime.create(bundle.name, str(bundle), stdio, runtime.CreateOptions(rootfs=(mount,)))
+        os._exit(0)
+    _pid, status = os.waitpid(parent, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+    _bury(bundle)
+
+    assert_nothing_left(lab, bundle)
+
+
+@pytest.mark.parametrize("at", IN_PLACE)
+def test_what_goes_wrong_in_place_is_undone(lab: Lab, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(5, "no such luck")
+
+    bundle = lab.bundle(lab.spec("true"))
+    before = sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.getcwd(), sys.meta_path[:]
+    monkeypatch.setattr(init, at, refuse)
+
+    if at in IN_NAMESPACES:  # where it is no verdict: the fork, whose steps are what they were, has the last word
+        lab.remove(lab.create(lab.spec("true"), bundle=bundle))
+    else:
+        with pytest.raises(OciError, match="no such luck"):
+            lab.create(lab.spec("true"), bundle=bundle)
+
+    assert_nothing_left(lab, bundle)
+    assert (sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.getcwd(), sys.meta_path) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def _bury(bundle: Path) -> None:

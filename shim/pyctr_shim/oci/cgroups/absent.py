@@ -49,7 +49,7 @@ class NoCgroup:
     def join(self) -> None:
         """The process stays where it is."""
 
-    def open_to_join(self) -> list[int]:
+    def files_to_join(self) -> list[str]:
         """Return nothing to write to."""
         return []
 

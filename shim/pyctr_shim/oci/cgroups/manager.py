@@ -62,8 +62,8 @@ class Cgroup(Protocol):
     def join(self) -> None:
         """Move the calling, single-threaded process into it."""
 
-    def open_to_join(self) -> list[int]:
-        """Return files, the caller's to close: a process that writes 0 to all of them has joined."""
+    def files_to_join(self) -> list[str]:
+        """Return files: a process that writes 0 to all of them has joined."""
 
     def directory_for_clone(self) -> str:
         """Return the directory for CLONE_INTO_CGROUP, or "" where `join` is how to get in."""

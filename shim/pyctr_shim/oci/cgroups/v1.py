@@ -66,16 +66,9 @@ class CgroupV1:
         for directory in self.directories():
             files.write(f"{directory}/tasks", "0")
 
-    def open_to_join(self) -> list[int]:
-        """Open `tasks` in every hierarchy."""
-        fds: list[int] = []
-        try:
-            fds.extend(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC) for directory in self.directories())
-        except OSError:
-            for fd in fds:
-                os.close(fd)
-            raise
-        return fds
+    def files_to_join(self) -> list[str]:
+        """Return `tasks` in every hierarchy."""
+        return [f"{directory}/tasks" for directory in self.directories()]
 
     def directory_for_clone(self) -> str:
         """Return "": version 1 is joined."""

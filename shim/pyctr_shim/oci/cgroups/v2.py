@@ -60,9 +60,9 @@ class CgroupV2:
         """Move the calling process into it."""
         files.write(f"{self._directory}/cgroup.procs", "0")
 
-    def open_to_join(self) -> list[int]:
-        """Open cgroup.procs."""
-        return [os.open(f"{self._directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+    def files_to_join(self) -> list[str]:
+        """Return cgroup.procs."""
+        return [f"{self._directory}/cgroup.procs"]
 
     def directory_for_clone(self) -> str:
         """Return its directory."""

@@ -58,8 +58,9 @@ def become(request: init.Request, channel: Channel) -> NoReturn:
         set_name("pyctr-restore")
         assert request.checkpoint is not None
         own = verify.own_namespaces()
-        build = init.read(request, channel, None)
+        build = init.read(request)
         assert build is not None  # a stager is what this is
+        build.connection = channel
         _Restoring(build, request.checkpoint, own).run()
     except OciError as error:
         channel.fail(str(error), error.errno)

@@ -1,7 +1,7 @@
-"""Two routines that cannot be Python, as the processes that run them share their memory with one that does.
+"""A routine that cannot be Python, as the process that runs it shares its memory with one that does.
 
-For x86-64; elsewhere, or where memory may not be made executable, there are none. A test compares the bytes with
-these listings. Neither uses the stack in a process that does not return from it, nor memory that may be freed.
+For x86-64; elsewhere, or where memory may not be made executable, there is none. A test compares the bytes with
+this listing. It uses neither the stack in the new process, nor memory that may be freed.
 
 spawn:  make a process; it makes system calls from a table of (number, five arguments) until one fails or executes
         a program. The order: clone_args, their size, the table, room for which call failed and for its result.
@@ -39,38 +39,11 @@ spawn:  make a process; it makes system calls from a table of (number, five argu
         pop    r13
         pop    r12
         ret
-
-step_out:  make a process, which returns 0; the calling one stays behind, never returns and ends at the end of a
-        file. The order: clone_args, their size, a descriptor to close, one to read from.
-
-        mov    r8, [rdi + 16]
-        mov    r9, [rdi + 24]
-        mov    r10, [rdi]
-        mov    rsi, [rdi + 8]
-        mov    rdi, r10
-        mov    eax, 435                 ; clone3
-        syscall
-        test   rax, rax
-        jg     stay
-        ret
-    stay:
-        mov    rdi, r8
-        mov    eax, 3                   ; close
-        syscall
-        mov    rdi, r9
-        mov    rsi, r10
-        mov    edx, 1
-        xor    eax, eax                 ; read
-        syscall
-        xor    edi, edi
-        mov    eax, 60                  ; exit
-        syscall
-        ud2
 """
 
 import os
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pyctr_sys.calls import ffi, libc
 
@@ -81,27 +54,17 @@ _SPAWN: Final = {
         "4d896c2418 4989442420 bf7f000000 b83c000000 0f05 0f0b 415d415cc3"
     )
 }
-_STEP_OUT: Final = {
-    "x86_64": bytes.fromhex(
-        "4c8b4710 4c8b4f18 4c8b17 488b7708 4c89d7 b8b3010000 0f05 4885c0 7f01 c3"
-        "4c89c7 b803000000 0f05 4c89cf 4c89d6 ba01000000 31c0 0f05 31ff b83c000000 0f05 0f0b"
-    )
-}
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE, _MAP_ANONYMOUS = 2, 32
 _KIND: Final = "long (*)(uintptr_t)"
 
 
-class Routines(NamedTuple):
-    """Both as C functions of an order's address, which return what clone3 does."""
-
-    spawn: Any
-    step_out: Any
-
-
 @cache
-def routines() -> Routines | None:
-    """Return them, in a page that is not written to again; None where they cannot be."""
+def routine() -> Any:
+    """Return it as a C function of an order's address, in a page that is not written to again; None where it cannot be.
+
+    It returns what clone3 does.
+    """
     machine = os.uname().machine
     if machine not in _SPAWN:
         return None
@@ -109,9 +72,8 @@ def routines() -> Routines | None:
     page = libc.mmap(ffi.NULL, length, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
     if int(ffi.cast("intptr_t", page)) == -1:
         return None
-    code = _SPAWN[machine] + _STEP_OUT[machine]
+    code = _SPAWN[machine]
     ffi.memmove(page, code, len(code))
     if libc.mprotect(page, length, _PROT_READ | _PROT_EXEC) < 0:
         return None
-    start = int(ffi.cast("uintptr_t", page))
-    return Routines(ffi.cast(_KIND, start), ffi.cast(_KIND, start + len(_SPAWN[machine])))
+    return ffi.cast(_KIND, page)

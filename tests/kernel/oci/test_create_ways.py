@@ -1,0 +1,256 @@
+"""A container is made one of two ways, in place or by a fork; what comes of it is the same to the last detail."""
+
+import os
+import platform
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyctr_shim.oci import in_place, practice
+from pyctr_shim.oci.errors import OciError
+from pyctr_sys import stub
+from support.oci_bundle import Lab, Spec, process, read_all, wait
+
+
+def _has_stub() -> bool:
+    try:
+        stub.program()
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(not _has_stub(), reason=f"no stub on {platform.machine()}")]
+
+# All that a process has from who made it, except what must differ: pids, times, addresses, and its own namespaces.
+LOOK = r"""
+grep -vE '^(Pid|Tgid|NSpid|NStgid|NSsid|NSpgid|PPid|Vm|Rss|.*ctxt_switches|Threads|Name|Hugetlb|SigQ|Mems|Cpus)' \
+    /proc/self/status
+cat /proc/self/limits /proc/self/oom_score_adj
+tr '\0' '\n' < /proc/self/environ
+for fd in 0 1 2 3 4 5 6 7 8 9; do test -e /proc/self/fd/$fd && echo fd $fd; done
+pwd; umask; id; hostname; grep -q _ses /proc/keys && echo keyring
+cat /proc/sys/kernel/shmmni /proc/sys/net/ipv4/ip_forward
+cut -d ' ' -f 4- /proc/self/mountinfo | sed 's/b[0-9]*/B/g; s/c[0-9]*/C/g; s/shared:[0-9]*/S/; s/master:[0-9]*/M/'
+find /dev -exec stat -c '%n %F %a %u:%g %t:%T' {} + | sort; busybox ip link show lo
+"""
+CAPABILITIES = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_ERRNO"}]}
+SPECS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "user": {"process": {"user": {"uid": 1000, "gid": 1000, "additionalGids": [5, 7], "umask": 0o027}, "cwd": "/tmp"}},
+    "capabilities": {
+        "process": {
+            "capabilities": dict.fromkeys(
+                ("bounding", "effective", "permitted", "inheritable", "ambient"), CAPABILITIES
+            ),
+            "user": {"uid": 1000, "gid": 1000},
+        }
+    },
+    "no new privileges": {"process": {"noNewPrivileges": True}, "linux": {"seccomp": PROFILE}},
+    "filter": {"linux": {"seccomp": PROFILE}},
+    "limits": {
+        "process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 2000}], "oomScoreAdj": 321},
+        "linux": {"resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 40}}},
+    },
+    "environment": {"process": {"env": ["PATH=/nowhere:/bin", "HOME=/h", "A=1", "A=2", "LONG=" + "x" * 20_000]}},
+    "names and sysctls": {
+        "hostname": "named",
+        "linux": {"sysctl": {"kernel.shmmni": "123", "net.ipv4.ip_forward": "1"}},
+    },
+    "read-only": {"root": {"readonly": True}, "process": {"cwd": "/new/directory"}},
+}
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Tell of each container whether it was made in place."""
+    real, taken = in_place.create, list[bool]()
+
+    def note(request: Any) -> in_place.Waiting | None:
+        taken.append(False)
+        waiting = real(request)
+        taken[-1] = waiting is not None
+        return waiting
+
+    monkeypatch.setattr(in_place, "create", note)
+    return taken
+
+
+def both_ways(lab: Lab, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Run the same in place and by a fork, and return what both have printed or why not."""
+    ends: list[Any] = []
+    for suits in (in_place.suits, lambda _request: False):
+        with monkeypatch.context() as patch:
+            patch.setattr(in_place, "suits", suits)
+            try:
+                ends.append(lab.run(spec, bundle=lab.bundle(spec)))
+            except OciError as error:
+                ends.append((str(error), error.errno))
+    return ends
+
+
+def changed(spec: Spec, change: dict[str, Any]) -> Spec:
+    for name, value in change.items():
+        if isinstance(value, dict) and isinstance(spec.get(name), dict):
+            changed(spec[name], value)
+        else:
+            spec[name] = value
+    return spec
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_same_comes_of_both(name: str, lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = changed(lab.spec("sh", "-c", LOOK), SPECS[name])
+
+    one, other = both_ways(lab, spec, monkeypatch)
+
+    assert ways == [True]
+    assert "Seccomp:" in one.output
+    lines = one.output.splitlines(), other.output.splitlines()
+    assert [line for line in lines[0] if line not in lines[1]] == [line for line in lines[1] if line not in lines[0]]
+    assert len(lines[0]) == len(lines[1])
+    assert one.status == other.status == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"args": ["nope"]},
+        {"args": ["/etc"]},
+        {"args": ["/plain"]},
+        {"args": ["/secret/program"], "user": {"uid": 1000, "gid": 1000}},
+        {"cwd": "/proc/self/fd"},
+        {"cwd": "/plain"},
+        {"cwd": "/secret", "user": {"uid": 1000, "gid": 1000}},
+        {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 10}]},
+        {"capabilities": {"effective": ["CAP_NO_SUCH"]}},
+        {"args": ["true", "\0"]},
+    ],
+    ids=str,
+)
+def test_what_fails_is_told_alike(
+    change: dict[str, Any], lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.getcwd()
+    spec = changed(lab.spec("true"), {"process": change})
+    made = lab.bundle
+
+    def bundle(spec: Spec) -> Path:
+        path = made(spec)
+        (path / "rootfs/plain").write_text("no program")
+        (path / "rootfs/secret").mkdir(0o700)
+        (path / "rootfs/secret/program").symlink_to("/bin/busybox")
+        return path
+
+    monkeypatch.setattr(lab, "bundle", bundle)
+
+    one, other = both_ways(lab, spec, monkeypatch)
+
+    assert one == other
+    assert len(ways) == 1
+    assert (sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.getcwd()) == before
+
+
+def test_a_program_that_cannot_be_executed_is_told_at_the_start(
+    lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = lab.spec("/script")
+    texts = []
+    for suits in (in_place.suits, lambda _request: False):
+        monkeypatch.setattr(in_place, "suits", suits)
+        bundle = lab.bundle(spec)
+        (bundle / "rootfs/script").write_text("#!/nowhere\n")
+        (bundle / "rootfs/script").chmod(0o755)
+        container = lab.create(spec, bundle=bundle)
+        with pytest.raises(OciError) as raised:
+            container.start()
+        texts.append((str(raised.value), raised.value.errno, wait(container.pidfd)))
+        lab.remove(container)
+
+    assert ways == [True]
+    assert texts[0] == texts[1] == ("exec /script: no such file or directory", 2, 1)
+
+
+def test_a_terminal(lab: Lab, ways: list[bool]) -> None:
+    spec = lab.spec("sh", "-c", "tty; stty size; test -t 0 && echo controls $(cut -d ' ' -f 7 /proc/self/stat)")
+    changed(spec, {"process": {"terminal": True, "consoleSize": {"width": 91, "height": 17}, "user": {"uid": 1000}}})
+    container = lab.create(spec)
+    assert container.console_fd is not None
+    container.start()
+
+    lines = read_all(container.console_fd).split("\r\n")
+
+    assert ways == [True]
+    assert wait(container.pidfd) == 0
+    assert lines[:2] == ["/dev/pts/0", "17 91"]
+    assert lines[2].startswith("controls 348")  # major 136 of a pty: it is the controlling terminal
+
+
+def test_namespaces_joined_and_shared(lab: Lab, ways: list[bool]) -> None:
+    other = lab.running()
+    spec = lab.spec("sh", "-c", "for n in net ipc uts; do readlink /proc/self/ns/$n; done")
+    kinds = [item for item in spec["linux"]["namespaces"] if item["type"] not in ("network", "ipc", "uts")]
+    spec["linux"]["namespaces"] = [*kinds, {"type": "network", "path": f"/proc/{other.pid}/ns/net"}]
+
+    lines = lab.run(spec).output.split()
+
+    assert ways == [True, True]
+    assert lines == [
+        os.readlink(f"/proc/{other.pid}/ns/net"), os.readlink("/proc/self/ns/ipc"), os.readlink("/proc/self/ns/uts"),
+    ]  # fmt: skip
+
+
+def test_what_waits_is_small_and_has_nothing_of_ours(lab: Lab, ways: list[bool]) -> None:
+    container = lab.create(lab.spec("sleep", "1000"))
+
+    status = Path(f"/proc/{container.pid}/status").read_text()
+    maps = Path(f"/proc/{container.pid}/maps").read_text()
+
+    assert ways == [True]
+    assert "python" not in maps.lower()
+    assert int(status.partition("VmRSS:")[2].split()[0]) < 400
+    assert sorted(os.listdir(f"/proc/{container.pid}/fd")) == ["0", "1", "2", "3"]
+    container.start()
+    assert lab.exec(container, process("echo", "inside")).output == "inside\n"
+    assert sorted(os.listdir(f"/proc/{container.pid}/fd")) == ["0", "1", "2"]
+
+
+def test_one_that_is_killed_before_its_start(lab: Lab, ways: list[bool]) -> None:
+    container = lab.create(lab.spec("true"))
+    container.kill(signal.SIGKILL)
+    wait(container.pidfd)
+
+    with pytest.raises(OciError, match="has ended before it was started"):
+        container.start()
+    assert ways == [True]
+
+
+def test_a_stub_that_fails_is_replaced_by_a_fork(lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, steps: Any) -> None:
+        steps.call("a step of the stub", "setns", 99, 0)
+        tell(self, steps)
+
+    tell = stub.Stub.tell
+    monkeypatch.setattr(stub.Stub, "tell", fail)
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    assert lab.run(lab.spec("echo", "anyway")).output == "anyway\n"
+    assert ways == [False]
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_practice_comes_back_and_leaves_nothing(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    before = sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.umask(0o022)
+
+    practice.make_containers()
+
+    assert ways == [True] * practice._ROUNDS
+    assert (sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.umask(0o022)) == before
+    assert os.getcwd() == "/"
+    assert not list(Path("/tmp").glob(f"pyctr-practice-*-{os.getpid()}-*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
+    assert "pyctr-practice" not in Path("/proc/self/mountinfo").read_text()
