@@ -15,6 +15,7 @@ import signal
 import socket
 from array import array
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -163,13 +164,16 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
                 os._exit(1)
         theirs.close()
         try:
-            client = _Client(loop, ours)
-            _run(loop, client.start(directory, rootfs))
-            pages = pagemap.touched(pid)
-            _run(loop, client.end())
+            client, pages = _Client(loop, ours), array("Q")
+
+            async def talk() -> None:
+                await client.start(directory, rootfs)
+                with suppress(OSError):
+                    pages.extend(pagemap.touched(pid))
+                await client.end()
+
+            _run(loop, talk())
             return pages
-        except OSError:
-            return array("Q")
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

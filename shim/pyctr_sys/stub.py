@@ -116,13 +116,16 @@ class Stub:
     def tell(self, steps: Steps) -> None:
         """Have it go through `steps` after what it is doing; `await_done` says how that went.
 
-        Raises OSError: EMSGSIZE for too much, BrokenPipeError if it has ended.
+        Raises StubEnded, and OSError: EMSGSIZE for too much.
         """
         self.tell_prepared(prepare(steps))
 
     def tell_prepared(self, prepared: Prepared) -> None:
         """Do the same with what `prepare` has returned."""
-        os.write(self._control_fd, prepared.image)
+        try:
+            os.write(self._control_fd, prepared.image)
+        except BrokenPipeError:
+            raise StubEnded(0, "the stub has ended") from None
         self._told.append(prepared.purposes)
 
     def await_done(self) -> None:

@@ -24,7 +24,6 @@ from pyctr_sys import stub
 from pyctr_sys.namespaces import Clone, clone3, groups_are_denied, in_user_namespace, setns
 from pyctr_sys.pidfd import pidfd_send_signal, wait
 from pyctr_sys.process import set_dumpable
-from pyctr_sys.routine import routine
 from pyctr_sys.spawn import spawn
 from pyctr_sys.stub import Stub
 
@@ -61,7 +60,8 @@ def look_up_once() -> None:
     program.handled_signals()
     capabilities.inherited()
     groups_are_denied()
-    routine()
+    with suppress(OSError):
+        stub.program()
 
 
 def kill_and_reap(pidfd: int) -> None:

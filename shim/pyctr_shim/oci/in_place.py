@@ -90,11 +90,10 @@ class Waiting:
         """Let it execute its program. Raises OciError with the program's ENOENT or EACCES."""
         try:
             self._stub.tell_prepared(self._start)
-            self._stub.await_done()
-        except BrokenPipeError:
-            raise OciError("container init has ended before it was started") from None
+            with suppress(StubEnded):  # it is a stub no longer
+                self._stub.await_done()
         except StubEnded:
-            return  # it is a stub no longer
+            raise OciError("container init has ended before it was started") from None
         except StepFailed as error:
             raise program.failure(error, self._path) from None
         finally:

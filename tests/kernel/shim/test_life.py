@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import select
 import signal
 from collections.abc import Iterator
@@ -269,6 +270,16 @@ def test_a_second_shim_on_a_bundle_is_refused(shims: Host) -> None:
     reply = shims.reply()
     assert "a live shim holds" in reply["error"]
     client.close()
+    container.end()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="no stub on this machine")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_process_is_no_interpreter_before_it_is_the_program(shims: Host, terminal: bool) -> None:
+    container = shims.create(f"place{terminal}", "sleep", "1000", terminal=terminal)
+
+    assert "python" not in Path(f"/proc/{container.pid}/maps").read_text().lower()
+    container.start()
     container.end()
 
 

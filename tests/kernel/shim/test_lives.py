@@ -132,14 +132,6 @@ def test_one_in_another_cgroup_ends(shims: Host) -> None:
         cgroup.rmdir()
 
 
-def test_one_that_was_never_used_ends(shims: Host) -> None:
-    shims.bundle("unused")
-    client, _request, shim_pid = shims.shim("unused")
-    client.call("Shutdown", pb.ShutdownRequest(id="unused"))
-    client.close()
-    assert ends(shim_pid)
-
-
 def test_one_ends_whose_zygote_is_gone(shims: Host) -> None:
     container = shims.run("alone", "sleep", "1000")
     shims.requests.close()
