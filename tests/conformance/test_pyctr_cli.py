@@ -144,7 +144,7 @@ def test_a_containers_life(pyctr: Pyctr, name: str, tmp_path: Path) -> None:
 
 
 def test_a_container_is_as_old_as_its_start(pyctr: Pyctr, name: str) -> None:
-    """Though its process was made ahead, while the daemon had nothing to do; and though the daemon was killed since."""
+    """Though its process was made before that, and though the daemon was killed since."""
     made = datetime.now(UTC) - timedelta(seconds=1)  # file systems' clocks are coarser
     for _ in range(2):  # whoever came first may have got a process that was made just now
         pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sleep", "100")

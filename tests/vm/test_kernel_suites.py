@@ -18,8 +18,8 @@ CLONE = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "suite",
     [
-        "ahead", "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "cgroups", "containers",
-        "exec_ways", "id_maps", "identity", "lasting", "listener", "mounts", "namespaces", "net_devices",
+        "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "cgroups", "containers",
+        "create_ways", "exec_ways", "id_maps", "identity", "lasting", "listener", "mounts", "namespaces", "net_devices",
         "systemd_scopes", "restore_rules",
     ],
 )  # fmt: skip

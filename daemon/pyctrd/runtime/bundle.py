@@ -227,7 +227,7 @@ class Bundle:
         return int(record.get("pid", 0)) if record else 0
 
     def mark_started(self) -> None:
-        """Note that the first process is started now: its pid may be older, made ahead for whoever comes."""
+        """Note that the first process is started now: its process is older, made for it to be created."""
         with suppress(OSError):  # on a full disk it counts as started when it was created
             (self.path / "started").touch(mode=0o600)
 
