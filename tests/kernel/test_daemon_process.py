@@ -144,6 +144,7 @@ def test_a_hangup_reads_the_log_level_again() -> None:
 
 _METHODS = {
     "Content": "Info",
+    "Controller": "Platform",
     "Diff": "Apply",
     "Engine": "Ops",
     "Events": "Publish",

@@ -107,9 +107,16 @@ def foreign(keeper: Keeper) -> None:
         stub.Prepare(request, metadata=(("containerd-namespace", "pyctr"),), timeout=30)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def image(pyctr: Pyctr) -> None:
+@pytest.fixture(autouse=True)
+def image(pyctr: Pyctr) -> Iterator[None]:
+    """One image, and nothing else when a test begins."""
     pyctr("image", "from-host", "demo", *PROGRAMS)
+    pyctr("gc")  # the index of what it was packed in
+    yield
+    for kind, remove in (("ps -aq", "rm -f"), ("image ls -q", "image rm -f")):
+        for name in pyctr(*kind.split()).split():
+            pyctr(*remove.split(), name)
+    pyctr("gc")
 
 
 def test_they_are_listed(pyctr: Pyctr) -> None:

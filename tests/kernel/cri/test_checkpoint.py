@@ -92,9 +92,8 @@ def test_the_archive_has_all_of_it_and_the_container_goes_on(cri: CriClient, cou
 
 def test_what_cannot_be_saved_or_written_is_refused(cri: CriClient, counter: str, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    assert refused(cri, counter, "relative.tar") == (
-        "INVALID_ARGUMENT", "location 'relative.tar' is not the full path of a file",
-    )  # fmt: skip
+    code, text = refused(cri, counter, "relative.tar")
+    assert (code, "'relative.tar' is not the full path of a file" in text) == ("INVALID_ARGUMENT", True)
     code, text = refused(cri, counter, tmp_path / "no" / "one.tar")
     assert (code, "there is no directory" in text) == ("INVALID_ARGUMENT", True)
     code, text = refused(cri, counter, tmp_path / "there")
@@ -102,9 +101,8 @@ def test_what_cannot_be_saved_or_written_is_refused(cri: CriClient, counter: str
     assert (tmp_path / "there").read_text() == "mine"
     assert refused(cri, "nobody", tmp_path / "one.tar")[0] == "NOT_FOUND"
     cri.stop(counter)
-    assert refused(cri, counter, tmp_path / "one.tar") == (
-        "FAILED_PRECONDITION", "container is in CONTAINER_EXITED state",
-    )  # fmt: skip
+    code, text = refused(cri, counter, tmp_path / "one.tar")
+    assert (code, "is in CONTAINER_EXITED state" in text) == ("FAILED_PRECONDITION", True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert left(cri) == []
 

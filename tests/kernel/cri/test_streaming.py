@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from pyctr_sys.mount import umount2
 from pyctr_wire.cri import runtime_pb2
 from pyctr_wire.errors import UnknownError
 from pyctrd.cri.sessions import Ports
@@ -237,6 +238,7 @@ class TestPortsOfAnotherNetwork:
         assert "IPv6 dial tcp" in str(failure.value)
 
     async def test_that_is_gone_is_said(self, folder: Path, ports: Ports) -> None:
+        umount2(str(folder / "net"))
         (folder / "net").unlink()
         with pytest.raises(UnknownError, match='network namespace for sandbox "p1" is closed'):
             await ports.port_forward("p1", 80)
