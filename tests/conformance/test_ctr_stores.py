@@ -186,7 +186,7 @@ def test_programs_are_installed_from_an_image(ctr: Ctr, tmp_path: Path) -> None:
 
 
 def test_a_specification_is_printed(ctr: Ctr) -> None:
-    assert json.loads(ctr("oci", "spec"))["process"]["args"]
+    assert json.loads(ctr("oci", "spec"))["process"]["cwd"] == "/"
 
 
 def test_namespaces_are_labelled(ctr: Ctr) -> None:

@@ -127,7 +127,11 @@ class SandboxController:
     async def shut_down(self, ns: str, sandbox_id: str) -> None:
         """Stop it if that has not been done, and forget it. Raises NotFound, DeadlineExceeded."""
         await self.stop(ns, sandbox_id, 0)
-        self._path(ns, sandbox_id).unlink(missing_ok=True)
+        path = self._path(ns, sandbox_id)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are in there
+            path.parent.rmdir()
+            self._folder.rmdir()
         del self._states[ns, sandbox_id]
         self._waiters.pop((ns, sandbox_id), None)
 
