@@ -19,7 +19,6 @@ class Clone(IntFlag):
     VFORK = 0x00004000
     PARENT = 0x00008000
     NEWNS = 0x00020000
-    PARENT_SETTID = 0x00100000
     NEWCGROUP = 0x02000000
     NEWUTS = 0x04000000
     NEWIPC = 0x08000000
@@ -81,15 +80,11 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
     return pid, pidfd[0] if pid else -1
 
 
-def clone_arguments(flags: int, exit_signal: int, cgroup_fd: int, pidfd: Any, pid: Any = ffi.NULL) -> Any:
-    """Return a C `struct clone_args` that lets the kernel put a pidfd into the C int that `pidfd` points to.
-
-    And the new process's pid, before it runs, into the one that `pid` points to.
-    """
+def clone_arguments(flags: int, exit_signal: int, cgroup_fd: int, pidfd: Any) -> Any:
+    """Return a C `struct clone_args` that lets the kernel put a pidfd into the C int that `pidfd` points to."""
     fields = {
-        "flags": flags | Clone.PIDFD | (Clone.PARENT_SETTID if pid else 0),
+        "flags": flags | Clone.PIDFD,
         "pidfd": address(pidfd),
-        "parent_tid": address(pid),
         "exit_signal": exit_signal,
         "cgroup": cgroup_fd,
     }

@@ -5,14 +5,11 @@ interpreter that is milliseconds. See routine.py for what runs in such a process
 """
 
 import os
-from typing import Final
 
 from pyctr_sys.calls import address, ffi
 from pyctr_sys.namespaces import Clone, clone_arguments
 from pyctr_sys.routine import routine
-from pyctr_sys.steps import StepFailed, Steps
-
-_STEP_WORDS: Final = 6
+from pyctr_sys.steps import STEP_BYTES, StepFailed, Steps
 
 
 def spawn(steps: Steps, flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
@@ -31,7 +28,7 @@ def spawn(steps: Steps, flags: int, exit_signal: int, cgroup_fd: int = 0) -> tup
     if pid < 0:
         raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
     if order[3]:
-        index = (order[3] - address(table)) // (_STEP_WORDS * ffi.sizeof("uintptr_t"))
+        index = (order[3] - address(table)) // STEP_BYTES
         if not flags & Clone.PARENT:
             os.waitpid(pid, 0)
         os.close(pidfd[0])

@@ -7,21 +7,20 @@ make. Only the first look, at the daemon's start, acts at once on what ended whi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from pyctr_wire import labels as names
 from pyctr_wire.containerd.events import task_pb2
 from pyctr_wire.errors import ApiError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.restarts import LASTING, Wish, delay, explicitly_stopped, starts_again, wish_of
 from pyctrd.core.tasks import Status
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
+from pyctrd.runtime.aftermath import Envelope, Events
 from pyctrd.runtime.boot import boot_time
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.revival import Revival
@@ -40,23 +39,6 @@ _WANTED: Final = {
 
 Key: TypeAlias = tuple[str, str]
 _log = Logger("pyctrd.runtime")
-
-
-class Envelope(Protocol):
-    """An event as it travels."""
-
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def topic(self) -> str: ...
-    @property
-    def event(self) -> AnyValue: ...
-
-
-class Events(Protocol):
-    """Where events come from."""
-
-    def subscribe(self, filters: Sequence[str], /) -> AbstractContextManager[AsyncIterator[Envelope]]: ...
 
 
 class Entry(Protocol):

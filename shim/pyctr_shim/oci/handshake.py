@@ -70,10 +70,6 @@ class Channel:
         """Pickle it for a process with the same descriptors, which waits on it as this one does."""
         return Channel.of, (self.fileno(),)
 
-    def detach(self) -> int:
-        """Give the fd away and return it; this object is of no use any more."""
-        return self._socket.detach()
-
     def fileno(self) -> int:
         """Return the socket's fd, for selectors and for close_range's exceptions."""
         return self._socket.fileno()
@@ -91,11 +87,6 @@ class Channel:
             connection, _ = server.accept()
         self._socket.close()
         self._socket = connection
-
-    def switch_to(self, fd: int) -> None:
-        """Go on with another socket, which is owned from now on, and close this one."""
-        self._socket.close()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
 
     def send(self, message: Message, fds: Sequence[int] = (), **fields: Any) -> None:
         """Send one message, with fds (borrowed) where it carries some. Raises BrokenPipeError."""
