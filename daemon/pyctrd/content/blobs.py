@@ -4,13 +4,12 @@
 """
 
 import os
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pyctr_wire.errors import NotFound
+from pyctrd.content.arrivals import Arrivals
 from pyctrd.core.digests import HEX_LENGTHS, Digest
 from pyctrd.metadata.durable import fsync
 
@@ -23,8 +22,7 @@ class Blobs:
         self._root = root / "blobs"
         for algorithm in HEX_LENGTHS:
             (self._root / algorithm).mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._arriving: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._arrivals = Arrivals()
 
     def path(self, digest: str) -> Path:
         """Return where the blob's file is, if it is there."""
@@ -45,17 +43,9 @@ class Blobs:
         except FileNotFoundError:
             raise NotFound(f"content {digest}") from None
 
-    @contextmanager
-    def arriving(self, digest: str) -> Iterator[None]:
+    def arriving(self, digest: str) -> AbstractContextManager[None]:
         """Keep the blob's file from `remove_unless` until the block, which stores its row, is left."""
-        with self._lock:
-            self._arriving[digest] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._arriving[digest] -= 1
-                self._arriving += Counter()  # drops the zeros
+        return self._arrivals.holding(digest)
 
     def place(self, data: Path, digest: str) -> None:
         """Give a finished, fsynced file its name, durably; it replaces an older one of the same digest.
@@ -68,8 +58,8 @@ class Blobs:
 
     def remove_unless(self, digest: str, is_used: Callable[[str], bool]) -> int | None:
         """Delete the blob's file unless a row for it is on its way or there; return the bytes freed, else None."""
-        with self._lock:
-            if digest in self._arriving or is_used(digest):
+        with self._arrivals.removing(digest, is_used) as may_go:
+            if not may_go:
                 return None
             size = self.size(digest) or 0
             self.path(digest).unlink(missing_ok=True)

@@ -8,9 +8,9 @@ Source: containerd.services.content.v1.
 import os
 import tempfile
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Final, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 
 from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
 from pyctr_wire.errors import AlreadyExists, DataLoss, NotFound
+from pyctrd.content.arrivals import Arrivals
 from pyctrd.content.ingests import hash_file
 from pyctrd.core.digests import Digest
 
@@ -55,8 +56,7 @@ class RemoteBlobs:
         """Keep what is fetched below `root`, while it is read."""
         self._root = root
         self._service = service
-        self._arriving: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._arrivals = Arrivals()
         self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
         self._files_lock = threading.Lock()
 
@@ -88,17 +88,9 @@ class RemoteBlobs:
                 oldest.close()
         return fd
 
-    @contextmanager
-    def arriving(self, digest: str) -> Iterator[None]:
+    def arriving(self, digest: str) -> AbstractContextManager[None]:
         """Keep the blob from `remove_unless` until the block, which stores its row, is left."""
-        with self._lock:
-            self._arriving[digest] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._arriving[digest] -= 1
-                self._arriving += Counter()  # drops the zeros
+        return self._arrivals.holding(digest)
 
     def place(self, data: Path, digest: str) -> None:
         """Upload a finished file, and remove it. Raises FailedPrecondition if something else has arrived there."""
@@ -112,8 +104,8 @@ class RemoteBlobs:
 
     def remove_unless(self, digest: str, is_used: Callable[[str], bool]) -> int | None:
         """Delete the blob unless a row for it is on its way or there; return the bytes freed, else None."""
-        with self._lock:
-            if digest in self._arriving or is_used(digest):
+        with self._arrivals.removing(digest, is_used) as may_go:
+            if not may_go:
                 return None
             size = self.size(digest) or 0
             try:
