@@ -185,7 +185,7 @@ class Containers:
             assert row.spec is not None
             rootfs = await self._threads.run(self._maker.rootfs, container)
             config = container.config
-            output = f"cri://{container.log_path}" if container.log_path else "attach:"
+            output = container.log_uri or "attach:"
             creation = shim.CreateTaskRequest(
                 id=container.id,
                 rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs],

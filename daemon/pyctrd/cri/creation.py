@@ -101,6 +101,8 @@ class Maker:
         if security.privileged and not pod.config.linux.security_context.privileged:
             raise InvalidArgument("no privileged container allowed in sandbox")
         check_served(config)
+        if ".." in config.log_path.split("/"):
+            raise InvalidArgument(f"log_path {config.log_path[:200]!r} leads out of the pod's log directory")
         _check_same_user_namespace(pod, security.namespace_options)
         sources = host_mounts.sources(config.mounts)
         profile = _profile(seccomp_file(security))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.core.anys import AnyValue
@@ -126,6 +127,12 @@ class PodContainer:
         """Where its log is, "" for none."""
         directory, name = self.pod.config.log_directory, self.config.log_path
         return f"{directory}/{name}" if directory and name else ""
+
+    @property
+    def log_uri(self) -> str:
+        """The same for the shim, which follows no link below the pod's directory."""
+        directory = self.pod.config.log_directory
+        return f"cri://{quote(self.log_path)}?{urlencode({'below': directory})}" if self.log_path else ""
 
     def lost(self, now: int) -> None:
         """Note that nobody knows how it ended."""

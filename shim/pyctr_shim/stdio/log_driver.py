@@ -2,6 +2,7 @@
 
     json-file:///PATH?max-size=10m&max-file=3   docker's JSON lines, rotated
     cri:///PATH       kubelet's lines: time, stream, P(artial) or F(ull), text; rotated by kubelet
+                      with ?below=DIRECTORY no link in that directory is followed on the way to the file
     file:///PATH      the bytes as they are; both streams in one file
     journald:         one entry a line; journald.py
 
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from json.encoder import encode_basestring as quote
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import SplitResult, parse_qsl
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 from pyctr_shim import journal
 from pyctr_shim.loop import Loop, Timer
 from pyctr_shim.stdio.relay import Sink
+from pyctr_sys.openat2 import Resolve, make_directories, openat2
 from pyctr_wire.errors import InvalidArgument, UnknownError
 
 MAX_LINE: Final = 16 << 10
@@ -143,13 +145,15 @@ class LogStream:
 class LogFile:
     """A log file: its size, its rotation, and what waits while it cannot be written."""
 
-    def __init__(self, loop: Loop, path: Path, form: Format, *, max_size: int, max_file: int) -> None:
+    def __init__(self, loop: Loop, path: Path, form: Format, *, max_size: int, max_file: int, below: str = "") -> None:
         """Open `path` for appending; a `max_size` of 0 means no rotation.
 
-        Rotation keeps `max_file` files: PATH, PATH.1, …; raises UnknownError if the file cannot be opened.
+        Rotation keeps `max_file` files: PATH, PATH.1, …; raises UnknownError if the file cannot be opened, and if a
+        link leads to it from the directory `below`.
         """
         self._loop = loop
         self._path = path
+        self._below = below
         self._format = form
         self._max_size = max_size
         self._max_file = max_file
@@ -214,8 +218,11 @@ class LogFile:
             self._fd = None
 
     def _open(self) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(self._path, _OPEN_FLAGS, 0o640)
+        if self._below:
+            self._fd = _open_below(Path(self._below), self._path.relative_to(self._below))
+        else:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(self._path, _OPEN_FLAGS, 0o640)
         self._size = os.fstat(self._fd).st_size
 
     def _keep(self, data: bytes) -> None:
@@ -321,6 +328,17 @@ class LogFile:
         return self._fd
 
 
+def _open_below(directory: Path, name: Path) -> int:
+    """Open a log in a directory that others may write to as well: their links lead nowhere."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(make_directories(root_fd, str(name.parent), 0o700))
+        return openat2(root_fd, str(name), _OPEN_FLAGS, Resolve.BENEATH | Resolve.NO_SYMLINKS, 0o640)
+    finally:
+        os.close(root_fd)
+
+
 def _first_line(data: bytes) -> int:
     """Return the length of the first line, its newline included."""
     return data.find(b"\n") + 1 or len(data)
@@ -333,10 +351,10 @@ def open_file_log(loop: Loop, uri: SplitResult) -> LogFile:
     """
     form, options = {
         "json-file": (format_json, {"max-size": "0", "max-file": "1"}),
-        "cri": (format_cri, {}),
+        "cri": (format_cri, {"below": ""}),
         "file": (format_raw, {"maxsize": "0"}),
     }[uri.scheme]
-    path = Path(uri.path)
+    path = Path(unquote(uri.path))
     if uri.netloc or not path.is_absolute():
         raise InvalidArgument(f"log {uri.geturl()}: the path must be absolute")
     values: dict[str, str] = dict(options)
@@ -344,12 +362,15 @@ def open_file_log(loop: Loop, uri: SplitResult) -> LogFile:
         if key not in options:
             raise InvalidArgument(f"log {uri.geturl()}: unknown option {key}")
         values[key] = value
+    below = values.get("below", "")
+    if below and (".." in path.parts or not path.is_relative_to(below) or path == Path(below)):
+        raise InvalidArgument(f"log {uri.geturl()}: the path must be below {below}")
     max_size = parse_size(values.get("max-size", values.get("maxsize", "0")))
     # A raw file with a limit keeps one predecessor: its last lines must not vanish with the rotation.
     max_file = values.get("max-file", "2")
     if not max_file.isdecimal() or int(max_file) < 1:
         raise InvalidArgument(f"log option max-file={max_file}")
-    return LogFile(loop, path, form, max_size=max_size, max_file=int(max_file))
+    return LogFile(loop, path, form, max_size=max_size, max_file=int(max_file), below=below)
 
 
 def parse_size(text: str) -> int:

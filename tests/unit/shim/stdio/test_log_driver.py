@@ -6,7 +6,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from hypothesis import given
@@ -192,6 +192,20 @@ def test_a_symlink_is_no_log(loop: Loop, tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "target")
     with pytest.raises(UnknownError, match="log file"):
         LogFile(loop, tmp_path / "log", format_raw, max_size=0, max_file=1)
+
+
+def test_no_link_leads_to_a_log_from_its_directory(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "real/x").mkdir(parents=True)
+    (tmp_path / "logs").symlink_to("real")
+    (tmp_path / "real/link").symlink_to("x")
+    query = urlencode({"below": str(tmp_path / "logs")})
+    log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/logs/new/0%3F.log?{query}")).close()
+    assert (tmp_path / "real/new/0?.log").exists()
+    with pytest.raises(UnknownError, match=r"log file .*/link/0.log: openat2: Too many levels"):
+        log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/logs/link/0.log?{query}"))
+    for path in ("logs/../0.log", "0.log", "logs"):
+        with pytest.raises(InvalidArgument, match="must be below"):
+            log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/{path}?{query}"))
 
 
 @pytest.mark.parametrize(
