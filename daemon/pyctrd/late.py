@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctrd import late_cri
@@ -58,7 +58,8 @@ from pyctrd.runtime.revival import Revival
 from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.sandbox.controller import SandboxController
 from pyctrd.server.dispatch import Servicer
-from pyctrd.snapshots.manager import RemoteDriver, SnapshotManager
+from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.probe import why_not
@@ -106,21 +107,22 @@ class LateParts:
         self._sandboxes = Sandboxes(database)
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing, keeper)
         parts.content = self._content
-        self._snapshots = SnapshotManager(
-            parts.config.root / "snapshots", database, **_drivers(parts.config.root), remotes=remotes
-        )
+        own = _drivers(parts.config.root)
+        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database, (*own, *remotes))
         if database.has_gaps:
             self._rebuild_records()
         self._collector = Collector(database, self._content, self._snapshots)
         self._scheduler = Scheduler(database, lambda: parts.bulk.run(self._collector.collect))
 
-    def _proxies(self) -> tuple[dict[str, RemoteDriver], "Remote | None"]:
+    def _proxies(self) -> tuple[list[Driver], "Remote | None"]:
         """Return the snapshotters that other programs keep, and who keeps the content if it is not us."""
         if not self._parts.config.proxy_plugins:
-            return {}, None
+            return [], None
         from pyctrd.remote.connection import Remote  # most daemons have none
+        from pyctrd.snapshots.remote import RemoteSnapshots
 
-        snapshotters, keeper = {}, None
+        snapshotters: list[Driver] = []
+        keeper = None
         for name, proxy in self._parts.config.proxy_plugins.items():
             what = f"{'snapshotter' if proxy.type is ProxyKind.SNAPSHOT else 'content store'} {name}"
             remote = Remote(what, proxy.address.removeprefix("unix://"), proxy.namespace, proxy.timeout)
@@ -128,7 +130,7 @@ class LateParts:
             if proxy.type is ProxyKind.CONTENT:
                 keeper = remote
             else:
-                snapshotters[name] = RemoteDriver(remote, proxy.snapshotter or name)
+                snapshotters.append(RemoteSnapshots(name, remote, proxy.snapshotter or name))
         return snapshotters, keeper
 
     def _rebuild_records(self) -> None:
@@ -278,15 +280,17 @@ class LateParts:
         )
 
 
-def _drivers(root: Path) -> dict[str, Any]:
-    """Return the snapshotters for whoever is root here: in a user namespace not every kernel stacks directories."""
+def _drivers(root: Path) -> tuple[Driver, ...]:
+    """Return the snapshotters for whoever is root here, the default first.
+
+    In a user namespace not every kernel stacks directories.
+    """
     if not in_user_namespace():
-        return {}
-    drivers = (Overlay(userxattr=True), Native())
+        return Overlay(), Native()
     if (reason := why_not(root)) is None:
-        return {"drivers": drivers}
+        return Overlay(userxattr=True), Native()
     _log.warning("overlayfs cannot be used here, snapshots are copies", error=reason)
-    return {"drivers": drivers, "default": Native.name}
+    return Native(), Overlay(userxattr=True)
 
 
 def _persistent_uuid(path: Path) -> str:

@@ -41,7 +41,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "garbage removed in the transaction": (references, "remove"),
     "content swept": (ContentStore, "sweep"),
     "snapshots cleaned": (SnapshotManager, "cleanup"),
-    "directory removed": (Directories, "remove"),
+    "directory removed": (Overlay, "remove"),
     "database put aside": (Copies, "_quarantine"),
     "database restored": (Copies, "_restore"),
     "content adopted": (ContentStore, "adopt"),

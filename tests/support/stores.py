@@ -18,7 +18,8 @@ from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
 from pyctrd.metadata.sandboxes import Sandboxes
-from pyctrd.snapshots.manager import AnySnapshotter, SnapshotManager
+from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.snapshots.snapshotter import Snapshotter
 
 NS = "test"
 
@@ -62,12 +63,12 @@ class Stores:
         return self.root / "content" / "blobs" / digest.replace(":", "/")
 
 
-def names(snapshotter: AnySnapshotter, ns: str = NS) -> list[str]:
+def names(snapshotter: Snapshotter, ns: str = NS) -> list[str]:
     """Return the names and keys of all snapshots."""
     return [info.name for info in infos(snapshotter, ns)]
 
 
-def infos(snapshotter: AnySnapshotter, ns: str = NS) -> list[SnapshotInfo]:
+def infos(snapshotter: Snapshotter, ns: str = NS) -> list[SnapshotInfo]:
     """Return all snapshots."""
     return [info for batch in snapshotter.list(ns) for info in batch]
 

@@ -134,12 +134,11 @@ def all_names(rows: Rows, snapshotter: str) -> set[tuple[str, str]]:
     return set(rows.execute("SELECT ns, name FROM snapshots WHERE snapshotter = ?", (snapshotter,)))
 
 
-def uncommitted(rows: Rows, snapshotter: str) -> list[tuple[int, Kind]]:
-    """Return the ids and kinds of all active snapshots and views of a snapshotter."""
-    found = rows.execute(
-        "SELECT id, kind FROM snapshots WHERE snapshotter = ? AND kind != ?", (snapshotter, Kind.COMMITTED)
-    )
-    return [(snapshot_id, Kind(kind)) for snapshot_id, kind in found]
+def uncommitted(rows: Rows, snapshotter: str) -> list[tuple[int, Kind, str]]:
+    """Return id, kind and namespace of all active snapshots and views of a snapshotter."""
+    query = "SELECT id, kind, ns FROM snapshots WHERE snapshotter = ? AND kind != ?"
+    found = rows.execute(query, (snapshotter, Kind.COMMITTED))
+    return [(snapshot_id, Kind(kind), ns) for snapshot_id, kind, ns in found]
 
 
 def highest_id(rows: Connection) -> int:

@@ -16,7 +16,6 @@ from pyctrd.core.times import to_microseconds
 from pyctrd.log import Logger
 from pyctrd.metadata.durable import replacing
 from pyctrd.metadata.snapshots import SnapshotRow
-from pyctrd.snapshots.removal import remove_tree
 
 _log = Logger(__name__)
 
@@ -88,16 +87,6 @@ class Directories:
             with self._lock:
                 self._pending.discard(snapshot_id)
 
-    @contextmanager
-    def new(self) -> Iterator[int]:
-        """Claim a directory; if the block fails, it is removed."""
-        with self.claim() as snapshot_id:
-            try:
-                yield snapshot_id
-            except BaseException:
-                remove_tree(self.path(snapshot_id))
-                raise
-
     def write_note(self, snapshot_id: int, note: Note) -> None:
         """Write meta.json of a new snapshot.
 
@@ -109,12 +98,11 @@ class Directories:
 
     def replace_note(self, snapshot_id: int, note: Note) -> None:
         """Replace meta.json, durably."""
-        with replacing(self.path(snapshot_id) / "meta.json") as temporary:
-            temporary.write_text(_to_json(note))
+        replace_note(self.path(snapshot_id), note)
 
     def note(self, snapshot_id: int) -> Note:
         """Return a directory's note. Raises OSError, ValueError, TypeError."""
-        return Note(**json.loads((self.path(snapshot_id) / "meta.json").read_text()))
+        return read_note(self.path(snapshot_id))
 
     def notes(self) -> Iterator[tuple[int, Note]]:
         """Yield the id and the note of every directory that has a readable one."""
@@ -136,14 +124,16 @@ class Directories:
         with self._lock:
             return set(self._pending)
 
-    def remove(self, snapshot_id: int) -> bool:
-        """Delete a directory; return False, with the reason logged, if something keeps it from going."""
-        try:
-            remove_tree(self.path(snapshot_id))
-        except OSError as error:
-            _log.warning("snapshot not removed", directory=str(self.path(snapshot_id)), error=str(error))
-            return False
-        return True
+
+def read_note(directory: Path) -> Note:
+    """Return a directory's note. Raises OSError, ValueError, TypeError."""
+    return Note(**json.loads((directory / "meta.json").read_text()))
+
+
+def replace_note(directory: Path, note: Note) -> None:
+    """Replace a directory's meta.json, durably."""
+    with replacing(directory / "meta.json") as temporary:
+        temporary.write_text(_to_json(note))
 
 
 def _to_json(note: Note) -> str:

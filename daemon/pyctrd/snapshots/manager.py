@@ -6,27 +6,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
 
 from pyctr_wire.errors import InvalidArgument
 from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
 from pyctrd.snapshots.directories import Directories
+from pyctrd.snapshots.driver import Driver
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.recovery import adopt, recreate
-from pyctrd.snapshots.remote import RemoteSnapshotter, Service
-from pyctrd.snapshots.snapshotter import Driver, Snapshotter
-
-AnySnapshotter: TypeAlias = Snapshotter | RemoteSnapshotter
-
-
-class RemoteDriver(NamedTuple):
-    """A program that keeps snapshots itself, and what it calls its snapshotter."""
-
-    service: Service
-    name_there: str
+from pyctrd.snapshots.snapshotter import Snapshotter
 
 
 class SnapshotManager:
@@ -36,32 +25,25 @@ class SnapshotManager:
         self,
         root: Path,
         database: Database,
-        drivers: tuple[Driver, ...] = (Overlay(), Native()),
-        default: str = "",
-        remotes: Mapping[str, RemoteDriver] = MappingProxyType({}),
+        drivers: Sequence[Driver] = (Overlay(), Native()),
     ) -> None:
         """Use `root`, made if it is not there, and repair what the last stop left behind.
 
-        `default` is the snapshotter of who names none; "" is the first one. `remotes` are those that other programs
-        keep, by our name for them.
+        The first of `drivers` is for whoever names no snapshotter.
         """
-        self.default = default or drivers[0].name
-        ids = _ids(root, database, [*(driver.name for driver in drivers), *remotes])
-        self._snapshotters: dict[str, AnySnapshotter] = {}
+        self.default = drivers[0].name
+        ids = _ids(root, database, [driver.name for driver in drivers])
+        self._snapshotters: dict[str, Snapshotter] = {}
         for driver in drivers:
             directories = Directories(root / driver.name, ids)
             if database.has_gaps:
                 adopt(database, directories, driver.name)
-            recreate(database, directories, driver.name, driver.create)
+            if not driver.is_remote:
+                recreate(database, directories, driver)
             self._snapshotters[driver.name] = Snapshotter(driver, directories, database)
-        for name, remote in remotes.items():
-            directories = Directories(root / name, ids)
-            if database.has_gaps:
-                adopt(database, directories, name)
-            self._snapshotters[name] = RemoteSnapshotter(name, remote.name_there, remote.service, directories, database)
         self._root = root
 
-    def named(self, snapshotter: str) -> AnySnapshotter:
+    def named(self, snapshotter: str) -> Snapshotter:
         """Return a snapshotter. Raises InvalidArgument for an empty or unknown name."""
         if not snapshotter:
             raise InvalidArgument("snapshotter argument missing")

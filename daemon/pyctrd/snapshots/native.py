@@ -6,22 +6,20 @@
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from pyctr_wire.errors import Internal, ResourceExhausted
 from pyctrd.core.mounts import Mount
-from pyctrd.core.snapshots import Kind, Usage
-from pyctrd.snapshots.usage import measure
+from pyctrd.core.snapshots import Kind
+from pyctrd.snapshots.directories import Note
+from pyctrd.snapshots.driver import Driver
 
 
-class Native:
-    """The files of native snapshots."""
+class Native(Driver):
+    """The files of native snapshots; what one takes has its parent's part in it."""
 
-    name: ClassVar[str] = "native"
-    can_rebase: ClassVar[bool] = False
-    maps_ids: ClassVar[bool] = False
+    name = "native"
 
-    def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
+    def create(self, directory: Path, parents: Sequence[Path], note: Note) -> Sequence[Mount]:
         """Copy the nearest of `parents`; where the file system can, the copy shares its blocks."""
         tree = directory / "fs"
         tree.mkdir(exist_ok=True)
@@ -33,11 +31,8 @@ class Native:
             if result.returncode:
                 kind_of_error = ResourceExhausted if "No space left" in result.stderr else Internal
                 raise kind_of_error(f"cannot copy the parent snapshot: {result.stderr.strip()[-500:]}")
+        return self.mounts(directory, parents, Kind(note.kind))
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mount that shows a snapshot."""
         return [Mount("bind", f"{directory}/fs", options=("ro" if kind is Kind.VIEW else "rw", "rbind"))]
-
-    def usage(self, directory: Path) -> Usage:
-        """Return what a snapshot takes, its parent's part included."""
-        return measure(directory / "fs")

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from pyctrd.core.mounts import Mount
-from pyctrd.core.snapshots import Kind, Usage
-from pyctrd.snapshots.usage import measure
+from pyctrd.core.snapshots import Kind
+from pyctrd.snapshots.directories import Note
+from pyctrd.snapshots.driver import Driver
 
 # There if the kernel can index hard links; then it must not, or a layer could not be used twice.
 _INDEX_PARAMETER: Final = "/sys/module/overlay/parameters/index"
 
 
-class Overlay:
+class Overlay(Driver):
     """The files of overlay snapshots."""
 
-    name: ClassVar[str] = "overlayfs"
+    name = "overlayfs"
     can_rebase: ClassVar[bool] = True
     maps_ids: ClassVar[bool] = True
 
@@ -30,7 +31,7 @@ class Overlay:
         """With `userxattr`, marks are attributes of the kind that root of a user namespace may set."""
         self._extra = ("userxattr",) if userxattr else ()
 
-    def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
+    def create(self, directory: Path, parents: Sequence[Path], note: Note) -> Sequence[Mount]:
         """Make the directories of a snapshot on top of `parents`, the nearest first."""
         upper = directory / "fs"
         upper.mkdir(exist_ok=True)
@@ -38,19 +39,16 @@ class Overlay:
         if parents:
             owner = (parents[0] / "fs").stat()
             os.chown(upper, owner.st_uid, owner.st_gid)
-        if kind is Kind.ACTIVE:
+        if note.kind == Kind.ACTIVE:
             work = directory / "work"
             work.mkdir(exist_ok=True)
             work.chmod(0o711)
+        return self.mounts(directory, parents, Kind(note.kind))
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mounts that show a snapshot."""
         index = ("index=off",) if Path(_INDEX_PARAMETER).exists() else ()
         return stack(directory, parents, kind, (*self._extra, *index))
-
-    def usage(self, directory: Path) -> Usage:
-        """Return what a snapshot adds."""
-        return measure(directory / "fs")
 
 
 def stack(directory: Path, parents: Sequence[Path], kind: Kind, extra: Sequence[str] = ()) -> Sequence[Mount]:

@@ -1,8 +1,5 @@
 """What a start repairs: rows lost with the database, directories lost in a power cut."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from pyctrd.core.leases import Resource
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.times import from_microseconds
@@ -11,7 +8,8 @@ from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.leases import attach
 from pyctrd.metadata.rebuilt import rebuilt_lease
-from pyctrd.snapshots.directories import Directories, Note
+from pyctrd.snapshots.directories import Directories, Note, note_of
+from pyctrd.snapshots.driver import Driver
 
 _log = Logger(__name__)
 
@@ -42,25 +40,26 @@ def adopt(database: Database, directories: Directories, snapshotter: str) -> Non
         _log.warning("snapshots adopted", snapshotter=snapshotter, known=len(before), found=len(claimed))
 
 
-def recreate(
-    database: Database,
-    directories: Directories,
-    snapshotter: str,
-    create: Callable[[Path, list[Path], Kind], None],
-) -> None:
+def recreate(database: Database, directories: Directories, driver: Driver) -> None:
     """Make the directories of active snapshots and views again that a power cut took.
 
     New directories are not fsynced. What was written below them is lost, as it was not fsynced
     either: fsync of a file makes the directories above it durable.
     """
     with database.snapshot() as reader:
-        uncommitted = rows.uncommitted(reader, snapshotter)
-        missing = [row for row in uncommitted if not (directories.path(row[0]) / "fs").is_dir()]
-        chains = {snapshot_id: rows.chain(reader, snapshot_id)[1:] for snapshot_id, _ in missing}
-    for snapshot_id, kind in missing:
-        directory = directories.path(snapshot_id)
+        missing = [
+            (ns, row)
+            for snapshot_id, kind, ns in rows.uncommitted(reader, driver.name)
+            if not driver.kept(directories.path(snapshot_id), kind).exists()
+            and (row := rows.find_id(reader, ns, driver.name, snapshot_id)) is not None
+        ]
+        chains = {row.id: rows.chain(reader, row.id)[1:] for _, row in missing}
+    for ns, row in missing:
+        directory = directories.path(row.id)
         directory.mkdir(mode=0o700, exist_ok=True)
-        create(directory, [directories.path(parent) for parent in chains[snapshot_id]], kind)
+        note = note_of(ns, row)
+        driver.create(directory, [directories.path(parent) for parent in chains[row.id]], note)
+        directories.write_note(row.id, note)
         _log.warning("snapshot made again", directory=str(directory))
 
 

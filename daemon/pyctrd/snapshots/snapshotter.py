@@ -1,61 +1,48 @@
-"""A snapshotter: rows that say what there is, and a driver that makes the directories.
+"""A snapshotter: rows that say what there is, and a driver that makes the files.
 
-The order is the same everywhere: directories are made before their row commits and removed after
+The order is the same everywhere: files are made before their row commits and removed after
 their row is gone, so a crash leaves a stray directory, which `cleanup` removes.
 """
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Protocol
 
-from pyctr_wire.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.errors import (
+    AlreadyExists,
+    ApiError,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pyctrd.core.filters import compile_filters
-from pyctrd.core.idmaps import Maps, mapped_root, maps_of, mount_options
+from pyctrd.core.idmaps import Maps, maps_of, mount_options
 from pyctrd.core.labels import Labels, changed, stored, validate_labels
 from pyctrd.core.leases import Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import TARGET_LABEL, Kind, SnapshotInfo, Usage, fields
+from pyctrd.log import Logger
 from pyctrd.metadata import snapshots as rows
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.durable import naming_full_disk
 from pyctrd.metadata.leases import attach, detach
-from pyctrd.snapshots.directories import Directories, note_of
-from pyctrd.snapshots.owners import shift
+from pyctrd.snapshots.directories import Directories, Note, note_of
+from pyctrd.snapshots.driver import Driver
 
-
-class Driver(Protocol):
-    """What makes one kind of snapshots; it sees directories and knows no names."""
-
-    @property
-    def name(self) -> str:
-        """What clients call it."""
-
-    @property
-    def can_rebase(self) -> bool:
-        """Whether a snapshot made without a parent may be committed on top of one."""
-
-    @property
-    def maps_ids(self) -> bool:
-        """Whether whoever mounts a snapshot can show what is below it with other owners; a copy is given to them."""
-
-    def create(self, directory: Path, parents: Sequence[Path], kind: Kind) -> None:
-        """Fill a new directory, on top of `parents`, the nearest first."""
-
-    def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
-        """Return the mounts that show a snapshot; the same ones each time."""
-
-    def usage(self, directory: Path) -> Usage:
-        """Measure what a snapshot adds."""
+_log = Logger(__name__)
 
 
 class Snapshotter:
-    """The snapshots of one driver, in all namespaces; thread-safe. A name or key is taken once per namespace."""
+    """The snapshots of one driver, in all namespaces; thread-safe. A name or key is taken once per namespace.
 
-    is_remote: ClassVar[bool] = False
+    Where another program keeps them, every call may raise Unavailable.
+    """
 
     def __init__(self, driver: Driver, directories: Directories, database: Database) -> None:
         """Use `driver` for the files and `database` for the rows."""
@@ -70,6 +57,11 @@ class Snapshotter:
         """What clients call it."""
         return self._driver.name
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether another program keeps the snapshots, so that any call may take long."""
+        return self._driver.is_remote
+
     def prepare(
         self, ns: str, key: str, parent: str = "", labels: Labels | None = None, lease: str = ""
     ) -> Sequence[Mount]:
@@ -77,7 +69,7 @@ class Snapshotter:
 
         Raises NotFound if `parent` or `lease` does not exist, InvalidArgument if it is not committed,
         AlreadyExists if `key` is taken or the snapshot that the label containerd.io/snapshot.ref
-        promises is there: the lease then has that one.
+        promises is there, or the driver has it ready: the lease then has that one.
         """
         return self._create(ns, Kind.ACTIVE, key, parent, labels or {}, lease)
 
@@ -90,17 +82,21 @@ class Snapshotter:
     def mounts(self, ns: str, key: str) -> Sequence[Mount]:
         """Return the mounts of an active snapshot or a view.
 
-        Raises NotFound, FailedPrecondition for a committed one, DataLoss if a directory is gone.
+        Raises NotFound, FailedPrecondition for a committed one, DataLoss if its files are gone.
         """
         with self._database.snapshot() as reader:
             row = rows.get(reader, ns, self.name, key)
             if row.info.kind is Kind.COMMITTED:
                 raise FailedPrecondition(f"requested snapshot {key} not active or view")
             directory, *parents = map(self._directories.path, rows.chain(reader, row.id))
-        for path in (directory, *parents):
-            if not (path / "fs").is_dir():
-                raise DataLoss(f"snapshot {key}: the directory {path}/fs is gone")
-        return self._mounts(directory, parents, row.info.kind, maps_of(row.info.labels))
+        needed = (
+            self._driver.kept(directory, row.info.kind),
+            *(self._driver.kept(path, Kind.COMMITTED) for path in parents),
+        )
+        for path in needed:
+            if not path.exists():
+                raise DataLoss(f"snapshot {key}: {path} is gone")
+        return self._mounts(self._driver.mounts(directory, parents, row.info.kind), parents, maps_of(row.info.labels))
 
     def commit(
         self, ns: str, name: str, key: str, labels: Labels | None = None, parent: str = "", lease: str = ""
@@ -115,23 +111,27 @@ class Snapshotter:
         validate_labels("info.Labels", labels)
         if not name:
             raise InvalidArgument("a committed snapshot needs a name")
-        old = rows.get(self._database.read(), ns, self.name, key)
-        _require_active(old)
-        usage = self._driver.usage(self._directories.path(old.id))
-        committed = old._replace(
-            parent_id=self._rebased(self._database.read(), ns, old, parent),
-            usage=usage,
-            info=replace(old.info, name=name, kind=Kind.COMMITTED, labels=labels),
-        )
+        with self._database.snapshot() as reader:
+            old = rows.get(reader, ns, self.name, key)
+            _require_active(old)
+            taken = rows.find(reader, ns, self.name, name) is not None
+            parent_id = None if taken else self._rebased(reader, ns, old, parent)
+            parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
+        if taken:
+            raise self._leased(ns, lease, name, AlreadyExists(f'snapshot "{name}"'))
+        info = replace(old.info, name=name, kind=Kind.COMMITTED, labels=labels)
+        wanted = note_of(ns, old._replace(parent_id=parent_id, info=info))
+        with naming_full_disk(f'snapshot "{key}"'):
+            note = self._driver.commit(self._directories.path(old.id), parents, wanted)
         with self._noting:
             # A crash after the note leaves an active snapshot whose note says committed: read only if the
             # database is lost too.
-            self._replace_note(ns, committed)
+            self._replace_note(old, note)
             try:
-                self._freeze(ns, old, name, parent, labels, usage, lease)
+                self._freeze(ns, old, name, parent, labels, Usage(note.size, note.inodes), lease)
             except BaseException:
                 if (row := rows.find_id(self._database.read(), ns, self.name, old.id)) is not None:
-                    self._replace_note(ns, row)
+                    self._note_again(ns, row)
                 raise
 
     def remove(self, ns: str, key: str, lease: str = "") -> None:
@@ -165,7 +165,8 @@ class Snapshotter:
                 rows.relabel(transaction, row.id, labels, transaction.now)
                 transaction.leaves_garbage()
             # A crash here leaves the note with the old labels: read only if the database is lost too.
-            self._replace_note(ns, row._replace(info=result))
+            self._note_again(ns, row._replace(info=result))
+        self._driver.relabel(self._directories.path(row.id), row.info.labels, labels)
         return result
 
     def list(self, ns: str, filters: Sequence[str] = ()) -> Iterator[list[SnapshotInfo]]:
@@ -180,18 +181,30 @@ class Snapshotter:
 
         Raises NotFound.
         """
-        row = rows.get(self._database.read(), ns, self.name, key)
-        if row.info.kind is Kind.ACTIVE:
-            return self._driver.usage(self._directories.path(row.id))
-        return row.usage
+        with self._database.snapshot() as reader:
+            row = rows.get(reader, ns, self.name, key)
+            if row.info.kind is not Kind.ACTIVE and not self.is_remote:
+                return row.usage
+            directory, *parents = map(self._directories.path, rows.chain(reader, row.id))
+        return self._driver.usage(directory, parents, row.info.kind)
 
     def cleanup(self) -> Sequence[int]:
-        """Remove the directories that no row names, and return their ids."""
+        """Remove what no row names, and return the ids; what cannot be removed now is tried again the next time."""
         with self._cleaning:
             # In this order: what is pending after the listing, or has a row after that, is no stray.
             found = self._directories.ids()
             strays = found - self._directories.pending() - rows.ids(self._database.read(), self.name)
-            return [stray for stray in sorted(strays) if self._directories.remove(stray)]
+            gone = []
+            for stray in sorted(strays, reverse=True):  # those on top first: what has children may have to stay
+                try:
+                    self._driver.remove(self._directories.path(stray))
+                except (ApiError, OSError) as error:
+                    self._not_removed(stray, error)
+                    if isinstance(error, Unavailable | DeadlineExceeded):
+                        break  # nor will it remove the others now
+                else:
+                    gone.append(stray)
+            return gone
 
     def _create(self, ns: str, kind: Kind, key: str, parent: str, labels: Labels, lease: str) -> Sequence[Mount]:
         labels = stored(labels)
@@ -204,27 +217,38 @@ class Snapshotter:
             parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
         if taken:
             # Known before any directory is made; the transaction below decides.
-            with self._database.transaction() as transaction:
-                attach(transaction, ns, lease, self._resource(taken))
-            raise _already_exists(taken, labels)
+            raise self._leased(ns, lease, taken, _already_exists(taken, labels))
         maps = maps_of(labels)
         now = self._database.now()
-        info = SnapshotInfo(key, parent, kind, now, now, labels)
-        with naming_full_disk(f'snapshot "{key}"'), self._directories.new() as snapshot_id:
-            directory = self._directories.path(snapshot_id)
-            self._driver.create(directory, parents, kind)
-            if maps is not None and parents and not self._driver.maps_ids:
-                shift(directory / "fs", maps)
-            elif maps is not None:
-                os.chown(directory / "fs", *mapped_root(maps))
-            row = rows.SnapshotRow(snapshot_id, parent_id, Usage(), info)
-            self._directories.write_note(snapshot_id, note_of(ns, row))
-            self._store(ns, row, lease)
-        return self._mounts(directory, parents, kind, maps)
+        row = rows.SnapshotRow(0, parent_id, Usage(), SnapshotInfo(key, parent, kind, now, now, labels))
+        with naming_full_disk(f'snapshot "{key}"'), self._directories.claim() as snapshot_id:
+            try:
+                made = self._make(ns, row._replace(id=snapshot_id), parents, maps, lease)
+            except BaseException:
+                if not self.is_remote:  # whose call may still be under way
+                    self._discard(snapshot_id)
+                raise
+        if isinstance(made, Note):
+            raise AlreadyExists(f'target snapshot "{made.name}" from snapshotter')
+        return self._mounts(made, parents, maps)
 
-    def _mounts(self, directory: Path, parents: Sequence[Path], kind: Kind, maps: Maps | None) -> Sequence[Mount]:
+    def _make(
+        self, ns: str, row: rows.SnapshotRow, parents: Sequence[Path], maps: Maps | None, lease: str
+    ) -> Sequence[Mount] | Note:
+        directory, note = self._directories.path(row.id), note_of(ns, row)
+        made = self._driver.create(directory, parents, note)
+        if isinstance(made, Note):
+            info = replace(row.info, name=made.name, kind=Kind(made.kind), labels=made.labels)
+            row = row._replace(info=info)
+        elif maps is not None:
+            self._driver.give(directory, parents, maps)
+        if not self.is_remote:  # which has noted more
+            self._directories.write_note(row.id, note)
+        self._store(ns, row, lease)
+        return made
+
+    def _mounts(self, mounts: Sequence[Mount], parents: Sequence[Path], maps: Maps | None) -> Sequence[Mount]:
         """Return a snapshot's mounts. What is its own belongs to the mapped users anyhow, layers below are shown so."""
-        mounts = self._driver.mounts(directory, parents, kind)
         if maps is None or not parents or not self._driver.maps_ids:
             return mounts
         return [replace(mount, options=(*mount_options(maps), *mount.options)) for mount in mounts]
@@ -243,6 +267,10 @@ class Snapshotter:
                 rows.commit(transaction, row.id, name, parent_id, labels, usage)
                 detach(transaction, ns, lease, self._resource(key))
                 transaction.publish(ns, SnapshotCommit(key, name, self.name))
+            elif self.is_remote:  # it has committed it under a name that nobody needs: it is of no use any more
+                rows.delete(transaction, row.id)
+                detach(transaction, ns, lease, self._resource(key))
+                transaction.leaves_garbage()
             attach(transaction, ns, lease, self._resource(name))
         if not is_free:
             raise AlreadyExists(f'snapshot "{name}"')
@@ -261,10 +289,34 @@ class Snapshotter:
         if taken:
             raise _already_exists(taken, info.labels)
 
-    def _replace_note(self, ns: str, row: rows.SnapshotRow) -> None:
+    def _leased(self, ns: str, lease: str, name: str, error: AlreadyExists) -> AlreadyExists:
+        """Let a lease have what is there already; return the error that says so."""
+        with self._database.transaction() as transaction:
+            attach(transaction, ns, lease, self._resource(name))
+        return error
+
+    def _discard(self, snapshot_id: int) -> None:
+        """Remove what a failed call has made; if that fails too, it is a stray."""
+        try:
+            self._driver.remove(self._directories.path(snapshot_id))
+        except (ApiError, OSError) as error:
+            self._not_removed(snapshot_id, error)
+
+    def _not_removed(self, snapshot_id: int, error: Exception) -> None:
+        _log.warning("snapshot not removed", directory=str(self._directories.path(snapshot_id)), error=str(error))
+
+    def _note_again(self, ns: str, row: rows.SnapshotRow) -> None:
+        """Note a row that has changed, beside what its driver has noted."""
+        note = note_of(ns, row)
+        with suppress(OSError, ValueError, TypeError):
+            old = self._directories.note(row.id)
+            note = note._replace(remote=old.remote, remote_before=old.remote_before, remote_shared=old.remote_shared)
+        self._replace_note(row, note)
+
+    def _replace_note(self, row: rows.SnapshotRow, note: Note) -> None:
         try:
             with naming_full_disk(f'snapshot "{row.info.name}"'):
-                self._directories.replace_note(row.id, note_of(ns, row))
+                self._directories.replace_note(row.id, note)
         except FileNotFoundError:
             raise NotFound(f"snapshot {row.info.name} does not exist") from None  # removed meanwhile
 

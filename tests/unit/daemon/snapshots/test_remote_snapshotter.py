@@ -11,7 +11,8 @@ from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from pyctr_wire.containerd.types import mount_pb2
 from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, NotFound, Unavailable
 from pyctrd.core.snapshots import TARGET_LABEL, Kind
-from pyctrd.snapshots.manager import RemoteDriver, SnapshotManager
+from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.snapshots.remote import RemoteSnapshots
 from support.stores import NS, Stores, names
 
 CHAIN = "sha256:aaaa"
@@ -75,8 +76,8 @@ def program() -> Program:
 
 @pytest.fixture
 def far(stores: Stores, program: Program, tmp_path: Path) -> Any:
-    remotes = {"far": RemoteDriver(program, "theirs")}
-    return SnapshotManager(tmp_path / "with-remote", stores.database, remotes=remotes).named("far")
+    driver = RemoteSnapshots("far", program, "theirs")
+    return SnapshotManager(tmp_path / "with-remote", stores.database, (driver,)).named("far")
 
 
 def test_the_program_sees_names_of_ours_and_labels_of_its_own(far: Any, program: Program) -> None:
@@ -139,7 +140,7 @@ def test_a_commit_that_a_killed_daemon_has_not_noted_is_done_when_it_is_asked_fo
         raise OSError("killed")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyctrd.snapshots.remote.rows.commit", noted)
+        patch.setattr("pyctrd.snapshots.snapshotter.rows.commit", noted)
         with pytest.raises(OSError, match="killed"):
             far.commit(NS, "base", "key")
 
