@@ -58,6 +58,7 @@ AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
+_MOVE_MOUNT_SET_GROUP = 0x100
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE = 0, 1, 6
@@ -99,6 +100,17 @@ def move_mount(tree_fd: int, target_fd: int) -> None:
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     if syscall("move_mount", tree_fd, address(_EMPTY), target_fd, address(_EMPTY), flags) < 0:
         check(-1, "move_mount")
+
+
+def set_group(source_fd: int, target_fd: int) -> None:
+    """Have the private mount behind `target_fd` share mounts with whomever the one behind `source_fd` shares them.
+
+    Both are roots of mounts of one file system, in any mount namespaces. Raises OSError: EINVAL for a source that is
+    private itself, or shows less than the target; also before Linux 5.15. Source: move_mount(2), MOVE_MOUNT_SET_GROUP.
+    """
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
+    if syscall("move_mount", source_fd, address(_EMPTY), target_fd, address(_EMPTY), flags) < 0:
+        check(-1, "move_mount (MOVE_MOUNT_SET_GROUP)")
 
 
 def mount_setattr(

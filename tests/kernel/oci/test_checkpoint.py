@@ -292,6 +292,35 @@ def test_bind_mounts_come_from_where_the_spec_says(lab: Lab, tmp_path: Path) -> 
         subprocess.run(["umount", str(tmp_path / "volume/sub")], check=True)
 
 
+def test_mounts_of_the_host_are_followed_as_before(lab: Lab, tmp_path: Path) -> None:
+    """What is shared on a machine, as systemd shares everything, comes as slaves: directories without a common root."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(shared)], check=True)
+        spec = bound(lab, shared / "one", "/one")
+        spec["mounts"] += bound(lab, shared / "two", "/two", "ro")["mounts"][-1:]
+        container = started_counting(lab, spec)
+        before = {item.where: item.propagation for item in mount_table.of(container.pid)}
+        assert before["/one"] == before["/two"] != ()
+        save(container, tmp_path / "images")
+        lab.remove(container)
+        again = restored(lab, spec, container.bundle, tmp_path / "images")
+        again.start()
+
+        assert {item.where: item.propagation for item in mount_table.of(again.pid)} == before
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared / "one/sub")], check=True)
+        (shared / "one/sub/late").write_text("late")
+        script = "cat /one/sub/late /two/file; echo x > /two/file"
+        output = lab.exec(again, {"args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/"}).output
+        assert output.startswith("lateof the host")
+        assert "Read-only file system" in output
+        lab.remove(again)
+    finally:
+        subprocess.run(["umount", "-R", str(shared)], check=True)
+
+
 @pytest.mark.parametrize("crafted", ["absolute", "climbing", "parent"])
 def test_cve_2026_119614(lab: Lab, tmp_path: Path, crafted: str) -> None:
     """A mount point that has become a symlink leads nowhere outside: nothing of the host's is made or mounted on."""

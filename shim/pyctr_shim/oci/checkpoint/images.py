@@ -4,15 +4,16 @@
     *.img              CRIU's
     parent             a link to the directory of an earlier pre-dump, within the images' parent directory
 
-CRIU's image of its seccomp filters is a magic number for all of its images, one for this one, and a message with its
-length in front. Source: CRIU's wiki, "Images".
+An image of CRIU's is a magic number for all of them, one for its kind, and messages, each with its length in front.
+Source: CRIU's wiki, "Images".
 """
 
 import json
 import os
+import re
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -25,9 +26,12 @@ PARENT: Final = "parent"
 MOST_FILES: Final = 100_000
 
 _SMALL: Final = 16 << 20
-_HEADER: Final = struct.Struct("<III")
+_HEADER: Final = struct.Struct("<II")
+_LENGTH: Final = struct.Struct("<I")
 _IMAGE_MAGIC: Final = 0x54564319
 _SECCOMP_MAGIC: Final = 0x64413049
+_MOUNTS_MAGIC: Final = 0x55563928
+_MOUNTS: Final = re.compile(r"mountpoints-[0-9]+\.img")
 
 
 def check(directory: str) -> None:
@@ -81,21 +85,49 @@ def first_filters(directory: str) -> Iterator[bytes]:
     Raises OciError for an image that is none.
     """
     try:
-        data = _read(f"{directory}/seccomp.img")
+        for data in _messages(directory, "seccomp.img", _SECCOMP_MAGIC):
+            for item in images_pb2.Filters.FromString(data).filters:
+                if not item.HasField("previous"):
+                    yield item.program
     except FileNotFoundError:
         return
-    if len(data) < _HEADER.size:
-        raise OciError(f"checkpoint {directory}: seccomp.img is cut short")
-    common, magic, size = _HEADER.unpack_from(data)
-    if (common, magic) != (_IMAGE_MAGIC, _SECCOMP_MAGIC) or len(data) != _HEADER.size + size:
-        raise OciError(f"checkpoint {directory}: seccomp.img is not an image of seccomp filters")
-    try:
-        image = images_pb2.Filters.FromString(data[_HEADER.size :])
     except DecodeError:
         raise OciError(f"checkpoint {directory}: seccomp.img does not decode") from None
-    for item in image.filters:
-        if not item.HasField("previous"):
-            yield item.program
+
+
+def without_masters(directory: str, mount_points: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and new contents of each image of mounts, of which those at `mount_points` are nobody's slaves.
+
+    A slave's master is a mount of another machine's, or of an earlier boot; CRIU looks for it where it can hardly be.
+    What also has a group of its own, or a master in the container, stays as it is. Raises OciError for an image that
+    is none.
+    """
+    for name in filter(_MOUNTS.fullmatch, sorted(os.listdir(directory))):
+        try:
+            found = [images_pb2.Mount.FromString(data) for data in _messages(directory, name, _MOUNTS_MAGIC)]
+        except DecodeError:
+            raise OciError(f"checkpoint {directory}: {name} does not decode") from None
+        groups = {item.group for item in found} - {0}
+        for item in found:
+            if item.where in mount_points and not item.group and item.master not in groups:
+                item.ClearField("master")
+        messages = [item.SerializeToString() for item in found]  # with all the fields that we do not know
+        yield name, _HEADER.pack(_IMAGE_MAGIC, _MOUNTS_MAGIC) + b"".join(_LENGTH.pack(len(m)) + m for m in messages)
+
+
+def _messages(directory: str, name: str, kind: int) -> Iterator[bytes]:
+    """Yield the messages of an image. Raises OciError unless it is one of this kind."""
+    data = _read(f"{directory}/{name}")
+    if len(data) < _HEADER.size or _HEADER.unpack_from(data) != (_IMAGE_MAGIC, kind):
+        raise OciError(f"checkpoint {directory}: {name} is not an image of its kind")
+    at = _HEADER.size
+    while at < len(data):
+        end = at + _LENGTH.size
+        end += _LENGTH.unpack(data[at:end])[0] if end <= len(data) else 0
+        if end > len(data):
+            raise OciError(f"checkpoint {directory}: {name} is cut short")
+        yield data[at + _LENGTH.size : end]
+        at = end
 
 
 def _read(path: str) -> bytes:

@@ -8,7 +8,10 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 class Mounted(NamedTuple):
-    """One mount: `device` is "major:minor", `root` the path within that file system, `where` the mount point."""
+    """One mount: `device` is "major:minor", `root` the path within that file system, `where` the mount point.
+
+    `propagation` is "shared:GROUP", "master:GROUP" and the like; empty for a private mount.
+    """
 
     id: int
     device: str
@@ -16,6 +19,13 @@ class Mounted(NamedTuple):
     where: str
     options: frozenset[str]
     kind: str
+    propagation: tuple[str, ...] = ()
+
+    @property
+    def is_slave(self) -> bool:
+        """Whether it only sees what is mounted elsewhere, and nobody sees what is mounted on it."""
+        kinds = {name.partition(":")[0] for name in self.propagation}
+        return "master" in kinds and "shared" not in kinds
 
 
 def of(pid: int | str) -> list[Mounted]:
@@ -29,10 +39,9 @@ def parse(lines: Iterable[str]) -> list[Mounted]:
     found = []
     for line in lines:
         before, _, after = line.rstrip("\n").partition(" - ")
-        id_, _, device, root, where, options = before.split()[:6]
-        found.append(
-            Mounted(int(id_), device, _plain(root), _plain(where), frozenset(options.split(",")), after.split()[0])
-        )
+        id_, _, device, root, where, options, *propagation = before.split()
+        names, kind = frozenset(options.split(",")), after.split()[0]
+        found.append(Mounted(int(id_), device, _plain(root), _plain(where), names, kind, tuple(propagation)))
     return found
 
 

@@ -6,7 +6,7 @@ not end with the parent, as others do: somebody must be left to kill them.
 
     here        cgroup, root, external mounts; CRIU in that cgroup and in its namespace
     CRIU        namespaces, mounts, processes from the images
-    here        verify.py: do they have what the spec gives, and nothing else?
+    here        verify.py: do they have what the spec gives, and nothing else? Mounts follow the host's
     parent      CREATED … START
     CRIU        lets them go on
 
@@ -35,9 +35,9 @@ from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.init import Build
 from pyctr_shim.oci.namespaces import KINDS
-from pyctr_sys.mount import MountFlag, mount
+from pyctr_sys.mount import MountFlag, mount, set_group
 from pyctr_sys.namespaces import Clone, clone3, unshare
-from pyctr_sys.openat2 import O_PATH
+from pyctr_sys.openat2 import O_PATH, open_in_root
 from pyctr_sys.pidfd import wait
 from pyctr_sys.process import set_name
 from pyctr_wire.criu import rpc_pb2 as pb
@@ -46,6 +46,7 @@ LOG: Final = "restore.log"
 _END_SECONDS: Final = 10.0
 _PAUSE: Final = 0.01  # seconds
 _ABOVE_STDIO: Final = 3
+_PATH: Final = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK_AGAIN: Final = 1.0  # seconds
 _FLAGS: Final = 6  # of the fields behind the name. Source: proc_pid_stat(5)
 _PF_EXITING: Final = 0x4
@@ -96,7 +97,6 @@ class _Restoring:
         criu.require_new_enough(common.program)
         self._check_filters()
         with ExitStack() as stack:
-            images_fd = stack.enter_context(_opened(common.images))
             work = stack.enter_context(work_directory(common.work))
             work_fd = stack.enter_context(_opened(work))
             init.write_state(build)
@@ -106,6 +106,7 @@ class _Restoring:
                 self._leave_mounts()
                 self.stage = stack.enter_context(Stage())
                 self._set_stage()
+                images_fd = stack.enter_context(_opened(common.images))  # in this mount namespace
                 self._ask(images_fd, work_fd)
             except BaseException:
                 build.cgroup.kill()
@@ -149,12 +150,18 @@ class _Restoring:
         if build.spec["root"].get("readonly"):
             rootfs.make_readonly(build.root_fd)
         self._expect(devices)
+        directory = self.choices.common.images
+        for name, data in images.without_masters(directory, self._laid_out()):
+            stage.cover(f"{directory}/{name}", data)
+
+    def _laid_out(self) -> dict[str, str]:
+        """Return where on the stage lies what is mounted in the container, by mount point."""
+        return {"/": self.stage.root} | {source.where: source.path for source in self.sources}
 
     def _expect(self, devices: frozenset[str]) -> None:
         """Learn what this process's mounts are, as the container's will be compared with them."""
         on_stage = {item.where: item for item in mount_table.of("self")}
-        mounts_ = {source.where: on_stage[source.path] for source in self.sources}
-        mounts_["/"] = on_stage[self.stage.root]
+        mounts_ = {where: on_stage[path] for where, path in self._laid_out().items()}
         optional = frozenset(source.where for source in self.sources if source.is_optional)
         self.expected = verify.Expected(mounts_, optional, devices, self.own_namespaces)
 
@@ -245,12 +252,25 @@ class _Restoring:
             assert self.expected is not None
             try:
                 verify.check(build.spec, build.plan, build.state.pid, self.expected)
+                self._follow_the_host()
                 self._hand_over()
             except BaseException:
                 # Before CRIU, at whose end they would go on.
                 _kill(verify.tree(build.state.pid))
                 raise
         return True
+
+    def _follow_the_host(self) -> None:
+        """Make slaves of the host's of those mounts that are on the stage, see images.without_masters."""
+        assert self.expected is not None
+        there = {item.where: item for item in mount_table.of(self.build.state.pid)}
+        root_fd = os.open(f"/proc/{self.build.state.pid}/root", _PATH)
+        try:
+            for where, path in self._laid_out().items():
+                if self.expected.mounts[where].is_slave and where in there and not there[where].propagation:
+                    _share(path, root_fd, where)
+        finally:
+            os.close(root_fd)
 
     def _tell_state(self, pid: int) -> None:
         self.build.state = self.build.state.with_pid(pid)
@@ -300,6 +320,18 @@ def _opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _share(path: str, root_fd: int, where: str) -> None:
+    """Have the mount at `where` below a root see what is mounted on the one at `path` later."""
+    source_fd, target_fd = os.open(path, O_PATH | os.O_CLOEXEC), open_in_root(root_fd, where)
+    try:
+        set_group(source_fd, target_fd)
+    except OSError as error:
+        raise OciError(f"restore: propagation of {where}: {describe(error)}", error.errno or 0) from None
+    finally:
+        os.close(target_fd)
+        os.close(source_fd)
 
 
 def _has_position(fd: int) -> bool:

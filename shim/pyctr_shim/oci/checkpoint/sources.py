@@ -7,6 +7,7 @@ has its final attributes before it is attached, so that a read-only mount is nev
     <stage>/root       the container's root
     <stage>/mounts/N   one mount of the spec each, or one that is mounted below it
     <stage>/cgroup     the container's view of its cgroups
+    <stage>/images     files that CRIU is to read instead of a checkpoint's
 """
 
 import os
@@ -19,7 +20,7 @@ from pyctr_shim.oci import mounts
 from pyctr_shim.oci.checkpoint import mount_table
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.mounts import PlannedMount
-from pyctr_sys.mount import MNT_DETACH, OPEN_TREE_CLONE, MountFlag, mount, move_mount, open_tree, umount2
+from pyctr_sys.mount import AT_FDCWD, MNT_DETACH, OPEN_TREE_CLONE, MountFlag, mount, move_mount, open_tree, umount2
 from pyctr_sys.openat2 import (
     O_PATH,
     Resolve,
@@ -56,8 +57,8 @@ class Stage:
         mount("tmpfs", directory, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=700")
         self.root = f"{directory}/root"
         self.cgroup = f"{directory}/cgroup"
-        self._mounts = f"{directory}/mounts"
-        for made in (self.root, self._mounts):
+        self._mounts, self._images = f"{directory}/mounts", f"{directory}/images"
+        for made in (self.root, self._mounts, self._images):
             os.mkdir(made, 0o700)
         self._count = 0
 
@@ -101,6 +102,19 @@ class Stage:
             for item in mount_table.of("self")
             if mount_table.is_below(item.where, self.cgroup) and item.kind.startswith("cgroup")
         ]
+
+    def cover(self, path: str, data: bytes) -> None:
+        """Have whoever is in this mount namespace read `data` from the regular file at `path`."""
+        ours = f"{self._images}/{os.path.basename(path)}"
+        with open(ours, "xb") as file:
+            file.write(data)
+        target_fd = os.open(path, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        tree_fd = open_tree(AT_FDCWD, ours, OPEN_TREE_CLONE)
+        try:
+            move_mount(tree_fd, target_fd)
+        finally:
+            os.close(tree_fd)
+            os.close(target_fd)
 
     def _mount_point(self, root_fd: int, before: Sequence[PlannedMount], item: PlannedMount) -> str:
         """Return where a mount is once symlinks of the root have been followed; make it there.

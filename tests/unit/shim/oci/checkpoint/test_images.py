@@ -94,6 +94,44 @@ def test_a_checkpoint_without_filters_has_none(checkpoint: Path) -> None:
     assert list(images.first_filters(str(checkpoint))) == []
 
 
+def write_mounts(path: Path, *mounts: bytes) -> None:
+    header = struct.pack("<II", 0x54564319, 0x55563928)
+    path.write_bytes(header + b"".join(struct.pack("<I", len(data)) + data for data in mounts))
+
+
+def test_slaves_of_masters_that_are_not_in_the_container_are_freed(checkpoint: Path) -> None:
+    """Only where we make them slaves again; what else CRIU has written down about a mount stays."""
+    mount = images_pb2.Mount
+    unknown = b"\x18\x07"  # field 3, 7
+    write_mounts(
+        checkpoint / "mountpoints-13.img",
+        mount(where="/volume", master=2).SerializeToString() + unknown,
+        mount(where="/of the container", master=2).SerializeToString(),
+        mount(where="/shared", group=5, master=2).SerializeToString(),
+        mount(where="/inside", master=5).SerializeToString(),
+    )
+
+    ((name, data),) = images.without_masters(str(checkpoint), {"/volume", "/shared", "/inside"})
+
+    assert name == "mountpoints-13.img"
+    (checkpoint / name).write_bytes(data)
+    found = list(images._messages(str(checkpoint), name, 0x55563928))
+    assert [(mount.FromString(item).where, mount.FromString(item).master) for item in found] == [
+        ("/volume", 0), ("/of the container", 2), ("/shared", 2), ("/inside", 5),
+    ]  # fmt: skip
+    assert unknown in found[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"xx", b"\xff\0\0\0cut", b"\x01\0\0\0\xff"])
+def test_an_image_of_mounts_that_is_none_is_refused(checkpoint: Path, data: bytes) -> None:
+    path = checkpoint / "mountpoints-1.img"
+    write_mounts(path)
+    path.write_bytes(path.read_bytes() + data if data else b"other")
+
+    with pytest.raises(OciError, match=r"mountpoints-1\.img"):
+        list(images.without_masters(str(checkpoint), {"/"}))
+
+
 @pytest.mark.parametrize(
     "data",
     [

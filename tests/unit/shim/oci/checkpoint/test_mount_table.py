@@ -25,6 +25,13 @@ def test_a_line_is_taken_apart() -> None:
     assert item == mount_table.Mounted(6, "8:1", "/data/a b", "/with space", frozenset({"ro", "relatime"}), "ext4")
 
 
+def test_a_slave_sees_what_others_mount_and_nobody_sees_what_it_has() -> None:
+    options = ("", " shared:1", " master:2 propagate_from:3", " shared:1 master:2")
+    lines = [f"1 0 0:30 / / rw{option} - tmpfs tmpfs rw" for option in options]
+
+    assert [item.is_slave for item in mount_table.parse(lines)] == [False, False, True, False]
+
+
 def test_what_the_spec_binds_and_what_cannot_be_made_anew_is_external() -> None:
     spec = {"mounts": [{"destination": "/run/secrets/", "type": "bind"}, {"destination": "/proc", "type": "proc"}]}
 
