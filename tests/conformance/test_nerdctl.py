@@ -8,64 +8,16 @@ import json
 import os
 import re
 import signal
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.daemon_process import wait_until
 from support.footprint import cgroup_value
-from support.nerdctl import NAME, Nerdctl, leaving_nothing, nerdctl_with_image
-from support.pod_networks import command
+from support.nerdctl import NAME, Nerdctl, addresses, page
 from support.registry_process import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Iterator[Nerdctl]:
-    with nerdctl_with_image() as nerdctl:
-        yield nerdctl
-
-
-@pytest.fixture
-def nerdctl(loaded: Nerdctl) -> Iterator[Nerdctl]:
-    """nerdctl, with one image; a test leaves nothing else."""
-    with leaving_nothing(loaded):
-        yield loaded
-
-
-def page(address: str) -> str | None:
-    """Return what a web server says, None if nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
-            return str(answer.read(), "utf-8")
-    except OSError:
-        return None
-
-
-def pid_of(nerdctl: Nerdctl, name: str) -> int:
-    """Return the pid of a container's first process."""
-    pid: int = nerdctl.inspect(name)["State"]["Pid"]
-    return pid
-
-
-def status_of(nerdctl: Nerdctl, name: str) -> str:
-    """Return what nerdctl calls a container's status."""
-    status: str = nerdctl.inspect(name)["State"]["Status"]
-    return status
-
-
-def addresses(pid: int) -> dict[str, list[str]]:
-    """Return the IPv4 addresses of each link in a process's network."""
-    shown = json.loads(command("ip", "-json", "-4", "address", netns=Path(f"/proc/{pid}/ns/net")))
-    return {link["ifname"]: [one["local"] for one in link["addr_info"]] for link in shown}
-
-
-def sleeper(nerdctl: Nerdctl, name: str, *options: str, script: str = "exec sleep 1000") -> str:
-    """Run a container that sleeps and return its id."""
-    return nerdctl("run", "-d", "--name", name, "--stop-signal", "KILL", *options, NAME, "sh", "-c", script).strip()
 
 
 def test_a_web_server(nerdctl: Nerdctl) -> None:
@@ -73,8 +25,8 @@ def test_a_web_server(nerdctl: Nerdctl) -> None:
     port = free_port()
     nerdctl("volume", "create", "site")
 
-    id = sleeper(
-        nerdctl, "web", "--publish", f"127.0.0.1:{port}:80", "--volume", "site:/www", "--memory", "64m",
+    id = nerdctl.sleeper(
+        "web", "--publish", f"127.0.0.1:{port}:80", "--volume", "site:/www", "--memory", "64m",
         "--health-cmd", "wget -q -O- http://127.0.0.1/",
         script="echo hello >/www/index.html; echo up; echo warning >&2; exec httpd -f -p 80 -h /www",
     )  # fmt: skip
@@ -121,9 +73,11 @@ def test_a_program_and_its_streams(nerdctl: Nerdctl) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("in\n", "err\n", 7)
     with nerdctl.terminal("run", "--rm", "-it", NAME, "sh") as terminal:
         terminal.expect("# ")
-        terminal.type("tty; stty size; echo $((6 * 7))\n")
-        assert "/dev/pts/0" in (shown := terminal.expect("42"))
-        assert "31 97" in shown
+        terminal.type("tty; echo $((6 * 7))\n")
+        assert "/dev/pts/0" in terminal.expect("42")
+        # nerdctl tells the size after the start
+        terminal.type("while [ \"$(stty size 2>&1)\" != '31 97' ]; do sleep 0.1; done; echo si'z'ed\n")
+        terminal.expect("sized\r")
         terminal.type("exit 9\n")
         assert terminal.wait() == 9
 
@@ -131,12 +85,12 @@ def test_a_program_and_its_streams(nerdctl: Nerdctl) -> None:
 @pytest.mark.full
 def test_the_life_of_a_container(nerdctl: Nerdctl, tmp_path: Path) -> None:
     """Every command about a container in turn."""
-    id = sleeper(nerdctl, "one")
-    pid = pid_of(nerdctl, "one")
+    id = nerdctl.sleeper("one")
+    pid = nerdctl.pid("one")
     freezer = cgroup_value(pid, "freezer", "freezer.state", "cgroup.freeze")
 
     nerdctl("pause", "one")
-    assert status_of(nerdctl, "one") == "paused"
+    assert nerdctl.status("one") == "paused"
     assert cgroup_value(pid, "freezer", "freezer.state", "cgroup.freeze") in {"FROZEN", "1"}
     nerdctl.daemon.restart()
     assert "paused" in nerdctl.fails("exec", "one", "true")
@@ -178,10 +132,10 @@ def test_the_life_of_a_container(nerdctl: Nerdctl, tmp_path: Path) -> None:
     nerdctl("rmi", "example.com/committed:v1")
 
     nerdctl("start", "two")
-    assert pid_of(nerdctl, "two") != pid
+    assert nerdctl.pid("two") != pid
     assert nerdctl("exec", "two", "cat", "/copied/file") == "from the host\n"
     nerdctl("restart", "two")
-    assert "cannot remove" in nerdctl.fails("rm", "two") or status_of(nerdctl, "two") == "running"
+    assert "cannot remove" in nerdctl.fails("rm", "two") or nerdctl.status("two") == "running"
     nerdctl("rm", "--force", "two")
     assert id[:12] not in nerdctl("ps", "--all", "--quiet")
 
@@ -190,7 +144,7 @@ def test_the_life_of_a_container(nerdctl: Nerdctl, tmp_path: Path) -> None:
 def test_logs(nerdctl: Nerdctl) -> None:
     """nerdctl's own logger writes them; it ends with the daemon, and no line may be lost by that."""
     options = ("--log-opt", "max-size=20k", "--log-opt", "max-file=2")
-    sleeper(nerdctl, "talker", *options, script="echo first; until [ -e /go ]; do sleep 0.1; done; echo last")
+    nerdctl.sleeper("talker", *options, script="echo first; until [ -e /go ]; do sleep 0.1; done; echo last")
     wait_until(lambda: nerdctl("logs", "talker") == "first\n", "the log begins")
     nerdctl.daemon.restart()
     nerdctl("exec", "talker", "touch", "/go")
@@ -198,7 +152,7 @@ def test_logs(nerdctl: Nerdctl) -> None:
     wait_until(lambda: nerdctl("logs", "talker") == "first\nlast\n", "the log goes on")
     nerdctl("rm", "talker")
 
-    sleeper(nerdctl, "talker", *options, script="seq 1 2000; until [ -e /go ]; do sleep 0.1; done; echo last")
+    nerdctl.sleeper("talker", *options, script="seq 1 2000; until [ -e /go ]; do sleep 0.1; done; echo last")
     with nerdctl.background("logs", "--follow", "--tail", "1", "talker") as (follower, output):
         nerdctl("exec", "talker", "touch", "/go")
         assert follower.wait(60) == 0
@@ -231,12 +185,36 @@ def test_detaching_and_attaching(nerdctl: Nerdctl) -> None:
 
 
 @pytest.mark.full
-def test_a_container_is_started_again(nerdctl: Nerdctl) -> None:
-    """As its policy says, by the daemon that there is then."""
-    sleeper(nerdctl, "again", "--restart", "always")
-    pid = pid_of(nerdctl, "again")
+def test_containers_are_started_again(nerdctl: Nerdctl) -> None:
+    """As their policies say, by the daemon that there is then; what was stopped by hand stays so."""
+    nerdctl.sleeper("again", "--restart", "always")
+    nerdctl.sleeper("stopped", "--restart", "unless-stopped")
+    nerdctl("stop", "stopped")
+    pid = nerdctl.pid("again")
     nerdctl.daemon.restart()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: pid_of(nerdctl, "again") not in {0, pid}, "it runs again")
+    wait_until(lambda: nerdctl.pid("again") not in {0, pid}, "it runs again")
     assert nerdctl("exec", "again", "echo", "there") == "there\n"
-    nerdctl("rm", "--force", "again")
+    nerdctl.sleeper("failing", "--restart", "on-failure:2", script="echo line; exit 3")
+    wait_until(lambda: nerdctl("logs", "failing") == "line\n" * 3, "it was tried twice more")
+    wait_until(lambda: nerdctl.status("failing") == "exited", "and has ended")
+    assert nerdctl.inspect("failing")["State"]["ExitCode"] == 3
+    assert nerdctl.status("stopped") == "exited"
+    nerdctl("rm", "--force", "again", "stopped", "failing")
+
+
+@pytest.mark.full
+def test_health(nerdctl: Nerdctl) -> None:
+    """What a check prints and how often it failed in a row is kept; the daemon may be another one meanwhile."""
+    nerdctl.sleeper("ill", "--health-cmd", "cat /well", "--health-retries", "2")
+    nerdctl.run("container", "healthcheck", "ill")
+    nerdctl.daemon.restart()
+    nerdctl.run("container", "healthcheck", "ill")
+    health = nerdctl.inspect("ill")["State"]["Health"]
+    assert (health["Status"], health["FailingStreak"]) == ("unhealthy", 2)
+    assert "No such file" in health["Log"][0]["Output"]
+    nerdctl("exec", "ill", "sh", "-c", "echo yes >/well")
+    nerdctl("container", "healthcheck", "ill")
+    health = nerdctl.inspect("ill")["State"]["Health"]
+    assert (health["Status"], health["FailingStreak"]) == ("healthy", 0)
+    nerdctl("rm", "--force", "ill")
