@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     publish = commands.add_parser("publish", help="tell a daemon's subscribers of an event, as older shims do")
     publish.add_argument("--topic", "-topic", required=True, metavar="TOPIC", help="/tasks/oom, for one")
     publish.add_argument("--namespace", "-namespace", required=True, metavar="NAMESPACE", help="whose event it is")
+    migrate = commands.add_parser(
+        "migrate", help="copy what another daemon has: containerd's, or one that speaks its API"
+    )
+    migrate.add_argument("--from", dest="source", required=True, metavar="ADDRESS", help="the socket to copy from")
+    migrate.add_argument("--to", dest="target", metavar="ADDRESS", help="if left out, the socket of this configuration")
     # For a daemon that is being replaced, which starts us so: see pyctrd.upgrade.
     parser.add_argument(_TAKE_OVER, action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -96,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _upgrade(config)
     if options.command == "publish":
         return _publish(config, options)
+    if options.command == "migrate":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs repeats our errors
+        from pyctrd.migration import command
+
+        return command.run(options.source, options.target or config.address)
     return _serve(config, options, sys.argv[1:] if arguments is None else arguments)
 
 

@@ -13,6 +13,7 @@ from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2, i
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from support.daemon_process import DaemonProcess, wait_until
 from support.pyctr_command import Pyctr
+from support.real_containerd import RealContainerd
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -31,23 +32,6 @@ type = "content"
 address = "unix://{address}"
 timeout = 20
 """
-CONTAINERD = """
-version = 2
-root = "{base}/root"
-state = "{base}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "{address}"
-"""
-
-
-class RealContainerd(DaemonProcess):
-    """Debian's containerd."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        (self.base / "containerd.toml").write_text(CONTAINERD.format(base=self.base, address=self.address))
-        self.command = ("containerd", "-c", str(self.base / "containerd.toml"))
 
 
 class Keeper:

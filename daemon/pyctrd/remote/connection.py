@@ -26,14 +26,15 @@ Reply = TypeVar("Reply", bound=Message)
 class Remote:
     """One program at the other end of a socket. Used from threads, never from the event loop; thread-safe."""
 
-    def __init__(self, what: str, address: str, namespace: str, timeout: float) -> None:
+    def __init__(self, what: str, address: str, namespace: str, timeout: float, lease: str = "") -> None:
         """Call `address`, a path, in its `namespace`; each call may take `timeout` seconds.
 
-        `what` names it in errors. It is not connected to before the first call, and need not be there.
+        `what` names it in errors. What calls make is held by `lease`, if one is given. It is not connected to before
+        the first call, and need not be there.
         """
         self.what = what
         self.address = address
-        self._metadata = (("containerd-namespace", namespace),)
+        self._metadata = (("containerd-namespace", namespace), *([("containerd-lease", lease)] if lease else ()))
         self._timeout = timeout
         self._silent = False
         self._channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)

@@ -1,0 +1,1 @@
+"""Moving over: what another daemon has, copied over the API that both speak."""

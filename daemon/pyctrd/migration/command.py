@@ -1,0 +1,30 @@
+"""The command's edge: addresses, signals, the exit status."""
+
+import signal
+import sys
+
+from pyctr_wire.errors import ApiError
+from pyctrd.migration.report import Report
+from pyctrd.migration.run import migrate
+
+COMPLETE, INCOMPLETE, FAILED = 0, 3, 1
+
+
+def run(source: str, target: str) -> int:
+    """Copy from one daemon's socket to another's; return COMPLETE, INCOMPLETE, or FAILED if the run was cut."""
+    report = Report()
+    # As Ctrl-C, so that calls under way are given up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        migrate(_path(source), _path(target), report)
+    except (ApiError, KeyboardInterrupt) as error:
+        sys.stdout.write(report.text())
+        reason = str(error) or "interrupted"
+        sys.stderr.write(f"pyctrd: migrate: {reason}\nRun it again: it goes on where it was cut.\n")
+        return FAILED
+    sys.stdout.write(report.text())
+    return COMPLETE if report.complete else INCOMPLETE
+
+
+def _path(address: str) -> str:
+    return address.removeprefix("unix://").removeprefix("unix:")
