@@ -30,8 +30,8 @@ MAX_ADDRESS_BYTES: Final = 90
 _LIMITS: Final = Limits()
 
 
-# What no other program's can be called.
-_SNAPSHOTTERS: Final = frozenset({"overlayfs", "native"})
+# Snapshotters: what no other program's can be called.
+BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "aufs"})
 
 
 class ConfigError(Exception):
@@ -408,7 +408,7 @@ def check(config: Config, source: str) -> None:
 
 def _check_proxies(proxies: Mapping[str, ProxyPlugin], source: str) -> None:
     for name, proxy in proxies.items():
-        if name in _SNAPSHOTTERS:
+        if name in BUILT_IN:
             raise ConfigError(f"{source}: proxy_plugins.{name}: a snapshotter of that name is built in")
         if not os.path.isabs(proxy.address.removeprefix("unix://")):
             raise ConfigError(f'{source}: proxy_plugins.{name}.address must be an absolute path, not "{proxy.address}"')

@@ -59,10 +59,8 @@ from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.sandbox.controller import SandboxController
 from pyctrd.server.dispatch import Servicer
 from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.drivers import built_in
 from pyctrd.snapshots.manager import SnapshotManager
-from pyctrd.snapshots.native import Native
-from pyctrd.snapshots.overlay import Overlay
-from pyctrd.snapshots.probe import why_not
 from pyctrd.streams.manager import StreamManager
 from pyctrd.transfer.service import Transfers
 from pyctrd.transfer.stores import Stores
@@ -107,8 +105,9 @@ class LateParts:
         self._sandboxes = Sandboxes(database)
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing, keeper)
         parts.content = self._content
-        own = _drivers(parts.config.root)
-        self._snapshots = SnapshotManager(parts.config.root / "snapshots", database, (*own, *remotes))
+        root = parts.config.root / "snapshots"
+        own = built_in(root)
+        self._snapshots = SnapshotManager(root, database, (*own.usable, *remotes), own.refused)
         if database.has_gaps:
             self._rebuild_records()
         self._collector = Collector(database, self._content, self._snapshots)
@@ -179,7 +178,12 @@ class LateParts:
         # Else a client changes the owners of a copy by itself.
         capabilities = () if in_user_namespace() else ("remap-ids",)
         known = plugins(
-            self._host, self._snapshots.roots(), parts.dispatch.services(), capabilities, parts.config.proxy_plugins
+            self._host,
+            self._snapshots.roots(),
+            parts.dispatch.services(),
+            capabilities,
+            parts.config.proxy_plugins,
+            self._snapshots.refused,
         )
         identity = _persistent_uuid(parts.config.root / "uuid")
         parts.dispatch.add(
@@ -278,19 +282,6 @@ class LateParts:
             parts.upgrade,
             self._transfers.unpack,
         )
-
-
-def _drivers(root: Path) -> tuple[Driver, ...]:
-    """Return the snapshotters for whoever is root here, the default first.
-
-    In a user namespace not every kernel stacks directories.
-    """
-    if not in_user_namespace():
-        return Overlay(), Native()
-    if (reason := why_not(root)) is None:
-        return Overlay(userxattr=True), Native()
-    _log.warning("overlayfs cannot be used here, snapshots are copies", error=reason)
-    return Native(), Overlay(userxattr=True)
 
 
 def _persistent_uuid(path: Path) -> str:

@@ -3,33 +3,52 @@
 import os
 import re
 import subprocess
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
 from pyctr_wire.errors import AlreadyExists, ApiError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from pyctrd import config
 from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
+from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.drivers import built_in
+from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.snapshots.snapshotter import Snapshotter
+from support.snapshot_drivers import NAMES, Places, shown
 from support.stores import NS, Stores, infos, names, open_stores
 
-SNAPSHOTTERS = ("overlayfs", "native")
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    with ExitStack() as opened:
+        yield Places(tmp_path_factory.mktemp("places"), opened)
 
 
-@pytest.fixture(params=SNAPSHOTTERS)
-def snapshotter(stores: Stores, request: pytest.FixtureRequest) -> Snapshotter:
-    return stores.snapshots.named(request.param)
+@pytest.fixture(params=NAMES)
+def driver(places: Places, tmp_path: Path, request: pytest.FixtureRequest) -> Driver:
+    return places.driver(request.param, tmp_path)
 
 
-def upper(mounts: Sequence[Mount]) -> Path:
-    """Return the directory that takes what is written to a snapshot."""
-    (mount,) = mounts
-    found = [option.partition("=")[2] for option in mount.options if option.startswith("upperdir=")]
-    return Path(found[0] if found else mount.source)
+@pytest.fixture
+def stores(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stores]:
+    with open_stores(tmp_path, None, *_others(request)) as opened:
+        yield opened
+
+
+def _others(request: pytest.FixtureRequest) -> list[Driver]:
+    """Return the driver that a test wants, unless there always is one of its name."""
+    driver = request.getfixturevalue("driver") if "driver" in request.fixturenames else None
+    return [] if driver is None or driver.name in ("overlayfs", "native") else [driver]
+
+
+@pytest.fixture
+def snapshotter(stores: Stores, driver: Driver) -> Snapshotter:
+    return stores.snapshots.named(driver.name)
 
 
 def refused(error: type[ApiError], text: str) -> AbstractContextManager[object]:
@@ -38,8 +57,8 @@ def refused(error: type[ApiError], text: str) -> AbstractContextManager[object]:
 
 def commit(snapshotter: Snapshotter, name: str, parent: str = "", content: str = "") -> None:
     """Commit a snapshot that adds one file of its own name."""
-    mounts = snapshotter.prepare(NS, f"making {name}", parent)
-    (upper(mounts) / name).write_text(content)
+    with shown(snapshotter.prepare(NS, f"making {name}", parent)) as tree:
+        (tree / name).write_text(content)
     snapshotter.commit(NS, name, f"making {name}")
 
 
@@ -157,14 +176,17 @@ def test_a_parent_goes_right_after_its_child(snapshotter: Snapshotter) -> None:
 
 
 def test_usage_is_live_and_then_frozen(snapshotter: Snapshotter) -> None:
-    directory = upper(snapshotter.prepare(NS, "key"))
+    mounts = snapshotter.prepare(NS, "key")
     before = snapshotter.usage(NS, "key")
-    (directory / "file").write_bytes(b"x" * 20000)
+    with shown(mounts) as tree:
+        (tree / "file").write_bytes(b"x" * 20000)
+        os.sync()
     during = snapshotter.usage(NS, "key")
     assert during.size - before.size >= 20000
     assert during.inodes == before.inodes + 1
     snapshotter.commit(NS, "name", "key")
-    (directory / "late").write_bytes(b"x" * 20000)
+    with shown(mounts) as tree:
+        (tree / "late").write_bytes(b"x" * 20000)
     assert snapshotter.usage(NS, "name") == during
 
 
@@ -216,8 +238,8 @@ def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(snapshotter: Sn
     """Those below are for whoever mounts them to show so, or have been copied and given away."""
     commit(snapshotter, "base")
     mounts = snapshotter.prepare(NS, "key", parent, LABELS)
-    own = upper(mounts)
-    assert (own.stat().st_uid, own.stat().st_gid) == (1000, 2000)
+    with shown(mounts) as own:
+        assert (own.stat().st_uid, own.stat().st_gid) == (1000, 2000)
     asked = ("uidmap=0:1000:10", "gidmap=0:2000:10")
     assert (
         mounts[0].options[:2] == asked
@@ -231,7 +253,7 @@ def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(snapshotter: Sn
 def test_a_copy_is_given_to_the_mapped_users_with_all_that_it_is(stores: Stores) -> None:
     """Hard links once, modes and file capabilities as before; who is not mapped owns nothing of it."""
     native = stores.snapshots.named("native")
-    base = upper(native.prepare(NS, "making", ""))
+    base = Path(native.prepare(NS, "making", "")[0].source)
     (base / "d").mkdir()
     for name, uid in (("d/file", 3), ("other", 500), ("program", 0)):
         (base / name).write_text("")
@@ -244,7 +266,7 @@ def test_a_copy_is_given_to_the_mapped_users_with_all_that_it_is(stores: Stores)
     os.setxattr(base / "other", "security.capability", capability)
     native.commit(NS, "base", "making")
 
-    copy = upper(native.prepare(NS, "key", "base", LABELS))
+    copy = Path(native.prepare(NS, "key", "base", LABELS)[0].source)
 
     owners = {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in copy.rglob("*")}
     assert owners == {
@@ -257,21 +279,23 @@ def test_a_copy_is_given_to_the_mapped_users_with_all_that_it_is(stores: Stores)
     assert os.stat("/etc/passwd").st_uid == 0
 
 
-def test_a_directory_that_is_gone_is_named(stores: Stores, snapshotter: Snapshotter) -> None:
+def test_files_that_are_gone_are_named(stores: Stores, snapshotter: Snapshotter, driver: Driver) -> None:
     commit(snapshotter, "base")
-    mounts = snapshotter.prepare(NS, "key", "base")
-    upper(mounts).rename(stores.root / "aside")
-    with pytest.raises(DataLoss, match=rf"snapshot key: {upper(mounts)} is gone"):
+    snapshotter.prepare(NS, "key", "base")
+    root = stores.snapshots.roots()[driver.name]
+    kept = driver.kept(max(root.iterdir(), key=lambda path: int(path.name)), Kind.ACTIVE)
+    kept.rename(kept.with_name("aside"))
+    with pytest.raises(DataLoss, match=rf"snapshot key: {kept} is gone"):
         snapshotter.mounts(NS, "key")
 
 
-def test_rebase(stores: Stores, snapshotter: Snapshotter) -> None:
+def test_rebase(snapshotter: Snapshotter, driver: Driver) -> None:
     commit(snapshotter, "base")
     snapshotter.prepare(NS, "loose")
     snapshotter.prepare(NS, "bound", "base")
     with refused(InvalidArgument, "cannot change parent of active snapshot: invalid argument"):
         snapshotter.commit(NS, "name", "bound", parent="base")
-    if snapshotter.name == "native":
+    if not driver.can_rebase:
         with pytest.raises(InvalidArgument):
             snapshotter.commit(NS, "name", "loose", parent="base")
         return
@@ -281,10 +305,11 @@ def test_rebase(stores: Stores, snapshotter: Snapshotter) -> None:
     assert snapshotter.stat(NS, "name").parent == "base"
 
 
-@pytest.mark.parametrize("name", SNAPSHOTTERS)
-def test_a_lost_database_is_rebuilt_from_the_notes(tmp_path: Path, name: str) -> None:
-    with open_stores(tmp_path) as stores:
-        snapshotter = stores.snapshots.named(name)
+def test_a_lost_database_is_rebuilt_from_the_notes(
+    tmp_path: Path, driver: Driver, request: pytest.FixtureRequest
+) -> None:
+    with open_stores(tmp_path, None, *_others(request)) as stores:
+        snapshotter = stores.snapshots.named(driver.name)
         commit(snapshotter, "base")
         commit(snapshotter, "top", "base")
         mounts = snapshotter.prepare(NS, "key", "top", {"a": "1"})
@@ -293,8 +318,8 @@ def test_a_lost_database_is_rebuilt_from_the_notes(tmp_path: Path, name: str) ->
         before, usage = infos(snapshotter), snapshotter.usage(NS, "base")
     for file in tmp_path.glob("metadata.db*"):
         file.unlink()
-    with open_stores(tmp_path) as stores:
-        snapshotter = stores.snapshots.named(name)
+    with open_stores(tmp_path, None, *_others(request)) as stores:
+        snapshotter = stores.snapshots.named(driver.name)
         after = infos(snapshotter)
         assert [(info.name, info.parent, info.kind, info.labels) for info in after] == [
             (info.name, info.parent, info.kind, info.labels) for info in before
@@ -331,11 +356,12 @@ def test_directories_that_a_power_cut_took_are_made_again(tmp_path: Path) -> Non
         overlay = stores.snapshots.named("overlayfs")
         commit(overlay, "base")
         mounts = overlay.prepare(NS, "key", "base")
-        top = upper(mounts).parent
+        with shown(mounts) as tree:
+            top = tree.parent
     subprocess.run(["rm", "-r", str(top)], check=True)
     with open_stores(tmp_path) as stores:
         assert stores.snapshots.named("overlayfs").mounts(NS, "key") == mounts
-        assert upper(mounts).is_dir()
+        assert tree.is_dir()
 
 
 def test_an_unknown_snapshotter(stores: Stores) -> None:
@@ -343,6 +369,24 @@ def test_an_unknown_snapshotter(stores: Stores) -> None:
         stores.snapshots.named("")
     with refused(InvalidArgument, "snapshotter not loaded: zfs: invalid argument"):
         stores.snapshots.named("zfs")
+
+
+def test_what_this_machine_cannot_have_says_why(tmp_path: Path, stores: Stores) -> None:
+    """The root of the tests is on no btrfs here, and aufs is nowhere."""
+    _, refused_ones = built_in(tmp_path / "own")
+    manager = SnapshotManager(tmp_path / "own", stores.database, refused=refused_ones)
+    with pytest.raises(InvalidArgument, match=r"^snapshotter not loaded: aufs: .*use overlayfs"):
+        manager.named("aufs")
+    if "btrfs" in refused_ones:
+        with pytest.raises(InvalidArgument, match=r"^snapshotter not loaded: btrfs: .* is not on a btrfs file system"):
+            manager.named("btrfs")
+
+
+def test_every_snapshotter_is_built_in_and_no_other_program_can_have_its_name(tmp_path: Path) -> None:
+    """The configuration is read before the drivers are loaded."""
+    usable, refused_ones = built_in(tmp_path)
+    assert {driver.name for driver in usable} | set(refused_ones) == config.BUILT_IN
+    assert config.BUILT_IN - {"aufs"} == set(NAMES)
 
 
 @pytest.mark.root

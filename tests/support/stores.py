@@ -18,7 +18,10 @@ from pyctrd.metadata.images import Images
 from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
 from pyctrd.metadata.sandboxes import Sandboxes
+from pyctrd.snapshots.driver import Driver
 from pyctrd.snapshots.manager import SnapshotManager
+from pyctrd.snapshots.native import Native
+from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.snapshotter import Snapshotter
 
 NS = "test"
@@ -80,13 +83,14 @@ def container(container_id: str = "c1", **fields: object) -> Container:
 
 
 @contextmanager
-def open_stores(root: Path, clock: Clock | None = None) -> Iterator[Stores]:
-    """Open the stores below `root` and close them again."""
+def open_stores(root: Path, clock: Clock | None = None, *drivers: Driver) -> Iterator[Stores]:
+    """Open the stores below `root`, with overlayfs, native and other `drivers`, and close them again."""
     events: list[tuple[str, Event]] = []
     clock = clock or Clock()
     database = Database(root / "metadata.db", lambda ns, event: events.append((ns, event)), clock)
     try:
-        content, snapshots = ContentStore(root / "content", database), SnapshotManager(root / "snapshots", database)
+        content = ContentStore(root / "content", database)
+        snapshots = SnapshotManager(root / "snapshots", database, (Overlay(), Native(), *drivers))
         collector = Collector(database, content, snapshots)
         yield Stores(root, database, content, snapshots, collector, clock, events)
     finally:

@@ -90,10 +90,12 @@ def plugins(
     services: Iterable[str],
     capabilities: Iterable[str] = (),
     proxies: Mapping[str, Proxy] = MappingProxyType({}),
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Plugin]:
     """Return the plugins of a daemon with these snapshotters (by name, with their directories) and gRPC services.
 
     All snapshotters have the same `capabilities`, but for those that other programs keep: `proxies` has theirs.
+    `refused` are those that this machine cannot have, and why.
     """
     own = tuple(capabilities)
     ids = sorted({_id_of(service) for service in services if "pyctr" not in service})
@@ -108,6 +110,7 @@ def plugins(
             )
             for name, root in snapshotters.items()
         ),
+        *(Plugin("io.containerd.snapshotter.v1", name, error=reason) for name, reason in refused.items()),
         *(replace(part, platforms=(host,)) if part.type in _PER_PLATFORM else part for part in _PARTS),
         *(Plugin("io.containerd.grpc.v1", id) for id in ids),
     ]

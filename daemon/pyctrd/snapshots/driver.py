@@ -20,10 +20,16 @@ from pyctrd.snapshots.removal import remove_tree
 from pyctrd.snapshots.usage import measure
 
 
+class Unusable(Exception):
+    """Why a kind of snapshots cannot be had on this machine, or as it is configured."""
+
+
 class Driver(ABC):
     """A kind of snapshots, whose files are in `<directory>/fs` unless it says otherwise; `parents`: nearest first."""
 
     name: str
+    root: Path | None = None
+    """Where its directories are, if not beside the other drivers'."""
     can_rebase: ClassVar[bool] = False
     """Whether a snapshot made without a parent may be committed on top of one."""
     maps_ids: ClassVar[bool] = False

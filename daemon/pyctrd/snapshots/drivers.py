@@ -1,0 +1,48 @@
+"""The snapshotters that are built in. A new one is a driver in a file of its own, and a line here and in config.py."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pyctr_sys.namespaces import in_user_namespace
+from pyctrd.log import Logger
+from pyctrd.snapshots.btrfs import Btrfs
+from pyctrd.snapshots.driver import Driver, Unusable
+from pyctrd.snapshots.native import Native
+from pyctrd.snapshots.overlay import Overlay
+from pyctrd.snapshots.probe import why_not
+
+_AUFS: Final = "no kernel has it any more; use overlayfs, which takes the same images"
+
+_log = Logger(__name__)
+
+
+class Drivers(NamedTuple):
+    """Those that can be used here, the default first, and why others cannot, by name."""
+
+    usable: tuple[Driver, ...]
+    refused: Mapping[str, str]
+
+
+def built_in(root: Path) -> Drivers:
+    """Return the snapshotters that whoever is root here can have below `root`, each in a directory of its name.
+
+    In a user namespace not every kernel stacks directories: copies are the default then.
+    """
+    rootless = in_user_namespace()
+    root.mkdir(parents=True, exist_ok=True)
+    reason = why_not(root) if rootless else None
+    if reason is not None:
+        _log.warning("overlayfs cannot be used here, snapshots are copies", error=reason)
+    first: tuple[Driver, ...] = Overlay(userxattr=rootless), Native()
+    makers: Mapping[str, Callable[[Path], Driver]] = {"btrfs": Btrfs}
+    usable: list[Driver] = list(first if reason is None else reversed(first))
+    refused = {"aufs": _AUFS}
+    for name, make in makers.items():
+        directory = root / name
+        directory.mkdir(exist_ok=True)
+        try:
+            usable.append(make(directory))
+        except Unusable as unusable:
+            refused[name] = str(unusable)
+    return Drivers(tuple(usable), refused)

@@ -1,0 +1,91 @@
+"""The drivers of snapshots for tests, each where it can work: on a file system of its own if it needs one."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyctrd.core.mounts import Mount
+from pyctrd.snapshots.btrfs import Btrfs
+from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.native import Native
+from pyctrd.snapshots.overlay import Overlay
+
+NAMES = ("overlayfs", "native", "btrfs")
+
+
+@contextmanager
+def file_system(kind: str, directory: Path, size: int = 512 << 20) -> Iterator[Path]:
+    """Mount a new file system of `size` bytes, on a loop device; skip the test, and say so, where that cannot be."""
+    if os.geteuid():
+        pytest.skip("needs root, to mount")
+    maker = shutil.which(f"mkfs.{kind}")
+    if maker is None:
+        pytest.skip(f"no mkfs.{kind} here")
+    if kind not in Path("/proc/filesystems").read_text().split():
+        pytest.skip(f"this kernel has no {kind}")
+    image, target = directory / f"{kind}.img", directory / kind
+    target.mkdir()
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([maker, "-q", str(image)], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(target)], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", "-l", str(target)], check=True)
+        image.unlink()
+
+
+class Places:
+    """Where drivers work: file systems that are made when the first test wants one, and stay for the others."""
+
+    def __init__(self, directory: Path, opened: ExitStack) -> None:
+        """Make them below `directory`; they are gone with `opened`."""
+        self._directory = directory
+        self._opened = opened
+        self._mounted: dict[str, Path] = {}
+
+    def driver(self, name: str, scratch: Path) -> Driver:
+        """Return a driver for one test, whose own directory `scratch` is; skips the test where that cannot be."""
+        match name:
+            case "overlayfs":
+                return Overlay()
+            case "native":
+                return Native()
+            case "btrfs":
+                return _at(Btrfs, self._on("btrfs") / scratch.name)
+        raise ValueError(name)
+
+    def _on(self, kind: str) -> Path:
+        if kind not in self._mounted:
+            self._mounted[kind] = self._opened.enter_context(file_system(kind, self._directory))
+        return self._mounted[kind]
+
+
+def _at(make: Callable[[Path], Driver], root: Path) -> Driver:
+    root.mkdir(exist_ok=True)
+    driver = make(root)
+    driver.root = root
+    return driver
+
+
+@contextmanager
+def shown(mounts: Sequence[Mount]) -> Iterator[Path]:
+    """Yield the directory that takes what is written to a snapshot, mounted for as long as that takes if it must be."""
+    (mount,) = mounts
+    found = [option.partition("=")[2] for option in mount.options if option.startswith("upperdir=")]
+    if found or mount.type == "bind":
+        yield Path(found[0] if found else mount.source)
+        return
+    with tempfile.TemporaryDirectory() as target:
+        subprocess.run(["mount", "-t", mount.type, "-o", ",".join(mount.options), mount.source, target], check=True)
+        try:
+            yield Path(target)
+        finally:
+            subprocess.run(["umount", target], check=True)
