@@ -170,7 +170,7 @@ class Shim:
             journal.log("accept failed", error=str(error))
             return
         if same_user(peer):
-            Client(self._loop, peer, self._tasks.streams)
+            Client(self._loop, peer, self._tasks.streams, self._tasks.left)
         else:
             peer.close()
 

@@ -52,6 +52,7 @@ _REMOVE_LIMIT: Final = 2.0
 _REMOVE_PAUSE: Final = 0.005
 _NEWS: Final = ("exit", "oom")  # what no call's answer tells
 _UNMOUNT_AFTER: Final = 0.001  # the end is told first
+_START_PAUSE: Final = 0.05
 
 T = TypeVar("T")
 MakeContainer = Callable[[str, str, runtime.Stdio, runtime.CreateOptions], runtime.Container]
@@ -107,6 +108,25 @@ class Tasks:
     def streams(self, exec_id: str) -> Streams:
         """Return the streams of a process of this shim's own container, for the attach socket; raises NotFound."""
         return self.find(self._identity.id).process(exec_id).streams
+
+    def left(self, exec_id: str, number: int) -> None:
+        """The client that an exec is there for has gone before its end: send it a signal, and forget it afterwards."""
+        task = self._tasks.get(self._identity.id)
+        process = task.execs.get(exec_id) if task is not None else None
+        if task is None or process is None:
+            return
+        if process.starting:  # by a call that is under way still: it can be ended once it is there
+            self._loop.call_later(_START_PAUSE, partial(self.left, exec_id, number))
+            return
+        with contextlib.suppress(ApiError):  # never started, or ended
+            process.kill(number)
+        self._loop.spawn(self._forget(task, process))
+
+    async def _forget(self, task: Task, process: Process) -> None:
+        if process.pid:
+            await process.exited
+        with contextlib.suppress(ApiError):
+            await self._delete_exec(task, process)
 
     def reopen_logs(self) -> None:
         """Open every log file anew: somebody has rotated them."""

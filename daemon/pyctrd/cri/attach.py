@@ -47,12 +47,20 @@ class Connection:
 
 
 async def connect(
-    path: str, exec_id: str, *, stdin: bool, stdout: bool, stderr: bool, ends_input: bool = False
+    path: str,
+    exec_id: str,
+    *,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    ends_input: bool = False,
+    left: int = 0,
 ) -> Connection:
     """Connect to the streams of a process, "" being the container's first. Raises UnknownError if the shim refuses.
 
     The only client of an exec may hold it up for as long as it likes; one of a container's that takes nothing for a
-    second is cut off. `ends_input`: the process's input ends with this client, also if it is killed.
+    second is cut off. Two things happen when this client goes, also if it is killed: with `ends_input` the process's
+    input ends, and an exec that runs gets the signal `left`, SIGHUP or SIGKILL.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(path)
@@ -60,7 +68,7 @@ async def connect(
         raise UnknownError(f"the shim cannot be reached: {error.strerror or error}") from None
     connection = Connection(reader, writer)
     wanted = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    hello = {"exec_id": exec_id, **wanted, "patient": bool(exec_id), "ends_input": ends_input}
+    hello = {"exec_id": exec_id, **wanted, "patient": bool(exec_id), "ends_input": ends_input, "left": left}
     try:
         await connection.send(HELLO, json.dumps(hello).encode())
         kind, payload = await connection.receive()

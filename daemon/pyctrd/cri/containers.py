@@ -234,19 +234,21 @@ class Containers:
             await self._lifecycle.delete(NAMESPACE, container.id)
 
     async def _note(self, container: PodContainer) -> None:
-        extensions = {CONTAINER_STATE: container_extensions(container)[CONTAINER_STATE]}
-        changed = Container(id=container.id, extensions=extensions)
-        with suppress(NotFound):
-            await self._threads.run(self._rows.update, NAMESPACE, changed, _STATE_MASK)
+        async with container.noting:
+            extensions = {CONTAINER_STATE: container_extensions(container)[CONTAINER_STATE]}
+            changed = Container(id=container.id, extensions=extensions)
+            with suppress(NotFound):
+                await self._threads.run(self._rows.update, NAMESPACE, changed, _STATE_MASK)
 
     async def stop(self, container: PodContainer, seconds: float) -> None:
         """End it: its stop signal, once however often this is called, and after `seconds` SIGKILL. Repeatable."""
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             return
         if seconds > 0:
-            if not container.stopping:
-                container.stopping = True
-                await self._signal(container, container.stop_signal)
+            if container.stop_asked is None:
+                container.stop_asked = (now(), seconds)
+                # Not the caller's own: whoever comes after one that goes away waits for an end that was asked for.
+                await asyncio.shield(asyncio.ensure_future(self._ask_to_stop(container)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await container.ended.wait()
@@ -257,6 +259,18 @@ class Containers:
                 await container.ended.wait()
         except TimeoutError:
             raise UnknownError(f'container "{container.id}" outlives SIGKILL by {_SECONDS_TO_DIE:.0f} s') from None
+
+    async def _ask_to_stop(self, container: PodContainer) -> None:
+        await self._signal(container, container.stop_signal)
+        await self._note(container)  # afterwards: a crash in between may have the signal sent twice, not never
+
+    async def _stop_on(self, container: PodContainer, asked_at: int, seconds: float) -> None:
+        """Go on with a stop that the end of an earlier daemon has cut off: the rest of its grace, then SIGKILL."""
+        rest = min(max(0.0, seconds - (now() - asked_at) / 1e9), seconds)  # however the clock was set meanwhile
+        try:
+            await self.stop(container, rest)
+        except ApiError as error:
+            _log.error("container.not_stopped", container=container.id, error=str(error))
 
     async def _signal(self, container: PodContainer, number: int) -> None:
         everybody = number == signal.SIGKILL
@@ -307,12 +321,13 @@ class Containers:
                 )
                 await self._tasks.update(NAMESPACE, update)
             container.config.linux.resources.MergeFrom(limits)
-            new = Container(
-                id=container.id,
-                spec=AnyValue(row.spec.type_url, json.dumps(spec).encode()),
-                extensions={**row.extensions, **container_extensions(container)},
-            )
-            await self._threads.run(self._rows.update, NAMESPACE, new, ("spec", "extensions"))
+            async with container.noting:
+                new = Container(
+                    id=container.id,
+                    spec=AnyValue(row.spec.type_url, json.dumps(spec).encode()),
+                    extensions={**row.extensions, **container_extensions(container)},
+                )
+                await self._threads.run(self._rows.update, NAMESPACE, new, ("spec", "extensions"))
 
         await self._owned(container, "update", work)
 
@@ -363,6 +378,8 @@ class Containers:
             container.started_at = container.created_at
             await self._note(container)
         self.watch(container)
+        if container.stop_asked is not None:
+            self._group.create_task(self._stop_on(container, *container.stop_asked), name=f"stop of {container.id}")
 
 
 def _note_exit(container: PodContainer, ended: Exit) -> None:

@@ -53,7 +53,9 @@ class Execs:
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             raise FailedPrecondition(f"container is in {container.state_name} state")
         async with self.registered(container, ExecOptions(tuple(command))) as exec_id:
-            connection = await self.attach(container, exec_id, stdin=False, stdout=True, stderr=True)
+            connection = await self.attach(
+                container, exec_id, stdin=False, stdout=True, stderr=True, left=signal.SIGKILL
+            )
             try:
                 async with asyncio.timeout(seconds or None):
                     await self.start(container, exec_id)
@@ -96,12 +98,6 @@ class Execs:
         """Kill an exec, if it runs, and forget it, also if the caller is cancelled meanwhile."""
         await asyncio.shield(asyncio.ensure_future(self._end(container.id, exec_id)))
 
-    async def hang_up(self, container: PodContainer, exec_id: str) -> None:
-        """Tell an exec that its terminal is gone, if it still runs."""
-        request = shim.KillRequest(id=container.id, exec_id=exec_id, signal=signal.SIGHUP)
-        with suppress(ApiError):
-            await self._tasks.kill(NAMESPACE, request)
-
     async def forget_ended(self, container: PodContainer, exec_id: str) -> None:
         """Wait for an exec's end and forget it."""
         with suppress(ApiError):  # gone with its container
@@ -131,13 +127,14 @@ class Execs:
         stdout: bool,
         stderr: bool,
         ends_input: bool = False,
+        left: int = 0,
     ) -> attach.Connection:
-        """Connect to the streams of a process, "" for the container's first. UnknownError."""
+        """Connect to the streams of a process, "" for the container's first; see attach.connect. UnknownError."""
         address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
         if address is None or not address.attach:
             raise UnknownError(f'container "{container.id}" has no shim to attach to')
         return await attach.connect(
-            address.attach, exec_id, stdin=stdin, stdout=stdout, stderr=stderr, ends_input=ends_input
+            address.attach, exec_id, stdin=stdin, stdout=stdout, stderr=stderr, ends_input=ends_input, left=left
         )
 
 

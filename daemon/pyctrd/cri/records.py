@@ -101,8 +101,9 @@ class PodContainer:
     reason: str = ""
     message: str = ""
     busy: str = ""  # "starting" or "removing"
-    stopping: bool = False
+    stop_asked: tuple[int, float] | None = None  # when its stop signal was sent, and the seconds of grace from then on
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # once its end is noted
+    noting: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that what was noted last is the latest
 
     @property
     def name(self) -> str:
@@ -207,6 +208,7 @@ def container_extensions(container: PodContainer) -> dict[str, AnyValue]:
         "exit_code": container.exit_code,
         "reason": container.reason,
         "message": container.message,
+        "stop_asked": container.stop_asked,
     }
     return {
         _CONTAINER_CONFIG: AnyValue(_CONTAINER_CONFIG, container.config.SerializeToString()),
@@ -220,6 +222,7 @@ def container_from_row(row: Container, pod: Pod) -> PodContainer | None:
     if state is None or config is None:
         return None
     uid, gid, groups = state["user"]
+    stop_asked = state.get("stop_asked")
     return PodContainer(
         id=row.id,
         pod=pod,
@@ -233,6 +236,7 @@ def container_from_row(row: Container, pod: Pod) -> PodContainer | None:
         exit_code=int(state["exit_code"]),
         reason=str(state["reason"]),
         message=str(state["message"]),
+        stop_asked=(int(stop_asked[0]), float(stop_asked[1])) if stop_asked else None,
     )
 
 

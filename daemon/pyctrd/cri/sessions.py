@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -48,6 +49,8 @@ class Sessions:
                 stdout=streams.stdout,
                 stderr=streams.stderr,
                 ends_input=ends_input,
+                # As when a terminal's line is cut. Without a terminal the process goes on until it ends by itself.
+                left=signal.SIGHUP if streams.tty else 0,
             )
             try:
                 await self._execs.start(container, exec_id)
@@ -58,11 +61,9 @@ class Sessions:
             await self._execs.discard(container, exec_id)
             raise
 
-        def let_go(exit_code: int | None) -> None:
-            # As when a terminal's line is cut. Without a terminal the process goes on until it ends by itself.
-            hang_up = streams.tty and exit_code is None
+        def let_go() -> None:
             with suppress(RuntimeError):  # the daemon is ending, which forgets nothing
-                self._group.create_task(self._afterwards(container, exec_id, hang_up=hang_up), name=f"end of {exec_id}")
+                self._group.create_task(self._execs.forget_ended(container, exec_id), name=f"end of {exec_id}")
 
         return _Session(connection, let_go, ends_input=ends_input)
 
@@ -75,12 +76,7 @@ class Sessions:
         connection = await self._execs.attach(
             container, "", stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, ends_input=ends_input
         )
-        return _Session(connection, lambda _: None, ends_input=ends_input, attached=True)
-
-    async def _afterwards(self, container: PodContainer, exec_id: str, *, hang_up: bool) -> None:
-        if hang_up:
-            await self._execs.hang_up(container, exec_id)
-        await self._execs.forget_ended(container, exec_id)
+        return _Session(connection, lambda: None, ends_input=ends_input, attached=True)
 
 
 def running(index: Index, container_id: str) -> PodContainer:
@@ -97,12 +93,12 @@ class _Session:
     def __init__(
         self,
         connection: attach.Connection,
-        let_go: Callable[[int | None], None],
+        let_go: Callable[[], None],
         *,
         ends_input: bool,
         attached: bool = False,
     ) -> None:
-        """Own the connection; at its end `let_go` is given the exit code, None if the process goes on."""
+        """Own the connection; `let_go` is called at its end."""
         self._connection = connection
         self._let_go = let_go
         self._ends_input = ends_input
@@ -135,7 +131,7 @@ class _Session:
 
     async def abandon(self) -> None:
         self._connection.close()
-        self._let_go(self._exit_code)
+        self._let_go()
 
 
 class Ports:

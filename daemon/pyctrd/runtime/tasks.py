@@ -139,7 +139,12 @@ class Tasks:
             deleted = Deleted(process.pid, process.exit)
         else:
             request = shim.DeleteRequest(id=id, exec_id=exec_id)
-            reply = await self.call(task, "Delete", request, shim.DeleteResponse, DRAIN_TIMEOUT)
+            try:
+                reply = await self.call(task, "Delete", request, shim.DeleteResponse, DRAIN_TIMEOUT)
+            except NotFound:  # the shim has forgotten it by itself
+                task.execs.pop(exec_id, None)
+                process.vanish(NotFound(f"process does not exist {exec_id}"))
+                raise
             deleted = Deleted.of(reply, process.exit)
         task.bundle.forget_exec(exec_id)
         task.execs.pop(exec_id, None)

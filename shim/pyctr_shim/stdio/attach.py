@@ -2,7 +2,7 @@
 
     u8 type   u32 length, big endian   payload
 
-    0 hello   client: {"exec_id", "stdin", "stdout", "stderr", "patient", "ends_input"}
+    0 hello   client: {"exec_id", "stdin", "stdout", "stderr", "patient", "ends_input", "left"}
               answer: {"terminal", "status"} or {"error"}
     1 stdin   client's bytes; an empty one ends the input
     2 stdout  3 stderr   the process's bytes
@@ -15,10 +15,12 @@ Only what is written after the hello is sent: what came before is in the log. A 
 output back for a moment; one that takes nothing for a second is cut off with a message, so that it cannot
 hold the container. One that says that it is patient is not: it is for a process's only client, which may
 hold it as the reader of a pipe would. With one that says that it ends the input that goes when it goes,
-however that comes about.
+however that comes about; and an exec that is there for one client only gets the signal `left` when that goes before
+its end.
 """
 
 import json
+import signal
 import socket
 import struct
 from collections.abc import Callable
@@ -39,6 +41,7 @@ _READ_SIZE: Final = 32 << 10
 _HIGH_WATER: Final = 256 << 10
 _PATIENCE: Final = 1.0
 _LAST_WORDS: Final = 30.0
+_FOR_THOSE_LEFT: Final = (0, int(signal.SIGHUP), int(signal.SIGKILL))
 CUT_OFF: Final = "cut off: this client took no output for a second while the container wrote more"
 
 
@@ -89,8 +92,17 @@ class Decoder:
 class Client:
     """One attached client, from its connection to its end."""
 
-    def __init__(self, loop: Loop, peer: socket.socket, find: Callable[[str], "Streams"]) -> None:
-        """Own `peer`; `find` returns the streams of an exec id ("" is the container) or raises ApiError."""
+    def __init__(
+        self,
+        loop: Loop,
+        peer: socket.socket,
+        find: Callable[[str], "Streams"],
+        when_left: Callable[[str, int], None],
+    ) -> None:
+        """Own `peer`; `find` returns the streams of an exec id ("" is the container) or raises ApiError.
+
+        `when_left` is told which exec has lost its client before its end, and the signal that is for it.
+        """
         peer.setblocking(False)
         self._loop = loop
         self._peer = peer
@@ -101,6 +113,9 @@ class Client:
         self._sends_input = False
         self._patient = False
         self._ends_input = False
+        self._when_left = when_left
+        self._exec_id = ""
+        self._left = 0
         self._unsent = bytearray()
         self._closing = False
         self._room: Future[None] | None = None
@@ -148,6 +163,8 @@ class Client:
             if self._ends_input:
                 self._streams.write_input(b"")
             self._streams = None
+            if self._left and not self._closing:
+                self._when_left(self._exec_id, self._left)
         self._release()
 
     def _ready(self, events: int) -> None:
@@ -190,12 +207,14 @@ class Client:
 
     def _hello(self, payload: bytes) -> None:
         hello = _parse_hello(payload)
-        streams = self._find(str(hello.get("exec_id", "")))
+        self._exec_id = str(hello.get("exec_id", ""))
+        streams = self._find(self._exec_id)
         wanted = {FrameType.STDOUT: "stdout", FrameType.STDERR: "stderr"}
         self._kinds = frozenset(kind for kind, name in wanted.items() if hello.get(name))
         self._sends_input = bool(hello.get("stdin"))
         self._patient = bool(hello.get("patient"))
         self._ends_input = self._sends_input and bool(hello.get("ends_input"))
+        self._left = _signal(hello.get("left", 0)) if self._exec_id else 0
         streams.attach(self)
         self._streams = streams
         answer = {"terminal": streams.names.terminal, "status": streams.status}
@@ -269,6 +288,12 @@ class Client:
     def _listen_again(self) -> None:
         if self._open:
             self._loop.rewatch(self._peer.fileno(), READ | WRITE if self._unsent else READ)
+
+
+def _signal(number: object) -> int:
+    if number not in _FOR_THOSE_LEFT:
+        raise InvalidArgument(f"attach: left is {number!r}, not one of {_FOR_THOSE_LEFT}")
+    return int(number)
 
 
 def _parse_hello(payload: bytes) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class RecordingStreams:
         self.clients: list[Client] = []
         self.input: list[bytes] = []
         self.sizes: list[tuple[int, int]] = []
+        self.left: list[tuple[str, int]] = []
 
     def attach(self, client: Client) -> None:
         self.clients.append(client)
@@ -80,7 +81,7 @@ def peer(loop: Loop, streams: RecordingStreams) -> Iterator[socket.socket]:
             raise NotFound("process does not exist nobody")
         return streams
 
-    client = Client(loop, theirs, find)  # type: ignore[arg-type]
+    client = Client(loop, theirs, find, lambda exec_id, number: streams.left.append((exec_id, number)))  # type: ignore[arg-type]
     yield ours
     client.close()
     ours.close()
@@ -125,6 +126,20 @@ def test_input_and_sizes_of_a_client_reach_the_process(
     eventually(lambda: turned(loop) and not streams.clients, "the client is gone")
 
 
+@pytest.mark.parametrize(("exec_id", "ended"), [("one", False), ("one", True), ("", False)])
+def test_an_exec_that_its_client_leaves_gets_a_signal(
+    loop: Loop, peer: socket.socket, streams: RecordingStreams, exec_id: str, ended: bool
+) -> None:
+    peer.send(encode(FrameType.HELLO, json.dumps({"exec_id": exec_id, "left": 9}).encode()))
+    frames(loop, peer, 1)
+    if ended:
+        streams.clients[0].finish(0)
+    else:
+        peer.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: not streams.clients or (turned(loop) and not streams.clients), "the client is gone")
+    assert streams.left == ([("one", 9)] if exec_id and not ended else [])
+
+
 @pytest.mark.parametrize(
     ("first", "error"),
     [
@@ -133,6 +148,7 @@ def test_input_and_sizes_of_a_client_reach_the_process(
         (encode(FrameType.HELLO, b"[]"), "not a JSON object"),
         (encode(FrameType.HELLO, b'{"since_start": true}'), "since_start is not served"),
         (encode(FrameType.HELLO, b'{"exec_id": "nobody"}'), "process does not exist nobody"),
+        (encode(FrameType.HELLO, b'{"exec_id": "one", "left": 15}'), "left is 15, not one of (0, 1, 9)"),
     ],
 )
 def test_a_client_that_says_something_else_is_told_why_not(
