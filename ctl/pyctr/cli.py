@@ -6,6 +6,7 @@ from typing import Any, Final
 import click
 
 from pyctr.session import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, FORMAT_HELP, Session, default_address, default_namespace
+from pyctr.transport import TlsFiles
 
 # name → (module below pyctr.commands, attribute, what `--help` says)
 _ROOT: Final[dict[str, tuple[str, str, str]]] = {
@@ -103,9 +104,10 @@ class LazyGroup(click.Group):
 @click.option(
     "--address",
     "-a",
-    metavar="PATH",
+    metavar="ADDRESS",
     default=default_address,
-    help=f"The daemon's socket; if left out, $PYCTR_ADDRESS, $CONTAINERD_ADDRESS, or {DEFAULT_ADDRESS}.",
+    help="The daemon's socket, or tcp://HOST:PORT of another machine's; if left out, $PYCTR_ADDRESS,"
+    f" $CONTAINERD_ADDRESS, or {DEFAULT_ADDRESS}.",
 )
 @click.option(
     "--namespace",
@@ -115,10 +117,21 @@ class LazyGroup(click.Group):
     help=f"If left out, $PYCTR_NAMESPACE, $CONTAINERD_NAMESPACE, or {DEFAULT_NAMESPACE}.",
 )
 @click.option("--format", "format_", metavar="FORMAT", default="table", help=FORMAT_HELP)
+@click.option("--tls-ca", metavar="FILE", envvar="PYCTR_TLS_CA", help="PEM: who may be the daemon at tcp://.")
+@click.option("--tls-cert", metavar="FILE", envvar="PYCTR_TLS_CERT", help="PEM: our certificate, for tcp://.")
+@click.option("--tls-key", metavar="FILE", envvar="PYCTR_TLS_KEY", help="PEM: its private key.")
 @click.version_option(package_name="pyctr", prog_name="pyctr")
 @click.pass_context
-def root(ctx: click.Context, address: str, namespace: str, format_: str) -> None:
+def root(
+    ctx: click.Context,
+    address: str,
+    namespace: str,
+    format_: str,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+) -> None:
     """Run and manage containers."""
-    session = Session(address, namespace, format_)
+    session = Session(address, namespace, format_, TlsFiles.of(tls_ca, tls_cert, tls_key))
     ctx.obj = session
     ctx.call_on_close(session.close)

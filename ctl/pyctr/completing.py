@@ -7,6 +7,7 @@ import click
 
 from pyctr.connection import CONTAINERS, ENGINE, IMAGES, Answer
 from pyctr.session import Session
+from pyctr.transport import TlsFiles
 from pyctr_wire import labels
 from pyctr_wire.errors import ApiError
 
@@ -19,7 +20,8 @@ _PATIENCE = 5.0  # seconds; a shell waits
 def _session(ctx: click.Context) -> Session:
     """Return a session with the root's options: its own callback does not run for a completion."""
     given = ctx.find_root().params
-    return Session(given["address"], given["namespace"])
+    tls = TlsFiles.of(given["tls_ca"], given["tls_cert"], given["tls_key"])
+    return Session(given["address"], given["namespace"], tls=tls)
 
 
 def _beginning(candidates: Iterable[str], incomplete: str) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyctr.http2 import Call, Channel, ConnectionLost, NotSent
+from pyctr.transport import TlsFiles, TlsTransport, UnixTransport
+from pyctr_wire.errors import FailedPrecondition
 
 if TYPE_CHECKING:  # protobuf is imported by whoever makes a message: `pyctr --help` makes none
     from google.protobuf.message import Message
@@ -27,6 +29,7 @@ VERSION: Final = "containerd.services.version.v1.Version"
 
 DEFAULT_TIMEOUT: Final = 60.0  # seconds, for calls that should be quick
 _CONNECT_TIMEOUT: Final = 10.0
+_TCP: Final = "tcp://"
 _RETRY_PAUSE: Final = 0.05
 
 Answer = TypeVar("Answer", bound="Message")
@@ -44,10 +47,11 @@ def socket_path(address: str) -> str:
 class Connection:
     """A daemon's API in one namespace. Not for use by several threads."""
 
-    def __init__(self, address: str, namespace: str) -> None:
-        """Nothing is connected before the first call."""
+    def __init__(self, address: str, namespace: str, tls: TlsFiles | None = None) -> None:
+        """Nothing is connected before the first call. `tls` is who we are to a daemon at a tcp:// address."""
         self.address = address
         self.namespace = namespace
+        self.tls = tls
         self._channel: Channel | None = None
 
     def close(self) -> None:
@@ -69,10 +73,17 @@ class Connection:
             return self._channel
         return old
 
+    def check_local(self, what: str) -> None:
+        """Raise FailedPrecondition if the daemon is another machine's, where alone there is `what`."""
+        if self.address.startswith(_TCP):
+            raise FailedPrecondition(f"{what} can be had on the daemon's own machine only, not over {self.address}")
+
     def _connect(self) -> Channel:
+        if self.address.startswith(_TCP):
+            return self._connect_remote()
         path = socket_path(self.address)
         try:
-            return Channel(path, _CONNECT_TIMEOUT)
+            return Channel(UnixTransport(path, _CONNECT_TIMEOUT))
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 remedy = "you may not use its socket; try again with sudo"
@@ -81,6 +92,19 @@ class Connection:
             else:
                 remedy = os.strerror(error.errno or 0)
             raise NoDaemon(f"cannot connect to the daemon at {path}: {remedy}") from None
+
+    def _connect_remote(self) -> Channel:
+        host, _, port = self.address.removeprefix(_TCP).rpartition(":")
+        if not host or not port.isdecimal():
+            raise NoDaemon(f"{self.address}: an address of another machine is tcp://HOST:PORT")
+        if self.tls is None:
+            raise NoDaemon(f"{self.address} needs certificates: --tls-ca, --tls-cert and --tls-key")
+        try:
+            return Channel(TlsTransport(host.strip("[]"), int(port), self.tls, _CONNECT_TIMEOUT))
+        except OSError as error:
+            reason = getattr(error, "verify_message", "") or error.strerror or str(error)
+            place = f"{error.filename}: " if error.filename else ""
+            raise NoDaemon(f"cannot connect to the daemon at {self.address}: {place}{reason}") from None
 
     def open(self, service: str, method: str, timeout: float | None = None, lease: str = "") -> tuple[Channel, Call]:
         """Open a call and send nothing yet."""

@@ -1,4 +1,4 @@
-"""gRPC calls over one HTTP/2 connection to a unix socket: one thread, no event loop.
+"""gRPC calls over one HTTP/2 connection: one thread, no event loop.
 
 grpcio costs a command 75 ms before it has done anything; this costs none. A caller opens calls,
 then pumps the channel until they have what it waits for. Sources: RFC 9113; gRPC over HTTP/2
@@ -6,7 +6,6 @@ then pumps the channel until they have what it waits for. Sources: RFC 9113; gRP
 """
 
 import select
-import socket
 import struct
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from pyctr import hpack
+from pyctr.transport import Transport
 from pyctr_wire.errors import ApiError, Code, DeadlineExceeded, Internal, Unavailable, error_for
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -118,16 +118,9 @@ def _frame(kind: Kind, flags: int, stream: int, payload: bytes = b"") -> bytes:
 class Channel:
     """A connection and its calls. Not for use by several threads."""
 
-    def __init__(self, path: str, timeout: float) -> None:
-        """Connect to the socket at `path`. Raises OSError."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.settimeout(timeout)
-            self._socket.connect(path)
-            self._socket.setblocking(True)
-        except OSError:
-            self._socket.close()
-            raise
+    def __init__(self, transport: Transport) -> None:
+        """Speak over `transport`, which is ours from now on."""
+        self._socket = transport
         self._calls: dict[int, Call] = {}
         self._next_stream = 1
         self._inbox = bytearray()
@@ -232,10 +225,10 @@ class Channel:
             return
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        if not poll.poll(None if timeout is None else timeout * 1000):
+        if not self._socket.has_more and not poll.poll(None if timeout is None else timeout * 1000):
             return
         try:
-            data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
+            data = self._socket.receive(1 << 18)
         except BlockingIOError:
             return
         except OSError:

@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from pyctr.connection import Connection
+from pyctr.transport import TlsFiles
 
 DEFAULT_ADDRESS: Final = "/run/pyctr/pyctrd.sock"
 DEFAULT_NAMESPACE: Final = "default"
@@ -35,13 +36,14 @@ class Session:
     address: str = field(default_factory=default_address)
     namespace: str = field(default_factory=default_namespace)
     format: str = "table"
+    tls: TlsFiles | None = None
     _connection: Connection | None = None
 
     @property
     def connection(self) -> Connection:
         """The connection to the daemon, made when it is first used."""
         if self._connection is None:
-            self._connection = Connection(self.address, self.namespace)
+            self._connection = Connection(self.address, self.namespace, self.tls)
         return self._connection
 
     def close(self) -> None:

@@ -97,5 +97,6 @@ def delete(connection: Connection, container_id: str) -> int | None:
 
 def attach_path(connection: Connection, container_id: str, exec_id: str = "") -> str:
     """Return the path of the socket that attaches to a process."""
+    connection.check_local("the streams of a container")
     request = engine_pb2.AttachRequest(id=container_id, exec_id=exec_id)
     return connection.call(ENGINE, "Attach", request, engine_pb2.AttachResponse).path

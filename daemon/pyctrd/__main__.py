@@ -16,7 +16,7 @@ from typing import Final
 
 from pyctr_wire import standard_streams
 from pyctrd import config as configuration
-from pyctrd.config import Config, ConfigError, LogLevel
+from pyctrd.config import Config, ConfigError, Grpc, LogLevel
 
 _DESCRIPTION: Final = """\
 Supervise containers: serve containerd's API, and keep the containers running whatever happens to
@@ -39,7 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
     parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
     parser.add_argument(
-        "--address", "-address", "-a", metavar="SOCKET", help="default: pyctrd.sock in the state directory"
+        "--address",
+        "-address",
+        "-a",
+        action="append",
+        metavar="ADDRESS",
+        help="a path, or tcp://HOST:PORT; may be repeated; default: pyctrd.sock in the state directory",
     )
     parser.add_argument(
         "--log-level", "-l", type=LogLevel, choices=list(LogLevel), metavar="LEVEL", help="debug … error"
@@ -157,11 +162,18 @@ def _configured(options: argparse.Namespace) -> Config:
     if options.state:
         config = config._replace(state=options.state.absolute())
     if options.address:
-        config = config._replace(grpc=config.grpc._replace(address=options.address))
+        config = config._replace(grpc=_addressed(config.grpc, options.address))
     if options.log_level:
         config = config._replace(log=config.log._replace(level=options.log_level))
     configuration.check(config, "command line")
     return config
+
+
+def _addressed(grpc: Grpc, addresses: Sequence[str]) -> Grpc:
+    """Return `grpc` with these addresses only; the first path is where this machine's clients and shims look."""
+    paths = [address for address in addresses if not address.startswith("tcp:")]
+    first = paths[0] if paths else grpc.address
+    return grpc._replace(address=first, addresses=tuple(address for address in addresses if address != first))
 
 
 def _become_root(config: Config) -> bool:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pyctrd.content.store import ContentStore
     from pyctrd.runtime.checkpoints import Checkpoints
     from pyctrd.sandbox.controller import SandboxController
+    from pyctrd.server.remote_listener import RemoteListener
     from pyctrd.upgrade import Serving
 
 CHECKPOINTS: Final = "checkpoints"
@@ -112,10 +113,19 @@ class Parts:
         closing.callback(self.tasks.let_go)
         self._build_services()
         owner = {"uid": config.grpc.uid, "gid": config.grpc.gid}
-        self.listener = Listener(
-            self.dispatch, Path(config.address), connection_age=config.grpc.connection_age, **owner
-        )
+        age = config.grpc.connection_age
+        self.listener = Listener(self.dispatch, config.paths, connection_age=age, **owner)
+        self.remote_listener = self._remote_listener() if config.ports else None
         self.shim_listener = TtrpcListener(forward.services(self.tasks), Path(config.ttrpc_address), **owner)
+
+    def _remote_listener(self) -> "RemoteListener":
+        """Return what serves other machines. Raises FailedPrecondition if its certificates cannot be used."""
+        from pyctrd.server.certificates import Certificates  # most daemons serve this machine only
+        from pyctrd.server.remote_listener import RemoteListener
+
+        grpc = self.config.grpc
+        certificates = Certificates(grpc.tcp_tls_ca, grpc.tcp_tls_cert, grpc.tcp_tls_key)
+        return RemoteListener(self.dispatch, self.config.ports, certificates, connection_age=grpc.connection_age)
 
     def _build_runtime(self, zygote: Zygote) -> None:
         config, group = self.config, self.group

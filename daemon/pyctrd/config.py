@@ -17,15 +17,13 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
 from pyctr_wire.errors import ApiError
+from pyctrd.core.addresses import Tcp, parse_address
 from pyctrd.core.content import Sharing
 from pyctrd.core.pod_addresses import Preference
 from pyctrd.diff.limits import Limits
 from pyctrd.rootless import paths
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
-
-# Below sun_path's 108 bytes, less what we append to the address for sockets of our own.
-MAX_ADDRESS_BYTES: Final = 90
 
 _LIMITS: Final = Limits()
 
@@ -82,8 +80,20 @@ class Grpc(NamedTuple):
         'The socket that clients connect to; "" is pyctrd.sock in the state directory. `.ttrpc` is appended'
         " for the socket on which shims report. At most 90 bytes.",
     ] = ""
-    uid: Annotated[int, "Owner of the socket.", Least(0)] = 0
-    gid: Annotated[int, "Group of the socket, whose members may use it: they are as good as root.", Least(0)] = 0
+    addresses: Annotated[
+        tuple[str, ...],
+        "Where else clients can connect: paths of sockets, and tcp://HOST:PORT, for which the three files below are"
+        " needed. `--address` can be given several times for these.",
+    ] = ()
+    tcp_tls_ca: Annotated[
+        str,
+        "A file with the authorities whose certificates clients on TCP must show, PEM. Whoever has one is as good as"
+        " root. Changed files are used for new connections.",
+    ] = ""
+    tcp_tls_cert: Annotated[str, "A file with the certificates that are shown to clients on TCP, PEM."] = ""
+    tcp_tls_key: Annotated[str, "The file with the certificate's private key, PEM."] = ""
+    uid: Annotated[int, "Owner of the sockets.", Least(0)] = 0
+    gid: Annotated[int, "Group of the sockets, whose members may use it: they are as good as root.", Least(0)] = 0
     connection_age: Annotated[
         float,
         "Seconds after which a client is asked to open a new connection; calls under way on the old one are"
@@ -329,6 +339,17 @@ class Config(NamedTuple):
         return self.grpc.address.removeprefix("unix://") or str(self.state / "pyctrd.sock")
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The sockets on this machine, that of `address` first."""
+        named = (Path(self.address), *map(parse_address, self.grpc.addresses))
+        return tuple(dict.fromkeys(address for address in named if isinstance(address, Path)))
+
+    @property
+    def ports(self) -> tuple[Tcp, ...]:
+        """The addresses that other machines can reach."""
+        return tuple(address for address in map(parse_address, self.grpc.addresses) if isinstance(address, Tcp))
+
+    @property
     def ttrpc_address(self) -> str:
         """The path of the socket on which shims report."""
         return self.address + ".ttrpc"
@@ -383,7 +404,7 @@ def parse(text: str, source: str) -> Config:
 
 def check(config: Config, source: str) -> None:
     """Raise ConfigError for values that are well-formed and cannot work."""
-    for key, path in (("root", config.root), ("state", config.state), ("grpc.address", Path(config.address))):
+    for key, path in (("root", config.root), ("state", config.state)):
         if not path.is_absolute():
             raise ConfigError(f'{source}: {key} must be an absolute path, not "{path}"')
     if config.userns.remap:
@@ -394,8 +415,7 @@ def check(config: Config, source: str) -> None:
         except ApiError as error:
             raise ConfigError(f"{source}: userns.remap: {error}") from error
     _check_proxies(config.proxy_plugins, source)
-    if len(config.address.encode()) > MAX_ADDRESS_BYTES:
-        raise ConfigError(f'{source}: grpc.address "{config.address}" is longer than {MAX_ADDRESS_BYTES} bytes')
+    _check_addresses(config, source)
     for directory in config.cdi.directories:
         if not directory.startswith("/"):
             raise ConfigError(f'{source}: cdi.directories must be absolute paths, not "{directory}"')
@@ -404,6 +424,23 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: cri.streaming.port must be below 65536, not {streaming.port}")
     if bool(streaming.certificate) != bool(streaming.key):
         raise ConfigError(f"{source}: cri.streaming.certificate and cri.streaming.key need each other")
+
+
+def _check_addresses(config: Config, source: str) -> None:
+    for key, addresses in (("address", (config.address,)), ("addresses", config.grpc.addresses)):
+        for address in addresses:
+            try:
+                parsed = parse_address(address)
+            except ValueError as error:
+                raise ConfigError(f"{source}: grpc.{key} {error}") from error
+            if key == "address" and isinstance(parsed, Tcp):
+                raise ConfigError(f"{source}: grpc.address must be a path; {address} belongs in grpc.addresses")
+    tls = config.grpc
+    if config.ports and not (tls.tcp_tls_ca and tls.tcp_tls_cert and tls.tcp_tls_key):
+        raise ConfigError(
+            f"{source}: {config.ports[0]} is served with mutual TLS only: set grpc.tcp_tls_ca, grpc.tcp_tls_cert and"
+            " grpc.tcp_tls_key"
+        )
 
 
 def _check_proxies(proxies: Mapping[str, ProxyPlugin], source: str) -> None:

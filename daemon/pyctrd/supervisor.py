@@ -138,19 +138,30 @@ class Supervisor:
                 lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
                 self._locks.callback(lock.close)
                 self._lock_fds.append(lock.fd)
-            Path(config.address).parent.mkdir(mode=0o700 if in_user_namespace() else 0o711, parents=True, exist_ok=True)
+            for path in config.paths:
+                path.parent.mkdir(mode=0o700 if in_user_namespace() else 0o711, parents=True, exist_ok=True)
             if self._predecessor is None:
-                public_socket.refuse_if_served(Path(config.address))
+                self._refuse_if_served()
         except ApiError as error:
             raise Refused(str(error)) from error
         except OSError as error:
             raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
+    def _refuse_if_served(self) -> None:
+        """Raise FailedPrecondition if another program serves one of our addresses."""
+        for path in self._config.paths:
+            public_socket.refuse_if_served(path)
+        if self._config.ports:
+            from pyctrd.server.remote_listener import refuse_if_taken  # most daemons serve this machine only
+
+            for port in self._config.ports:
+                refuse_if_taken(port)
+
     def _build(self, group: asyncio.TaskGroup) -> Parts:
         """Build the parts; nothing runs in `group` before it is entered."""
         try:
             return Parts(self._config, self._zygote, group, self._resources, self.upgrade)
-        except NewerSchemaError as error:
+        except (NewerSchemaError, FailedPrecondition) as error:
             raise Refused(str(error)) from error
 
     async def _recover(self, group: asyncio.TaskGroup) -> Recovered:
@@ -171,6 +182,8 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.set_exception_handler(_unhandled)
+        if self._parts.remote_listener is not None:
+            await self._parts.remote_listener.start()
         await self._parts.listener.start()
         self._parts.exchange.open()
         if self._predecessor is not None:
@@ -214,9 +227,16 @@ class Supervisor:
         _log.info("stopping")
         self._parts.exchange.close()
         self._parts.dispatch.end_parked()
-        await self._parts.listener.stop(_STOP_GRACE)
+        await self._stop_serving()
         await self._parts.shim_listener.stop()
         self._parts.tasks.look_away()
+
+    async def _stop_serving(self) -> None:
+        """Give calls under way their grace on all addresses at once."""
+        async with asyncio.TaskGroup() as group:
+            for listener in (self._parts.listener, self._parts.remote_listener):
+                if listener is not None:
+                    group.create_task(listener.stop(_STOP_GRACE))
 
     async def _settle(self, change: Change) -> bool:
         """Come to rest so that another daemon can begin: calls wait from now on, those under way end.
@@ -253,7 +273,12 @@ class Supervisor:
         change.outcome.set_result(serving)
         self._parts.dispatch.end_parked(change.calls.unary)
         _log.info("handed over", successor=serving.pid, version=serving.version)
-        await self._until_unused(2 * self._config.grpc.connection_age)
+        patience = 2 * self._config.grpc.connection_age
+        async with asyncio.TaskGroup() as group:
+            if self._parts.remote_listener is not None:
+                # A port cannot be renamed as a path can: new connections come here too, until nobody listens here.
+                group.create_task(self._parts.remote_listener.stop(patience))
+            await self._until_unused(patience)
         await self._parts.listener.stop(_STOP_GRACE)
         await change.calls.close()
 
@@ -263,7 +288,7 @@ class Supervisor:
         Each connection is asked to move on when it has reached its age; calls that wait on it may stay for days.
         """
         end = asyncio.get_running_loop().time() + seconds
-        while public_socket.connections(self._parts.listener.private) and asyncio.get_running_loop().time() < end:
+        while self._parts.listener.connections and asyncio.get_running_loop().time() < end:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_PAUSE):
                     await self._stop.wait()

@@ -48,6 +48,7 @@ def exec_(
     """Run COMMAND in the running CONTAINER."""
     keys = terminal.parse_detach_keys(detach_keys)
     if not detach:
+        session.connection.check_local("the streams of a process")
         terminal.check(tty=tty, interactive=interactive)
     columns, rows = terminal.size() if tty else (0, 0)
     try:

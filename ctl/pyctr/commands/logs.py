@@ -28,6 +28,7 @@ def logs(session: Session, *, container: str, follow: bool, tail: str, since: st
     count = None if tail == "all" else _count(tail)
     start = parse_moment(since, datetime.now(UTC)) if since else None
     found = lookup.find(session.connection, container)
+    session.connection.check_local("a container's log")
     where = session.connection.call(ENGINE, "Logs", engine_pb2.LogsRequest(id=found.id), engine_pb2.LogsResponse)
     if where.driver not in log_files.READERS:
         remedy = f": use journalctl CONTAINER_ID={found.id}" if where.driver == "journald" else ""

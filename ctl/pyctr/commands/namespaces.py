@@ -75,7 +75,7 @@ def rm(session: Session, *, names: tuple[str, ...]) -> int:
     """Remove empty namespaces."""
 
     def one(name: str) -> None:
-        count = _count_volumes(session.address, name)
+        count = _count_volumes(session, name)
         if count:
             remedy = f"pyctr -n {name} volume prune --all"
             raise CommandError(f"namespace {name} must be empty, but it still has {count} volumes: {remedy}")
@@ -85,9 +85,9 @@ def rm(session: Session, *, names: tuple[str, ...]) -> int:
     return each(names, one)
 
 
-def _count_volumes(address: str, name: str) -> int:
+def _count_volumes(session: Session, name: str) -> int:
     """Return how many volumes a namespace has; the Namespaces service does not know of them."""
-    connection = Connection(address, name)
+    connection = Connection(session.address, name, session.tls)
     try:
         answer = connection.call(ENGINE, "Volumes", engine_pb2.VolumesRequest(), engine_pb2.VolumesResponse)
     except Unimplemented:  # another daemon: it has none

@@ -157,6 +157,7 @@ def run(
     """Make a container from IMAGE and run COMMAND in it."""
     keys = terminal.parse_detach_keys(detach_keys)
     if not detach:
+        session.connection.check_local("the streams of a container")
         terminal.check(tty=given["tty"], interactive=given["interactive"])
     made = make(session, image, command, given)
     from pyctr import run_session, tasks

@@ -1,5 +1,6 @@
-"""The gRPC server on a unix socket."""
+"""The gRPC server on unix sockets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ MAX_CALLS: Final = 10_000
 _FOREVER_MS: Final = (1 << 31) - 1  # INT_MAX, which grpc takes for "without end"
 
 
-def _options(connection_age: float) -> list[tuple[str, int]]:
+def options(connection_age: float) -> list[tuple[str, int]]:
+    """Return what a server of ours is told; `connection_age` in seconds."""
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -33,29 +35,39 @@ def _options(connection_age: float) -> list[tuple[str, int]]:
 
 
 class Listener:
-    """Serves what a Dispatch knows at a public path."""
+    """Serves what a Dispatch knows at public paths."""
 
-    def __init__(self, dispatch: Dispatch, address: Path, *, uid: int, gid: int, connection_age: float) -> None:
-        """Prepare to serve at `address`, owned by `uid` and `gid`; `connection_age` in seconds."""
-        self._server = grpc.aio.server(handlers=[dispatch], options=_options(connection_age))
-        self._public = address
-        self.private = public_socket.private_path(address)
+    def __init__(
+        self, dispatch: Dispatch, addresses: Sequence[Path], *, uid: int, gid: int, connection_age: float
+    ) -> None:
+        """Prepare to serve at `addresses`, owned by `uid` and `gid`; `connection_age` in seconds."""
+        self._server = grpc.aio.server(handlers=[dispatch], options=options(connection_age))
+        self._paths = {address: public_socket.private_path(address) for address in addresses}
+        self.private = self._paths[addresses[0]]
         self._owner = (uid, gid)
 
     async def start(self) -> None:
-        """Listen, and take the public path, from whoever has it.
+        """Listen, and take the public paths, from whoever has them.
 
-        Raises OSError if the path cannot be bound or given to its owner.
+        Raises OSError if a path cannot be bound or given to its owner.
         """
-        public_socket.clear(self._public)
-        self._server.add_insecure_port(f"unix:{self.private}")
+        for public, private in self._paths.items():
+            public_socket.clear(public)
+            self._server.add_insecure_port(f"unix:{private}")
         await self._server.start()
-        public_socket.publish(self.private, self._public, *self._owner)
+        for public, private in self._paths.items():
+            public_socket.publish(private, public, *self._owner)
 
     async def stop(self, grace: float) -> None:
-        """Stop accepting, give calls under way `grace` seconds, then cancel them; gives up the public path."""
-        public_socket.withdraw(self.private, self._public)
+        """Stop accepting, give calls under way `grace` seconds, then cancel them; gives up the public paths."""
+        for public, private in self._paths.items():
+            public_socket.withdraw(private, public)
         await self._server.stop(grace)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return sum(map(public_socket.connections, self._paths.values()))
 
     async def drained(self) -> None:
         """Return when the server has stopped and its last call has ended."""

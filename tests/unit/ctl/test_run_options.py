@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from pyctr import run_options, run_session, tasks
 from pyctr.commands import run as run_command
-from pyctr.connection import NoDaemon
+from pyctr.connection import Connection, NoDaemon
 from pyctr.session import Session
 from pyctr_wire.pyctr.engine_pb2 import RunOptions, RunSpecResponse
 
@@ -173,7 +173,7 @@ def test_the_exit_code_is_the_containers_though_the_daemon_is_away(monkeypatch: 
         raise NoDaemon("nobody there")
 
     monkeypatch.setattr(run_command, "make", lambda *_: made)
-    monkeypatch.setattr(Session, "connection", None)
+    monkeypatch.setattr(Session, "connection", Connection("/none", "default"))
     monkeypatch.setattr(tasks, "create", lambda *_, **__: None)
     monkeypatch.setattr(tasks, "start", lambda *_: 1)
     monkeypatch.setattr(run_session, "attach", lambda *_, **__: attached)

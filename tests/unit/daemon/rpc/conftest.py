@@ -20,7 +20,7 @@ async def wired(tmp_path: Path) -> AsyncIterator[Wired]:
 
 @pytest.fixture
 async def channel(tmp_path: Path, wired: Wired) -> AsyncIterator[grpc.aio.Channel]:
-    listener = Listener(wired.dispatch, tmp_path / "s", uid=-1, gid=-1, connection_age=600)
+    listener = Listener(wired.dispatch, [tmp_path / "s"], uid=-1, gid=-1, connection_age=600)
     await listener.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
         yield channel

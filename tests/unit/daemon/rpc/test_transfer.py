@@ -69,7 +69,7 @@ async def channel(
     dispatch = Dispatch()
     dispatch.add(Streaming(streams))
     dispatch.add(Transfer(transfers, streams, operations))  # type: ignore[arg-type]
-    listener = Listener(dispatch, tmp_path / "s", uid=-1, gid=-1, connection_age=600)
+    listener = Listener(dispatch, [tmp_path / "s"], uid=-1, gid=-1, connection_age=600)
     await listener.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as found:
         yield found

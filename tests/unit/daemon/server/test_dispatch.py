@@ -76,7 +76,7 @@ async def dispatch(servicer: Servicer) -> Dispatch:
 
 @pytest.fixture
 async def channel(tmp_path: Path, dispatch: Dispatch) -> AsyncIterator[grpc.aio.Channel]:
-    listener = Listener(dispatch, tmp_path / "s", uid=-1, gid=-1, connection_age=600)
+    listener = Listener(dispatch, [tmp_path / "s"], uid=-1, gid=-1, connection_age=600)
     await listener.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
         yield channel

@@ -37,7 +37,7 @@ async def both(requests: AsyncIterator[str], context: Call) -> None:
 
 
 async def serve(dispatch: Dispatch, path: Path) -> Listener:
-    listener = Listener(dispatch, path, uid=-1, gid=-1, connection_age=600)
+    listener = Listener(dispatch, [path], uid=-1, gid=-1, connection_age=600)
     await listener.start()
     return listener
 

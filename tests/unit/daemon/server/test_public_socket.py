@@ -94,7 +94,7 @@ async def _served(address: Path) -> bool:
 
 
 def _listener(address: Path) -> Listener:
-    return Listener(Dispatch(), address, uid=-1, gid=-1, connection_age=600)
+    return Listener(Dispatch(), [address], uid=-1, gid=-1, connection_age=600)
 
 
 async def test_the_socket_is_for_owner_and_group_only(tmp_path: Path) -> None:
