@@ -35,6 +35,8 @@ LIMITS = (
     "podBenchmarkTimeoutSeconds",
     "podContainerStartBenchmarkTimeoutSeconds",
 )
+LISTS = ("ListContainers", "ListPodSandbox", "ListContainerStats")
+IN_A_POD = 20  # containers that are there to be listed
 SETTLE = 5.0  # seconds between the last call and the reading of memory
 
 
@@ -48,6 +50,8 @@ class Daemon:
         channel = grpc.insecure_channel(f"unix://{address}", options=[("grpc.default_authority", "localhost")])
         self._images = image_pb2_grpc.ImageServiceStub(channel)
         self._runtime = runtime_pb2_grpc.RuntimeServiceStub(channel)
+        # The bytes of an answer, so that it is not this program's decoding of them that is measured.
+        self._lists = {name: channel.unary_unary(f"/runtime.v1.RuntimeService/{name}") for name in LISTS}
 
     def pull(self, image: str) -> None:
         """Have an image here."""
@@ -79,25 +83,34 @@ class Daemon:
 
     def start_pod(self) -> str:
         """Start a pod with one container that sleeps, and return its id."""
-        meta = image_pb2.PodSandboxMetadata(name=uuid.uuid4().hex, uid=uuid.uuid4().hex, namespace="bench")
-        config = image_pb2.PodSandboxConfig(metadata=meta)
-        config.linux.security_context.namespace_options.pid = image_pb2.CONTAINER
-        pod: str = self._runtime.RunPodSandbox(runtime_pb2.RunPodSandboxRequest(config=config)).pod_sandbox_id
-        container = runtime_pb2.ContainerConfig(
-            metadata=runtime_pb2.ContainerMetadata(name="sleeper"),
-            image=image_pb2.ImageSpec(image=BUSYBOX),
-            command=["sleep", "3600"],
-        )
-        container.linux.security_context.namespace_options.pid = image_pb2.CONTAINER
-        request = runtime_pb2.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
-        id = self._runtime.CreateContainer(request).container_id
-        self._runtime.StartContainer(runtime_pb2.StartContainerRequest(container_id=id))
+        pod, (container,) = self.make_pod(1)
+        self._runtime.StartContainer(runtime_pb2.StartContainerRequest(container_id=container))
         return pod
 
-    def list_containers(self) -> float:
-        """Return the milliseconds that a list of all containers takes."""
+    def make_pod(self, count: int) -> tuple[str, list[str]]:
+        """Start a pod and make so many containers in it; return its id and theirs."""
+        meta = image_pb2.PodSandboxMetadata(name=uuid.uuid4().hex, uid=uuid.uuid4().hex, namespace="bench")
+        labels = {f"io.kubernetes.{name}": uuid.uuid4().hex for name in ("pod.name", "pod.namespace", "pod.uid")}
+        config = image_pb2.PodSandboxConfig(metadata=meta, labels=labels)
+        config.linux.security_context.namespace_options.pid = image_pb2.CONTAINER
+        pod: str = self._runtime.RunPodSandbox(runtime_pb2.RunPodSandboxRequest(config=config)).pod_sandbox_id
+        made = []
+        for number in range(count):
+            container = runtime_pb2.ContainerConfig(
+                metadata=runtime_pb2.ContainerMetadata(name=f"sleeper{number}"),
+                image=image_pb2.ImageSpec(image=BUSYBOX),
+                command=["sleep", "3600"],
+                labels=labels,
+            )
+            container.linux.security_context.namespace_options.pid = image_pb2.CONTAINER
+            request = runtime_pb2.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
+            made.append(self._runtime.CreateContainer(request).container_id)
+        return pod, made
+
+    def list(self, name: str) -> float:
+        """Return the milliseconds that one of the lists takes, nothing left out."""
         begin = time.perf_counter()
-        self._runtime.ListContainers(runtime_pb2.ListContainersRequest())
+        self._lists[name](b"")
         return (time.perf_counter() - begin) * 1000
 
     def memory(self, pod: str) -> float:
@@ -144,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each daemon")
     parser.add_argument("--count", type=int, default=4, help="pods, containers and pulls in a turn")
+    parser.add_argument("--listed", type=int, default=1000, help="containers that are there while lists are asked for")
     parser.add_argument("--density", type=int, default=20, help="pods that run while memory is read")
     options = parser.parse_args()
 
@@ -166,19 +180,31 @@ def main() -> None:
             begin = time.perf_counter()
             pods[daemon].append(daemon.start_pod())
             keep(daemon, "from nothing to running (ms)", [(time.perf_counter() - begin) * 1000])
-    for _ in range(50):
-        for daemon in daemons:
-            keep(daemon, f"ListContainers of {options.density} (ms)", [daemon.list_containers()])
     time.sleep(SETTLE)
     for daemon in daemons:
         keep(daemon, "memory of a pod (MiB)", [daemon.memory(pod) for pod in pods[daemon]])
         for pod in pods[daemon]:
             daemon.remove_pod(pod)
+    for daemon in daemons:
+        pods[daemon] = [daemon.make_pod(IN_A_POD)[0] for _ in range(options.listed // IN_A_POD)]
+    for _ in range(300 if options.listed else 0):
+        for daemon in daemons:
+            for name in LISTS:
+                keep(daemon, f"{name} (ms)", [daemon.list(name)])
+    for daemon in daemons:
+        for pod in pods[daemon]:
+            daemon.remove_pod(pod)
 
     print(f"{'median':30}{'pyctrd':>10}{'containerd':>12}{'ratio':>8}")
     for figure, taken in samples.items():
-        ours, peer = (statistics.median(taken[daemon.name]) for daemon in daemons)
-        print(f"{figure:30}{ours:10.2f}{peer:12.2f}{peer / ours:8.2f}")
+        _show(figure, *(statistics.median(taken[daemon.name]) for daemon in daemons))
+    for name in LISTS if options.listed else ():
+        both = (samples[f"{name} (ms)"][daemon.name] for daemon in daemons)
+        _show(f"{name}, p99 of {options.listed}", *(statistics.quantiles(values, n=100)[-1] for values in both))
+
+
+def _show(figure: str, ours: float, peer: float) -> None:
+    print(f"{figure:30}{ours:10.2f}{peer:12.2f}{peer / ours:8.2f}")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,17 @@ def pod_status(pod: Pod) -> runtime_pb2.PodSandboxStatus:
     )
 
 
-def pod_item(pod: Pod) -> runtime_pb2.PodSandbox:
-    """Return a pod as lists have it."""
+def pod_item(pod: Pod) -> bytes:
+    """Return a pod as lists have it: an encoded ListPodSandboxResponse with this one; whole lists are a row of these.
+
+    StreamPodSandboxesResponse has the same field, and of a pod only its state changes.
+    """
+    if pod.encoded is None or pod.encoded[0] != pod.ready:
+        pod.encoded = pod.ready, runtime_pb2.ListPodSandboxResponse(items=[_pod_item(pod)]).SerializeToString()
+    return pod.encoded[1]
+
+
+def _pod_item(pod: Pod) -> runtime_pb2.PodSandbox:
     config = pod.config
     return runtime_pb2.PodSandbox(
         id=pod.id,
@@ -49,8 +58,16 @@ def pod_item(pod: Pod) -> runtime_pb2.PodSandbox:
     )
 
 
-def container_item(container: PodContainer) -> runtime_pb2.Container:
-    """Return a container as lists have it."""
+def container_item(container: PodContainer) -> bytes:
+    """Return a container as lists have it: an encoded ListContainersResponse, or StreamContainersResponse, with it."""
+    state = container.state
+    if container.encoded is None or container.encoded[0] != state:
+        response = runtime_pb2.ListContainersResponse(containers=[_container_item(container)])
+        container.encoded = state, response.SerializeToString()
+    return container.encoded[1]
+
+
+def _container_item(container: PodContainer) -> runtime_pb2.Container:
     config = container.config
     return runtime_pb2.Container(
         id=container.id,

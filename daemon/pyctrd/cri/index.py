@@ -54,7 +54,7 @@ class Index:
     def pods_like(self, id: str, labels: Mapping[str, str], also: Callable[[Pod], bool]) -> Iterator[Pod]:
         """Yield the pods with that (beginning of an) id, if one is given, all of those labels, and `also`."""
         for pod in self.pods.values():
-            if pod.id.startswith(id) and _has_all(pod.config.labels, labels) and also(pod):
+            if pod.id.startswith(id) and (not labels or _has_all(pod.config.labels, labels)) and also(pod):
                 yield pod
 
     def containers_like(
@@ -65,7 +65,7 @@ class Index:
             if (
                 container.id.startswith(id)
                 and container.pod.id.startswith(pod_id)
-                and _has_all(container.config.labels, labels)
+                and (not labels or _has_all(container.config.labels, labels))
                 and also(container)
             ):
                 yield container

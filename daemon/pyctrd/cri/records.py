@@ -44,6 +44,7 @@ class Pod:
     ready: bool = True
     addresses: tuple[str, ...] = ()
     containers: "dict[str, PodContainer]" = field(default_factory=dict)
+    encoded: tuple[bool, bytes] | None = None  # what lists have of it, and whether it was ready then
 
     @property
     def name(self) -> str:
@@ -104,6 +105,7 @@ class PodContainer:
     stop_asked: tuple[int, float] | None = None  # when its stop signal was sent, and the seconds of grace from then on
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # once its end is noted
     noting: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that what was noted last is the latest
+    encoded: tuple[int, bytes] | None = None  # what lists have of it, and the state that it was in then
 
     @property
     def name(self) -> str:

@@ -166,19 +166,21 @@ class RuntimeService:
             timestamp=now(),
         )
 
-    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Context) -> pb.ListPodSandboxResponse:
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Context) -> bytes:
         """Return the pods that match."""
-        return pb.ListPodSandboxResponse(items=[convert.pod_item(pod) for pod in self._pods(request.filter)])
+        return b"".join([convert.pod_item(pod) for pod in self._pods(request.filter)])
 
     async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, context: Context) -> None:
         """Send the pods that match."""
         items = [convert.pod_item(pod) for pod in self._pods(request.filter)]
         for start in range(0, len(items), _STREAM_BATCH):
-            await context.write(pb.StreamPodSandboxesResponse(pod_sandboxes=items[start : start + _STREAM_BATCH]))
+            await context.write(b"".join(items[start : start + _STREAM_BATCH]))
 
     def _pods(self, wanted: pb.PodSandboxFilter) -> list[Pod]:
+        state = wanted.state.state if wanted.HasField("state") else None
+
         def in_state(pod: Pod) -> bool:
-            return not wanted.HasField("state") or convert.pod_state(pod) == wanted.state.state
+            return state is None or convert.pod_state(pod) == state
 
         return list(self._index.pods_like(wanted.id, wanted.label_selector, in_state))
 
@@ -219,21 +221,21 @@ class RuntimeService:
             await self._containers.remove(container)
         return pb.RemoveContainerResponse()
 
-    async def ListContainers(self, request: pb.ListContainersRequest, context: Context) -> pb.ListContainersResponse:
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Context) -> bytes:
         """Return the containers that match."""
-        return pb.ListContainersResponse(
-            containers=[convert.container_item(one) for one in self._matching(request.filter)]
-        )
+        return b"".join([convert.container_item(one) for one in self._matching(request.filter)])
 
     async def StreamContainers(self, request: pb.StreamContainersRequest, context: Context) -> None:
         """Send the containers that match."""
         items = [convert.container_item(one) for one in self._matching(request.filter)]
         for start in range(0, len(items), _STREAM_BATCH):
-            await context.write(pb.StreamContainersResponse(containers=items[start : start + _STREAM_BATCH]))
+            await context.write(b"".join(items[start : start + _STREAM_BATCH]))
 
     def _matching(self, wanted: pb.ContainerFilter) -> list[PodContainer]:
+        state = wanted.state.state if wanted.HasField("state") else None
+
         def in_state(container: PodContainer) -> bool:
-            return not wanted.HasField("state") or container.state == wanted.state.state
+            return state is None or container.state == state
 
         found = self._index.containers_like(wanted.id, wanted.pod_sandbox_id, wanted.label_selector, in_state)
         return list(found)
@@ -301,17 +303,15 @@ class RuntimeService:
         container = self._index.container(request.container_id)
         return pb.ContainerStatsResponse(stats=await self._stats.container(container))
 
-    async def ListContainerStats(
-        self, request: pb.ListContainerStatsRequest, context: Context
-    ) -> pb.ListContainerStatsResponse:
+    async def ListContainerStats(self, request: pb.ListContainerStatsRequest, context: Context) -> bytes:
         """Return the figures of the containers that match."""
-        return pb.ListContainerStatsResponse(stats=await self._stats.containers(self._measured(request.filter)))
+        return b"".join(await self._stats.containers(self._measured(request.filter)))
 
     async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest, context: Context) -> None:
         """Send the figures of the containers that match."""
         items = await self._stats.containers(self._measured(request.filter))
         for start in range(0, len(items), _STREAM_BATCH):
-            await context.write(pb.StreamContainerStatsResponse(container_stats=items[start : start + _STREAM_BATCH]))
+            await context.write(b"".join(items[start : start + _STREAM_BATCH]))
 
     def _measured(self, wanted: pb.ContainerStatsFilter) -> list[PodContainer]:
         found = self._index.containers_like(wanted.id, wanted.pod_sandbox_id, wanted.label_selector, lambda _: True)

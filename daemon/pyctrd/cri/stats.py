@@ -1,11 +1,12 @@
 """Figures of containers and pods: read from their cgroups by one sampler, whoever asks and however often.
 
-A sample is good for a second. A rate needs two: so all running containers are read every ten seconds too.
+A sample is good for a second. A rate needs two: so all running containers are read every ten seconds too. Lists of
+containers' figures wait for no sample: they are of the last one, and have the next one taken for whoever asks again.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -59,12 +60,17 @@ class Stats:
         self._before: dict[str, Figures] = {}
         self._layers: dict[str, tuple[int, Usage]] = {}
         self._sampled = 0.0
+        self._encoded: dict[str, tuple[int, bytes]] = {}  # as lists have it, and the state that it was in
+        self._wanted = asyncio.Event()
         self._sampling = asyncio.Lock()
 
     async def run(self) -> None:
         """Sample for as long as the daemon lives."""
         while True:
-            await asyncio.sleep(_EVERY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY):
+                    await self._wanted.wait()
+            self._wanted.clear()
             if self._index.containers:
                 await self._sample()
 
@@ -77,10 +83,26 @@ class Stats:
         await self._sample()
         return self._of_container(container)
 
-    async def containers(self, containers: Iterable[PodContainer]) -> list[runtime_pb2.ContainerStats]:
-        """Return the figures of containers; one that does not run has only its layer."""
-        await self._sample()
-        return [self._of_container(container) for container in containers]
+    async def containers(self, containers: Sequence[PodContainer]) -> list[bytes]:
+        """Return the figures of containers, each as an encoded ListContainerStatsResponse with it.
+
+        StreamContainerStatsResponse has the same field. They are ten seconds old at most, and one that was not there
+        then is looked at. One that does not run has only its layer.
+        """
+        if all(map(self._is_known, containers)):
+            self._wanted.set()
+        else:
+            await self._sample()
+        return [self._piece(container) for container in containers]
+
+    def _is_known(self, container: PodContainer) -> bool:
+        """Whether the last sample has it, and if it runs, running."""
+        state, _ = self._encoded.get(container.id, (None, b""))
+        return state is not None and (state == container.state or container.state != runtime_pb2.CONTAINER_RUNNING)
+
+    def _piece(self, container: PodContainer) -> bytes:
+        state, piece = self._encoded.get(container.id, (None, b""))
+        return piece if state == container.state else _encode(self._of_container(container))
 
     async def pods(self, pods: Iterable[Pod]) -> list[runtime_pb2.PodSandboxStats]:
         """Return the figures of those pods that are ready."""
@@ -136,7 +158,11 @@ class Stats:
             everybody = list(self._index.containers)
             figures, layers = await self._threads.run(self._look, running, everybody)
             self._before, self._last, self._layers = self._last, figures, layers
+            self._encoded = await self._threads.run(self._encode_all, list(self._index.containers.values()))
             self._sampled = time.monotonic()
+
+    def _encode_all(self, containers: list[PodContainer]) -> dict[str, tuple[int, bytes]]:
+        return {one.id: (one.state, _encode(self._of_container(one))) for one in containers}
 
     def _look(
         self, running: dict[str, int], everybody: list[str]
@@ -213,6 +239,10 @@ class Stats:
             return ""
         found = [self._directories[id] for id in pod.containers if id in self._directories]
         return str(found[0].parent.memory) if found else ""
+
+
+def _encode(stats: runtime_pb2.ContainerStats) -> bytes:
+    return runtime_pb2.ListContainerStatsResponse(stats=[stats]).SerializeToString()
 
 
 def _cpu(figures: Figures, before: Figures | None) -> runtime_pb2.CpuUsage:

@@ -468,13 +468,18 @@ def test_figures_are_those_of_the_kernel(cri: CriClient) -> None:
     every = cri.runtime.ListContainerStats(runtime_pb2.ListContainerStatsRequest()).stats
     assert {one.attributes.id: one.HasField("cpu") for one in every} == {container: True, made: False}
     assert next(one for one in every if one.attributes.id == container).writable_layer.inodes_used.value > 1
-    code, _ = refused(cri.runtime.ContainerStats, runtime_pb2.ContainerStatsRequest(container_id=made))
-    assert code is grpc.StatusCode.FAILED_PRECONDITION
     request = runtime_pb2.PodSandboxStatsRequest(pod_sandbox_id=pod.annotations["id"])
     of_pod = cri.runtime.PodSandboxStats(request).stats
     assert of_pod.linux.cpu.usage_core_nano_seconds.value >= first.cpu.usage_core_nano_seconds.value
     assert of_pod.linux.process.process_count.value >= 1
     assert [one.attributes.id for one in of_pod.linux.containers] == [container, made]
+    cri.start(made)
+    cri.stop(container)
+    every = cri.runtime.ListContainerStats(runtime_pb2.ListContainerStatsRequest()).stats
+    assert {one.attributes.id: one.HasField("cpu") for one in every} == {container: False, made: True}
+    assert {one.id: one.state for one in cri.containers()} == {container: EXITED, made: RUNNING}
+    code, _ = refused(cri.runtime.ContainerStats, runtime_pb2.ContainerStatsRequest(container_id=container))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_metrics_have_the_names_that_monitoring_knows(cri: CriClient) -> None:
