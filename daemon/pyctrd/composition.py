@@ -36,6 +36,7 @@ from pyctrd.runtime.runtimes import Runtimes
 from pyctrd.runtime.shims import Shims
 from pyctrd.runtime.tasks import Tasks
 from pyctrd.runtime.zygote_client import Zygote
+from pyctrd.server.call_counts import CallCounts
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import Listener
 from pyctrd.server.ttrpc import TtrpcListener
@@ -92,7 +93,9 @@ class Parts:
         self.group = group
         self.closing = closing
         self.upgrade = upgrade
-        self.dispatch = Dispatch()
+        # Nobody counts where nobody asks.
+        self.calls = CallCounts() if config.metrics.address else None
+        self.dispatch = Dispatch([self.calls.observe] if self.calls else [])
         self.content: ContentStore | None = None  # one of the late parts
         self.sandboxes: SandboxController | None = None  # another one
         self._made_checkpoints: Checkpoints | None = None

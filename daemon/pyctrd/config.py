@@ -102,6 +102,16 @@ class Grpc(NamedTuple):
     ] = 600.0
 
 
+class Metrics(NamedTuple):
+    """The [metrics] table."""
+
+    address: Annotated[
+        str,
+        'HOST:PORT at which Prometheus finds /v1/metrics, without TLS: of the loopback, best. "" is off, and costs'
+        " nothing.",
+    ] = ""
+
+
 class Userns(NamedTuple):
     """The [userns] table."""
 
@@ -313,6 +323,7 @@ class Config(NamedTuple):
     state: Annotated[Path, "What must not: sockets, bundles, exit records. Best on tmpfs."] = Path("/run/pyctr")
     log: Annotated[Log, "What is logged, on standard error."] = Log()
     grpc: Annotated[Grpc, "containerd's API and our own."] = Grpc()
+    metrics: Annotated[Metrics, "Figures of containers and of the daemon, for Prometheus."] = Metrics()
     content: Annotated[Content, "Blobs of images."] = Content()
     unpack: Annotated[Unpack, "Layers of images, which come from strangers."] = Unpack()
     events: Annotated[Events, "Telling subscribers what happens."] = Events()
@@ -348,6 +359,13 @@ class Config(NamedTuple):
     def ports(self) -> tuple[Tcp, ...]:
         """The addresses that other machines can reach."""
         return tuple(address for address in map(parse_address, self.grpc.addresses) if isinstance(address, Tcp))
+
+    @property
+    def metrics_address(self) -> Tcp | None:
+        """Where metrics are served, if they are."""
+        parsed = parse_address(f"tcp://{self.metrics.address}") if self.metrics.address else None
+        assert not isinstance(parsed, Path)
+        return parsed
 
     @property
     def ttrpc_address(self) -> str:
@@ -435,6 +453,10 @@ def _check_addresses(config: Config, source: str) -> None:
                 raise ConfigError(f"{source}: grpc.{key} {error}") from error
             if key == "address" and isinstance(parsed, Tcp):
                 raise ConfigError(f"{source}: grpc.address must be a path; {address} belongs in grpc.addresses")
+    try:
+        _ = config.metrics_address
+    except ValueError as error:
+        raise ConfigError(f"{source}: metrics.address must be HOST:PORT, not {config.metrics.address}") from error
     tls = config.grpc
     if config.ports and not (tls.tcp_tls_ca and tls.tcp_tls_cert and tls.tcp_tls_key):
         raise ConfigError(

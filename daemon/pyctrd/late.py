@@ -3,6 +3,7 @@
 To load them takes longer than to load all others, and a daemon that comes back is waited for.
 """
 
+import importlib
 import importlib.metadata
 import os
 import shutil
@@ -17,6 +18,7 @@ from pyctrd.cdi.registry import Registry as DescribedDevices
 from pyctrd.composition import CHECKPOINTS
 from pyctrd.config import ProxyKind
 from pyctrd.content.store import ContentStore
+from pyctrd.core.addresses import Tcp
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.diff.differ import Differ
 from pyctrd.diff.limits import Limits
@@ -57,6 +59,7 @@ from pyctrd.runtime.restarts import RestartMonitor
 from pyctrd.runtime.revival import Revival
 from pyctrd.runtime.runtime_info import runtime_info
 from pyctrd.sandbox.controller import SandboxController
+from pyctrd.server.call_counts import CallCounts
 from pyctrd.server.dispatch import Servicer
 from pyctrd.snapshots.driver import Driver
 from pyctrd.snapshots.drivers import built_in
@@ -93,6 +96,8 @@ class LateParts:
         self._described = DescribedDevices(tuple(map(Path, parts.config.cdi.directories)))
         self._build_services()
         parts.group.create_task(self._scheduler.run(), name="garbage collection")
+        if parts.config.metrics_address is not None and parts.calls is not None:
+            parts.group.create_task(self._serve_metrics(parts.config.metrics_address, parts.calls), name="metrics")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
         parts.group.create_task(self._restarts().run(), name="restarts")
 
@@ -242,6 +247,22 @@ class LateParts:
             parts.operations,
             parts.rows,
         )
+
+    async def _serve_metrics(self, address: Tcp, calls: CallCounts) -> None:
+        parts = self._parts
+        gathering = await parts.bulk.run(importlib.import_module, "pyctrd.metrics.gathering")
+        server = await parts.bulk.run(importlib.import_module, "pyctrd.metrics.server")
+        gatherer = gathering.Gatherer(
+            parts.tasks,
+            parts.container_index,
+            parts.operations,
+            calls,
+            parts.dispatch.kinds,
+            self._scheduler,
+            importlib.metadata.version("pyctr"),
+            parts.bulk.run,
+        )
+        await server.serve(address, gatherer.text)
 
     def _engine(self) -> Engine:
         parts = self._parts

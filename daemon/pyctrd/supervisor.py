@@ -151,10 +151,11 @@ class Supervisor:
         """Raise FailedPrecondition if another program serves one of our addresses."""
         for path in self._config.paths:
             public_socket.refuse_if_served(path)
-        if self._config.ports:
+        ports = [port for port in (*self._config.ports, self._config.metrics_address) if port is not None]
+        if ports:
             from pyctrd.server.remote_listener import refuse_if_taken  # most daemons serve this machine only
 
-            for port in self._config.ports:
+            for port in ports:
                 refuse_if_taken(port)
 
     def _build(self, group: asyncio.TaskGroup) -> Parts:

@@ -1,6 +1,5 @@
 """Several addresses, and TCP with mutual TLS: who gets in, who does not, and certificates that change meanwhile."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from support.authority import Authority, Pair
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.ports import free_port
 from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -24,12 +24,6 @@ tcp_tls_ca = "{base}/clients.pem"
 tcp_tls_cert = "{base}/server.pem"
 tcp_tls_key = "{base}/server.key"
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Served:

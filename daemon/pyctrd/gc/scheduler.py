@@ -4,6 +4,7 @@ Source: containerd plugins/gc, the policy of its scheduler.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -32,8 +33,9 @@ class Scheduler:
         self._due = asyncio.Event()
         self._waiters: list[asyncio.Future[Collected]] = []
         self._seen_garbage = self._seen_mutations = 0
-        self._runs = 0
-        self._seconds = 0.0
+        # By how they ended, success or fail, and how long they took.
+        self.ended: Counter[str] = Counter()
+        self.seconds = 0.0
 
     async def run(self) -> None:
         """Collect when it is due, until cancelled."""
@@ -45,9 +47,8 @@ class Scheduler:
             await self._wait(delay)
             start = loop.time()
             await self._collect_once()
-            self._runs += 1
-            self._seconds += loop.time() - start
-            mean = max(self._seconds / self._runs, _LEAST)
+            self.seconds += loop.time() - start
+            mean = max(self.seconds / self.ended.total(), _LEAST)
             delay = mean / _SHARE - mean
 
     async def collect_now(self) -> Collected:
@@ -74,10 +75,12 @@ class Scheduler:
         except (ApiError, OSError) as error:
             # A full disk, mostly: it is tried again after the next deletion.
             _log.warning("garbage collection failed", error=str(error))
+            self.ended["fail"] += 1
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(error)
         else:
+            self.ended["success"] += 1
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(collected)

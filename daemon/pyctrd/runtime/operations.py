@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
@@ -45,6 +45,8 @@ class Operations:
         """Start empty."""
         self._running: dict[str, Operation] = {}
         self._failed: deque[Operation] = deque(maxlen=FAILURES_KEPT)
+        # By name and "ok" or "failed", since the daemon's start.
+        self.ended: Counter[tuple[str, str]] = Counter()
         self._ids = itertools.count(1)
 
     @contextmanager
@@ -74,6 +76,7 @@ class Operations:
         self._running[operation.id] = operation
         try:
             yield operation
+            self.ended[name, "ok"] += 1
         except ApiError as error:
             self._fail(operation, str(error))
             raise
@@ -87,6 +90,7 @@ class Operations:
             del self._running[operation.id]
 
     def _fail(self, operation: Operation, error: str) -> None:
+        self.ended[operation.name, "failed"] += 1
         operation.ended_at = datetime.now(UTC)
         operation.error = error
         self._failed.append(operation)

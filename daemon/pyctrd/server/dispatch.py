@@ -8,7 +8,8 @@ and a servicer's method is wrapped once, when it is registered.
 import asyncio
 import errno
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
@@ -44,6 +45,8 @@ _log = Logger("pyctrd.server")
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Any]
+# Entered for the time of a call, with the method's name; it sees the call's error, and lets it pass.
+Observer: TypeAlias = Callable[[str, Context], AbstractContextManager[None]]
 PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
 
@@ -63,8 +66,9 @@ else:
 class Dispatch(_GenericHandler):
     """The table of methods."""
 
-    def __init__(self) -> None:
-        """Start with no method."""
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        """Start with no method; `observers` watch the calls of all of them."""
+        self._observers = observers
         self._methods: dict[str, Handler] = {}
         self._expected: Set[str] = frozenset()
         self._load: Callable[[], None] | None = None
@@ -102,6 +106,8 @@ class Dispatch(_GenericHandler):
         """Serve `method`, a name with slashes, by `behaviour`; `kind` makes a handler of it."""
         if method in _PARKED:
             behaviour = self._parking(method, behaviour, unary=kind is grpc.unary_unary_rpc_method_handler)
+        if self._observers:
+            behaviour = _observed(method, behaviour, self._observers)
         guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
         self._methods[method] = kind(
             guard(method, behaviour, self._calls),
@@ -112,6 +118,19 @@ class Dispatch(_GenericHandler):
     def services(self) -> set[str]:
         """Return the full names of the services that there are."""
         return {method.split("/")[1] for method in self._methods} | self._expected
+
+    def kinds(self) -> dict[str, str]:
+        """Return what kind of call each method takes, as other servers' metrics say it."""
+        names = {
+            (False, False): "unary",
+            (False, True): "server_stream",
+            (True, False): "client_stream",
+            (True, True): "bidi_stream",
+        }
+        return {
+            method: names[handler.request_streaming, handler.response_streaming]
+            for method, handler in self._methods.items()
+        }
 
     def expect(self, services: Set[str], load: Callable[[], None]) -> None:
         """Count `services` among ours: `load` adds them, when one of them is called or at `complete`."""
@@ -263,6 +282,27 @@ _KINDS: Final[Mapping[tuple[bool, bool], Callable[..., Handler]]] = {
 
 def _passing_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     return lambda response: response if type(response) is bytes else serialize(response)
+
+
+def _observed(method: str, behaviour: Behaviour, observers: Sequence[Observer]) -> Behaviour:
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            with ExitStack() as stack:
+                for observer in observers:
+                    stack.enter_context(observer(method, context))
+                async for response in behaviour(request, context):
+                    yield response
+
+        return stream
+
+    async def call(request: Any, context: Context) -> Any:
+        with ExitStack() as stack:
+            for observer in observers:
+                stack.enter_context(observer(method, context))
+            return await behaviour(request, context)
+
+    return call
 
 
 def _guard(method: str, behaviour: Behaviour, calls: _Calls) -> Callable[[Any, Context], Awaitable[Any]]:

@@ -1,0 +1,1 @@
+"""What Prometheus is told: of containers, by containerd's names, and of the daemon."""
