@@ -80,7 +80,7 @@ class Stats:
             raise FailedPrecondition(
                 f'container "{container.id}" is in {container.state_name} state: nothing is measured'
             )
-        await self._sample()
+        await self._sample([container])
         return self._of_container(container)
 
     async def containers(self, containers: Sequence[PodContainer]) -> list[bytes]:
@@ -92,7 +92,7 @@ class Stats:
         if all(map(self._is_known, containers)):
             self._wanted.set()
         else:
-            await self._sample()
+            await self._sample(containers)
         return [self._piece(container) for container in containers]
 
     def _is_known(self, container: PodContainer) -> bool:
@@ -146,9 +146,10 @@ class Stats:
             snapshots=self._mountpoint,
         )
 
-    async def _sample(self) -> None:
+    async def _sample(self, wanted: Sequence[PodContainer] = ()) -> None:
+        """Take a sample, unless there is one that is good still and has those that are wanted."""
         async with self._sampling:
-            if time.monotonic() - self._sampled < _GOOD_FOR:
+            if time.monotonic() - self._sampled < _GOOD_FOR and all(map(self._is_known, wanted)):
                 return
             running = {}
             for container in self._index.containers.values():
