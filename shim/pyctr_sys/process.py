@@ -109,21 +109,21 @@ def add_session_keyring(steps: Steps, name: str) -> None:
     steps.call("keyctl(SETPERM)", "keyctl", _KEYCTL_SETPERM, _KEY_SPEC_SESSION_KEYRING, permissions)
 
 
-def set_io_priority(io_class: IoClass, level: int) -> None:
-    """Set this process's I/O priority, 0 (first) to 7. Source: ioprio_set(2)."""
-    check(syscall("ioprio_set", 1, 0, io_class << 13 | level), "ioprio_set")
+def set_io_priority(io_class: IoClass, level: int, pid: int = 0) -> None:
+    """Set a process's I/O priority, 0 (first) to 7; this process's by default. Source: ioprio_set(2)."""
+    check(syscall("ioprio_set", 1, pid, io_class << 13 | level), "ioprio_set")
 
 
 def sched_setattr(
-    policy: int, *, flags: int, nice: int, priority: int, runtime_ns: int, deadline_ns: int, period_ns: int
+    pid: int, policy: int, *, flags: int, nice: int, priority: int, runtime_ns: int, deadline_ns: int, period_ns: int
 ) -> None:
-    """Set this process's scheduling policy and its parameters. Source: sched_setattr(2)."""
+    """Set a process's scheduling policy and its parameters; this process's if 0. Source: sched_setattr(2)."""
     attributes = ffi.new("struct sched_attr *")
     attributes.size = ffi.sizeof("struct sched_attr")
     attributes.sched_policy, attributes.sched_flags = policy, flags
     attributes.sched_nice, attributes.sched_priority = nice, priority
     attributes.sched_runtime, attributes.sched_deadline, attributes.sched_period = runtime_ns, deadline_ns, period_ns
-    check(syscall("sched_setattr", 0, address(attributes), 0), "sched_setattr")
+    check(syscall("sched_setattr", pid, address(attributes), 0), "sched_setattr")
 
 
 def file_system_type(fd: int) -> int:

@@ -142,6 +142,13 @@ class Stub:
             purpose = purposes[(where - elf.MEMORY) // STEP_BYTES]
             raise StepFailed(-result, f"{purpose}: {os.strerror(-result)}")
 
+    def wake(self) -> None:
+        """Have it go on where a step of what it was told waits for a packet. Raises StubEnded."""
+        try:
+            os.write(self._control_fd, b"\1")
+        except BrokenPipeError:
+            raise StubEnded(0, "the stub has ended") from None
+
     def run(self, steps: Steps) -> None:
         """Have it go through `steps`, and return when it is through. Raises as `tell` and `await_done`."""
         self.tell(steps)

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.cgroups import files, mounted
 from pyctr_sys.mount import MNT_DETACH, umount2
 
 BUSYBOX = Path("/bin/busybox")
+needs_systemd = pytest.mark.skipif(not Path("/run/systemd/private").exists(), reason="systemd does not run here")
 APPLETS = [
     "sh",
     "cat",

@@ -45,7 +45,8 @@ def start(state_directory: str) -> None:
             record = read(state_directory)
             pidfd = pidfd_open(record.pid)
             try:
-                listener.hand_over(channel, record, Status.CREATED, record.pid, pidfd, answer[1]["fd"])
+                listener.hand_over(record, Status.CREATED, record.pid, pidfd, answer[1]["fd"])
+                channel.send(Message.GO)
             finally:
                 os.close(pidfd)
             answer = channel.receive()

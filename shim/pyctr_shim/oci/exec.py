@@ -48,7 +48,7 @@ _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
 _HERE: Final = -100  # AT_FDCWD
 _PATH: Final = O_PATH | os.O_CLOEXEC
-_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity", "selinuxLabel")
+_NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +165,8 @@ class Joiner:
             self._add_write(steps, "process.oomScoreAdj", "oom_score_adj", str(score), kept_fd)
 
     def _add_label(self, steps: Steps, kept_fd: int) -> None:
-        if label := lsm.exec_label(self._process):
-            self._add_write(steps, "process.apparmorProfile", lsm.exec_label_file(), label, kept_fd)
+        for field, names, text in lsm.exec_labels(self._process):
+            self._add_write(steps, field, lsm.first_of(names), text, kept_fd)
 
     def _add_write(self, steps: Steps, purpose: str, name: str, text: str, kept_fd: int) -> None:
         """Write to a file of the process's own in the host's /proc."""

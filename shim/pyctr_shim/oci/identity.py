@@ -69,19 +69,22 @@ class Identity:
         steps.add(self._switch)
         steps.add(self._after)
 
-    def add_seal(self, steps: Steps) -> None:
-        """Make `seal` steps, of a filter that has no listener."""
+    def add_seal(self, steps: Steps, socket_fd: int = -1) -> None:
+        """Make `seal` steps; if the filter has a listener, they wait for a message that it has been taken."""
         steps.add(self._seal)
+        if self._notifies:
+            listener.add_wait(steps, socket_fd)
 
     def seal(self, channel: Channel) -> None:
         """Load the filter and give up what was kept for that; the program follows at once.
 
         If the filter has a listener, the other end of the channel takes it.
         """
+        steps = Steps()
+        self.add_seal(steps, channel.fileno())
         if self._notifies:
-            listener.add_wait(self._seal, channel)
             listener.announce(channel)  # nothing is opened between this and the filter
-        _run(self._seal)
+        _run(steps)
 
 
 def _run(steps: Steps) -> None:

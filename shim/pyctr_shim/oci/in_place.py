@@ -10,8 +10,8 @@ comes back; only what must be done by init is left to a stub (`pyctr_sys.stub`),
            waits; executes at the start
 
 The steps are those of init.py, where everything is done that this does not do: user and time namespaces, hooks inside,
-systemd's cgroups, listeners, labels of SELinux. A step of the stub that fails is no verdict: the fork finds out why,
-or that there is no reason.
+network devices, Intel RDT. A step of the stub that fails is no verdict: the fork finds out why, or that there is no
+reason.
 """
 
 import fcntl
@@ -27,6 +27,7 @@ from pyctr_shim.oci import (
     capabilities,
     forks,
     init,
+    listener,
     lockdown,
     lsm,
     namespaces,
@@ -40,6 +41,7 @@ from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.identity import Identity
 from pyctr_shim.oci.init import Build, Request
 from pyctr_shim.oci.mounts import PlannedMount, options_of
+from pyctr_shim.oci.state import Status
 from pyctr_sys import stub as stubs
 from pyctr_sys.namespaces import Clone, in_user_namespace
 from pyctr_sys.openat2 import IN_ROOT, O_PATH, open_in_root
@@ -58,7 +60,6 @@ from pyctr_sys.stub import FIRST_EXTRA_FD, Stub, StubEnded
 _MADE_BY_STUB: Final = Clone.NEWNS | Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS
 _JOINED: Final = Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS | Clone.NEWCGROUP
 _HOOKS_OUTSIDE: Final = {"poststart", "poststop"}
-_BY_FORK: Final = ("scheduler", "ioPriority", "selinuxLabel")
 _CONTROL_FD: Final = 3
 _HERE: Final = -100  # AT_FDCWD
 _AT_EACCESS: Final = 0x200
@@ -82,6 +83,7 @@ class Waiting:
         self.pidfd = stub.pidfd
         self.master_fd = master_fd
         self.fields: Mapping[str, Any] = init.created(build)
+        self._told = build.state if build.filter and build.filter.notifies else None  # for the filter's agent
         self._stub = stub
         self._start = start
         self._path = path
@@ -90,6 +92,9 @@ class Waiting:
         """Let it execute its program. Raises OciError with the program's ENOENT or EACCES."""
         try:
             self._stub.tell_prepared(self._start)
+            if self._told is not None:
+                listener.hand_over(self._told, Status.CREATED, self.pid, self.pidfd, FIRST_EXTRA_FD)
+                self._stub.wake()
             with suppress(StubEnded):  # it is a stub no longer
                 self._stub.await_done()
         except StubEnded:
@@ -106,7 +111,7 @@ class Waiting:
 
 def suits(request: Request) -> bool:
     """Whether a container can be asked for in this way; its spec is still to be looked at."""
-    away = request.staged or request.entered or request.no_pivot_root or request.systemd_cgroup
+    away = request.staged or request.entered or request.no_pivot_root
     return not (away or request.preserve_fds or request.start_fd >= 0 or in_user_namespace() or os.geteuid())
 
 
@@ -133,14 +138,12 @@ def create(request: Request) -> Waiting | None:
 def _suits(build: Build) -> bool:
     """Whether there is nothing in a spec that only a forked init does."""
     linux, process, plan = build.linux, build.process, build.plan
-    seccomp = linux.get("seccomp") or {}
     return (
         bool(plan.new & Clone.NEWNS and process["args"])
         and not any(kind & ~_JOINED for kind in plan.joined)
         and not build.state.hooks.keys() - _HOOKS_OUTSIDE
         and not rootfs.is_shared(linux.get("rootfsPropagation") or "")  # the host must have its root before
-        and not any(process.get(name) for name in _BY_FORK)
-        and not (linux.get("netDevices") or linux.get("intelRdt") or seccomp.get("listenerPath"))
+        and not (linux.get("netDevices") or linux.get("intelRdt"))
     )
 
 
@@ -162,6 +165,7 @@ class _Creation:
         try:
             init.open_sources(build)
             build.notes += scheduling.set_oom_score(build.process.get("oomScoreAdj"), stub.pid)
+            scheduling.apply(build.process, stub.pid)
             return self._finish(stub)
         except (StepFailed, StubEnded) as error:
             stub.end()
@@ -171,10 +175,10 @@ class _Creation:
             raise
 
     def _begin(self) -> Stub:
-        """Write the state, make the cgroup, and start the stub: into that, on version 2."""
+        """Write the state, make the cgroup, and start the stub: into that, on version 2, if it is not systemd's."""
         build = self._build
         directory = build.cgroup.directory_for_clone()
-        if directory:
+        if directory and not build.request.systemd_cgroup:
             init.write_state(build)
             init.make_cgroup(build)
             cgroup_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -190,7 +194,7 @@ class _Creation:
         stub = self._start_stub()
         try:
             init.write_state(build, stub.pid)
-            init.make_cgroup(build)
+            init.make_cgroup(build, stub.pid)
         except BaseException:
             stub.end()
             raise
@@ -291,8 +295,8 @@ class _Creation:
                 self._add_write(steps, f"joining cgroup {build.cgroup.path}", path, "0")
         if build.plan.new & Clone.NEWCGROUP:
             steps.call("making namespaces", "unshare", Clone.NEWCGROUP)
-        if label := lsm.exec_label(build.process):
-            self._add_write(steps, "process.apparmorProfile", f"/proc/self/{lsm.exec_label_file()}", label)
+        for field, names, text in lsm.exec_labels(build.process):
+            self._add_write(steps, field, f"/proc/self/{lsm.first_of(names)}", text)
         for fd, item in enumerate(self._procs(), self._first_fd):
             _add_new_file_system(steps, item, fd)
         return steps
@@ -347,7 +351,7 @@ class _Creation:
         """Return what the start has the stub do. Raises ValueError for a NUL in an argument or a variable."""
         steps = Steps()
         program.add_signals(steps)
-        identity.add_seal(steps)
+        identity.add_seal(steps, _CONTROL_FD)
         program.add_execute(steps, path, self._build.process["args"], self._env)
         return steps
 

@@ -247,9 +247,9 @@ def rootfs_directory(build: Build) -> str:
     return os.path.join(build.request.bundle, build.spec["root"]["path"])
 
 
-def make_cgroup(build: Build) -> None:
-    """Make the container's cgroup, with its limits."""
-    build.cgroup.create()
+def make_cgroup(build: Build, pid: int = 0) -> None:
+    """Make the container's cgroup, with its limits; `pid` as Cgroup.create has it."""
+    build.cgroup.create(pid)
     build.cgroup.apply(build.linux.get("resources") or {})
     if (uid := owner_of(build.spec)) is not None:
         build.cgroup.delegate(uid)

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
@@ -32,26 +33,26 @@ def announce(channel: Channel) -> None:
     channel.send(Message.LISTENER, fd=lowest)
 
 
-def add_wait(steps: Steps, channel: Channel) -> None:
-    """Wait until the listener has been taken over.
+def add_wait(steps: Steps, socket_fd: int) -> None:
+    """Wait until the listener has been taken over, and a message says so.
 
     Or until whoever takes it has died: then nobody answers, and calls that the filter asks about fail with ENOSYS.
     """
     buffer = steps.buffer("char[]", bytes(64))
-    steps.call("linux.seccomp: waiting for the listener to be taken", "read", channel.fileno(), buffer, 64)
+    steps.call("linux.seccomp: waiting for the listener to be taken", "read", socket_fd, buffer, 64)
 
 
-def hand_over(channel: Channel, record: State, status: Status, pid: int, pidfd: int, fd: int) -> None:
-    """Take the listener `fd` out of a process that is loading its filter, give it to the agent, let the process go on.
+def hand_over(record: State, status: Status, pid: int, pidfd: int, fd: int) -> None:
+    """Take the listener `fd` out of a process that is loading its filter, and give it to the agent.
 
-    Raises OciError if the agent is not there; the process has been killed then. Borrows everything.
+    Then the process is to be told to go on. Raises OciError if the agent is not there; the process is killed then.
     """
     try:
         _hand_over(record, status, pid, pidfd, fd)
     except OciError:
-        pidfd_send_signal(pidfd, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            pidfd_send_signal(pidfd, signal.SIGKILL)
         raise
-    channel.send(Message.GO)
 
 
 def _hand_over(record: State, status: Status, pid: int, pidfd: int, fd: int) -> None:

@@ -1,7 +1,7 @@
 """Labels: AppArmor's or SELinux's for the program, SELinux's for new file systems."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
@@ -40,36 +40,36 @@ def with_context(data: str, label: str) -> str:
     return f"{data},{context}" if data else context
 
 
-def exec_label(process: Mapping[str, Any]) -> str:
-    """Return what to write for the AppArmor profile that a process asks for; empty if there is nothing to write.
+def exec_labels(process: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yield what a process writes for the labels that it asks for: a field's name and value, files, the text.
 
-    Raises OciError where AppArmor is off: a profile that was asked for is never left out.
+    Of the files, which lie below the process's directory in /proc, it is the first that there is. Raises OciError where
+    the module is off: a label that was asked for is never left out.
     """
     profile = process.get("apparmorProfile")
-    if not profile or (profile == "unconfined" and not apparmor_enabled()):
-        return ""
-    if not apparmor_enabled():
-        raise OciError(f"process.apparmorProfile: {profile!r}: AppArmor is not enabled")
-    return f"exec {profile}"
+    if profile and (profile != "unconfined" or apparmor_enabled()):
+        if not apparmor_enabled():
+            raise OciError(f"process.apparmorProfile: {profile!r}: AppArmor is not enabled")
+        yield f"process.apparmorProfile: {profile!r}", _EXEC_LABEL_FILES, f"exec {profile}"
+    if label := process.get("selinuxLabel"):
+        if not selinux_enabled():
+            raise OciError(f"process.selinuxLabel: {label!r}: SELinux is not enabled")
+        yield f"process.selinuxLabel: {label!r}", _EXEC_LABEL_FILES[-1:], label
 
 
-def exec_label_file() -> str:
-    """Return where a process writes that, below its directory in /proc."""
-    return next((name for name in _EXEC_LABEL_FILES if os.path.exists(f"/proc/self/{name}")), _EXEC_LABEL_FILES[-1])
+def first_of(names: Sequence[str]) -> str:
+    """Return the first of these files that processes have; the last one if they have none."""
+    return next((name for name in names if os.path.exists(f"/proc/self/{name}")), names[-1])
 
 
 def set_exec_label(proc_fd: int, process: Mapping[str, Any]) -> None:
     """Choose the AppArmor profile and the SELinux context for the next exec of this process.
 
     Written through the runtime's own /proc: a container's could be anything. Runs on the host's root.
-    Raises OciError, also where the module is off: a label that was asked for is never left out.
+    Raises OciError as `exec_labels`.
     """
-    if text := exec_label(process):
-        _write(proc_fd, _EXEC_LABEL_FILES, text, f"process.apparmorProfile: {process['apparmorProfile']!r}")
-    if label := process.get("selinuxLabel"):
-        if not selinux_enabled():
-            raise OciError(f"process.selinuxLabel: {label!r}: SELinux is not enabled")
-        _write(proc_fd, _EXEC_LABEL_FILES[-1:], label, f"process.selinuxLabel: {label!r}")
+    for field, names, text in exec_labels(process):
+        _write(proc_fd, names, text, field)
 
 
 def _write(proc_fd: int, names: tuple[str, ...], text: str, field: str) -> None:

@@ -112,8 +112,10 @@ def visited(pidfd: int, kinds: int) -> Iterator[None]:
     root_fd, directory_fd = os.open("/", _DIRECTORY), os.open(".", _DIRECTORY)
     mask = os.umask(0)
     try:
-        setns(pidfd, kinds)
+        setns(pidfd, Clone.NEWNS)  # by itself, as the way back: only so it is refused to a process of several threads
         try:
+            if others := kinds & ~Clone.NEWNS:
+                setns(pidfd, others)
             yield
         finally:
             try:

@@ -136,7 +136,8 @@ class Container:
             answer = self.channel.receive()
             if answer is not None and answer[0] is Message.LISTENER:
                 record = state.read(self.state_directory)
-                listener.hand_over(self.channel, record, Status.CREATED, self.pid, self.pidfd, answer[1]["fd"])
+                listener.hand_over(record, Status.CREATED, self.pid, self.pidfd, answer[1]["fd"])
+                self.channel.send(Message.GO)
                 answer = self.channel.receive()
         except BrokenPipeError:
             raise OciError("container init has ended before it was started") from None
@@ -430,7 +431,8 @@ def _follow_to_exec(child: "forks.Child", state_directory: str) -> Process:
                 console_fd = fds[0]
             elif message is Message.LISTENER:
                 record = state.read(state_directory)
-                listener.hand_over(child.channel, record, Status.RUNNING, child.pid, child.pidfd, fields["fd"])
+                listener.hand_over(record, Status.RUNNING, child.pid, child.pidfd, fields["fd"])
+                child.channel.send(Message.GO)
             elif message is Message.FAILED:
                 _raise_failure(fields)
     except BaseException:

@@ -47,13 +47,13 @@ def set_oom_score(adjustment: int | None, pid: int | str = "self") -> list[str]:
     return []
 
 
-def apply(process: Mapping[str, Any]) -> None:
-    """Set the scheduler and the I/O priority that the spec asks for. Raises OciError."""
+def apply(process: Mapping[str, Any], pid: int = 0) -> None:
+    """Set the scheduler and the I/O priority of a process, by default this one, as the spec asks. Raises OciError."""
     try:
         if scheduler := process.get("scheduler"):
-            _set_scheduler(scheduler)
+            _set_scheduler(pid, scheduler)
         if priority := process.get("ioPriority"):
-            kernel.set_io_priority(kernel.IoClass[priority["class"]], priority.get("priority") or 0)
+            kernel.set_io_priority(kernel.IoClass[priority["class"]], priority.get("priority") or 0, pid)
     except OSError as error:
         raise OciError(f"process scheduling: {error.strerror}", error.errno or 0) from None
 
@@ -97,13 +97,14 @@ def set_lasting(linux: Mapping[str, Any]) -> None:
         raise OciError(error.strerror or "", error.errno or 0) from None
 
 
-def _set_scheduler(scheduler: Mapping[str, Any]) -> None:
+def _set_scheduler(pid: int, scheduler: Mapping[str, Any]) -> None:
     flags = 0
     for name in scheduler.get("flags") or ():
         if name not in _FLAGS:
             raise OciError(f"process.scheduler.flags: unknown flag {name!r}")
         flags |= _FLAGS[name]
     kernel.sched_setattr(
+        pid,
         _POLICIES[scheduler["policy"]],
         flags=flags,
         nice=scheduler.get("nice") or 0,

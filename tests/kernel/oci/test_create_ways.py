@@ -11,7 +11,7 @@ import pytest
 from pyctr_shim.oci import in_place, practice
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import stub
-from support.oci_bundle import Lab, Spec, process, read_all, wait
+from support.oci_bundle import Ended, Lab, Spec, needs_systemd, process, read_all, wait
 
 
 def _has_stub() -> bool:
@@ -29,6 +29,7 @@ LOOK = r"""
 grep -vE '^(Pid|Tgid|NSpid|NStgid|NSsid|NSpgid|PPid|Vm|Rss|.*ctxt_switches|Threads|Name|Hugetlb|SigQ|Mems|Cpus)' \
     /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj
+cut -d ' ' -f 18,19,41 /proc/self/stat; busybox ionice
 tr '\0' '\n' < /proc/self/environ
 for fd in 0 1 2 3 4 5 6 7 8 9; do test -e /proc/self/fd/$fd && echo fd $fd; done
 pwd; umask; id; hostname; grep -q _ses /proc/keys && echo keyring
@@ -55,6 +56,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 2000}], "oomScoreAdj": 321},
         "linux": {"resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 40}}},
     },
+    "scheduling": {
+        "process": {
+            "scheduler": {"policy": "SCHED_BATCH", "nice": 7},
+            "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6},
+        }
+    },
     "environment": {"process": {"env": ["PATH=/nowhere:/bin", "HOME=/h", "A=1", "A=2", "LONG=" + "x" * 20_000]}},
     "names and sysctls": {
         "hostname": "named",
@@ -79,14 +86,14 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return taken
 
 
-def both_ways(lab: Lab, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def both_ways(lab: Lab, spec: Spec, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
     """Run the same in place and by a fork, and return what both have printed or why not."""
     ends: list[Any] = []
     for suits in (in_place.suits, lambda _request: False):
         with monkeypatch.context() as patch:
             patch.setattr(in_place, "suits", suits)
             try:
-                ends.append(lab.run(spec, bundle=lab.bundle(spec)))
+                ends.append(lab.run(spec, bundle=lab.bundle(spec), **options))
             except OciError as error:
                 ends.append((str(error), error.errno))
     return ends
@@ -108,11 +115,45 @@ def test_the_same_comes_of_both(name: str, lab: Lab, ways: list[bool], monkeypat
     one, other = both_ways(lab, spec, monkeypatch)
 
     assert ways == [True]
+    assert_alike(one, other)
+
+
+def assert_alike(one: Ended, other: Ended) -> None:
     assert "Seccomp:" in one.output
     lines = one.output.splitlines(), other.output.splitlines()
     assert [line for line in lines[0] if line not in lines[1]] == [line for line in lines[1] if line not in lines[0]]
     assert len(lines[0]) == len(lines[1])
     assert one.status == other.status == 0
+
+
+@needs_systemd
+@pytest.mark.parametrize("own", ["cgroup namespace", "the host's"])
+def test_a_scope_of_systemds(own: str, lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is the same both times: it is free again as soon as the first container is deleted."""
+    spec = changed(lab.spec("sh", "-c", f"{LOOK}\ncat /proc/self/cgroup /proc/1/cgroup"), SPECS["limits"])
+    changed(spec, {"linux": {"cgroupsPath": f"pyctrtest.slice:pyctr:{os.path.basename(lab.cgroup)}"}})
+    spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]})
+    if own == "cgroup namespace":
+        spec["linux"]["namespaces"].append({"type": "cgroup"})
+
+    one, other = both_ways(lab, spec, monkeypatch, systemd_cgroup=True)
+
+    assert ways == [True]
+    assert_alike(one, other)
+    assert ("/pyctrtest.slice/" in one.output) == (own != "cgroup namespace")
+
+
+@needs_systemd
+def test_what_fails_in_a_scope_is_told_alike(lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the fork that finds out why has the same scope."""
+    spec = lab.spec("nope")
+    changed(spec, {"linux": {"cgroupsPath": f"pyctrtest.slice:pyctr:{os.path.basename(lab.cgroup)}"}})
+
+    one, other = both_ways(lab, spec, monkeypatch, systemd_cgroup=True)
+
+    assert ways == [False]
+    assert one == other
+    assert "executable file not found" in one[0]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +169,8 @@ def test_the_same_comes_of_both(name: str, lab: Lab, ways: list[bool], monkeypat
         {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 10}]},
         {"capabilities": {"effective": ["CAP_NO_SUCH"]}},
         {"args": ["true", "\0"]},
+        {"selinuxLabel": "system_u:system_r:container_t:s0"},
+        {"apparmorProfile": "pyctr-no-such-profile"},
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -15,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from pyctr_shim.oci import detached
+from pyctr_shim.oci import detached, in_place
 from pyctr_shim.oci.errors import OciError
-from support.oci_bundle import DEADLINE_SECONDS, Lab, Spec, process, read_all, wait
+from support.oci_bundle import Lab, Spec, process, read_all, wait
 
 pytestmark = pytest.mark.root
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV and _SEND
@@ -27,30 +28,58 @@ _MKDIR = 83
 
 
 class Agent:
-    """Listens for one listener at a time; answers mkdir with 123 as its error, lets everything else go on."""
+    """Listens for one listener at a time; answers mkdir with 123 as its error, lets everything else go on.
+
+    A process of its own: a runtime has one thread. What it is told and asked it passes on as lines.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.states: list[Spec] = []
-        self.calls: list[int] = []
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._server.bind(str(path))
-        self._server.listen()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        self._states: list[Spec] = []
+        self._calls: list[int] = []
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            server.bind(str(path))
+            server.listen()
+            self._pid = os.fork()
+            if self._pid == 0:
+                with contextlib.suppress(OSError):
+                    self._accept(server)
+                os._exit(1)
+        os.close(self._write_fd)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._server.accept()
-                with connection:
-                    data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
-                    while chunk := connection.recv(65536):
-                        data += chunk
-                self.states.append(json.loads(data))
-                thread = threading.Thread(target=self._answer, args=(fds[0],))
-                self._threads.append(thread)
-                thread.start()
+    @property
+    def states(self) -> list[Spec]:
+        """What it was told of processes so far."""
+        self._look()
+        return self._states
+
+    @property
+    def calls(self) -> list[int]:
+        """The numbers of the calls that it was asked about so far."""
+        self._look()
+        return self._calls
+
+    def _look(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while line := os.read(self._read_fd, 1 << 16):
+                for text in line.splitlines():
+                    found = json.loads(text)
+                    (self._calls if isinstance(found, int) else self._states).append(found)
+
+    def _tell(self, found: Any) -> None:
+        os.write(self._write_fd, json.dumps(found).encode() + b"\n")  # in one piece, as it is less than PIPE_BUF
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
+                while chunk := connection.recv(65536):
+                    data += chunk
+            self._tell(json.loads(data))
+            threading.Thread(target=self._answer, args=(fds[0],)).start()
 
     def _answer(self, listener_fd: int) -> None:
         poll = select.poll()
@@ -61,17 +90,15 @@ class Agent:
                 notification = array.array("B", bytes(_NOTIFICATION_BYTES))
                 fcntl.ioctl(listener_fd, _RECEIVE, notification)
                 identity, _pid, _flags, number = struct.unpack_from("=QIIi", notification)
-                self.calls.append(number)
+                self._tell(number)
                 error, flags = (-123, 0) if number == _MKDIR else (0, _CONTINUE)
                 fcntl.ioctl(listener_fd, _SEND, array.array("B", _ANSWER.pack(identity, 0, error, flags)))
         os.close(listener_fd)
 
     def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for thread in self._threads:
-            thread.join(DEADLINE_SECONDS)
-            assert not thread.is_alive()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._read_fd)
 
 
 @pytest.fixture
@@ -97,11 +124,17 @@ def asking(spec: Spec, path: Path, **profile: Any) -> Spec:
 
 
 @pytest.mark.parametrize("no_new_privileges", [True, False])
-def test_the_agent_decides(lab: Lab, agent: Agent, no_new_privileges: bool) -> None:
+@pytest.mark.parametrize("way", ["in place", "by a fork"])
+def test_the_agent_decides(
+    lab: Lab, agent: Agent, no_new_privileges: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "by a fork":
+        monkeypatch.setattr(in_place, "suits", lambda _request: False)
     spec = asking(lab.spec("mkdir", "/tmp/x"), agent.path)
     spec["annotations"] = {"a": "b"}
     spec["process"]["noNewPrivileges"] = no_new_privileges
     container = lab.create(spec)
+    assert (container.waiting is not None) == (way == "in place")
 
     container.start()
 

@@ -10,11 +10,10 @@ import pytest
 
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
-from support.oci_bundle import Lab, Spec, eventually, process, wait
+from support.oci_bundle import Lab, Spec, eventually, needs_systemd, process, wait
 
 MIB = 1 << 20
 pytestmark = pytest.mark.root
-needs_systemd = pytest.mark.skipif(not Path("/run/systemd/private").exists(), reason="systemd does not run here")
 
 
 def show(unit: str, name: str) -> str:
@@ -40,7 +39,9 @@ def test_a_container_is_a_scope_with_its_limits(lab: Lab) -> None:
     limits = {"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}, "cpu": {"quota": 50_000, "period": 100_000}}
     spec, unit = scoped(lab, "sleep", "1000", **limits)
 
-    container = lab.running(spec, systemd_cgroup=True)
+    container = lab.create(spec, systemd_cgroup=True)
+    assert container.waiting is not None  # made in place
+    container.start()
 
     assert container.cgroup.path == f"/pyctrtest.slice/{unit}"
     assert container.cgroup.path in Path(f"/proc/{container.pid}/cgroup").read_text()

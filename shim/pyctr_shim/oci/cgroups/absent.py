@@ -29,7 +29,7 @@ class NoCgroup:
     def check_unused(self) -> None:
         """Nothing can be in it."""
 
-    def create(self) -> None:
+    def create(self, pid: int = 0) -> None:
         """Nothing is made."""
 
     def apply(self, resources: Resources) -> None:

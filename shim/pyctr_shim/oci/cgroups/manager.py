@@ -50,8 +50,11 @@ class Cgroup(Protocol):
     def check_unused(self) -> None:
         """Raise OciError if processes are in it already: it is somebody else's then."""
 
-    def create(self) -> None:
-        """Make it; nothing happens if it is there."""
+    def create(self, pid: int = 0) -> None:
+        """Make it; nothing happens if it is there.
+
+        Systemd makes none without a process: it puts `pid` there, or whoever calls.
+        """
 
     def apply(self, resources: Resources) -> None:
         """Write limits. Raises OciError naming the field that the kernel refused."""

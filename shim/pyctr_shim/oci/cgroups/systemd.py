@@ -84,20 +84,22 @@ class _Scope:
         self.slice, self.unit = slice_, _unit(prefix, name)
         self.cgroup = f"{expand(slice_)}/{self.unit}"
 
-    def start(self, *, is_v2: bool) -> None:
-        """Have the unit made and the calling process moved into its cgroup. Raises OciError."""
+    def start(self, pid: int, *, is_v2: bool) -> None:
+        """Have the unit made and a process, the calling one if 0, moved into its cgroup. Raises OciError."""
         accounted = ("CPU", "Memory", "Tasks", "IO" if is_v2 else "BlockIO")
         properties: list[Property] = [
             ("Description", ("s", f"Container {self.unit.removesuffix('.scope')}")),
             ("Slice", ("s", self.slice)),
-            ("PIDs", ("au", [int(os.readlink("/proc/self"))])),  # as the host numbers it
+            ("PIDs", ("au", [pid or int(os.readlink("/proc/self"))])),  # as the host numbers it
             ("Delegate", ("b", True)),
             ("DefaultDependencies", ("b", False)),
             ("CollectMode", ("s", "inactive-or-failed")),
             *((f"{name}Accounting", ("b", True)) for name in accounted),
         ]
         with _manager(self.unit) as manager:
-            _run_job(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", self.unit, "fail", properties, [])
+            result = _run_job(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", self.unit, "fail", properties, [])
+            if result != "done":
+                raise dbus.DBusError(f"job {result}", "")
 
     def set(self, properties: list[Property]) -> None:
         """Change limits, until the unit ends. Raises OciError."""
@@ -106,10 +108,10 @@ class _Scope:
                 manager.call(_PATH, _MANAGER, "SetUnitProperties", "sba(sv)", self.unit, True, properties)
 
     def stop(self) -> None:
-        """Have the unit, in which nothing runs, ended; nothing happens if it has. Raises OciError."""
+        """Have the unit, in which nothing runs, ended, and its name free; nothing happens if it is. Raises OciError."""
         with _manager(self.unit) as manager:
             try:
-                manager.call(_PATH, _MANAGER, "StopUnit", "ss", self.unit, "replace")
+                _run_job(manager, "StopUnit", "ss", self.unit, "replace")
             except dbus.DBusError as error:
                 if error.name != f"{_NAME}.NoSuchUnit":
                     raise
@@ -129,16 +131,15 @@ def _manager(unit: str) -> Iterator[dbus.Connection]:
         raise OciError(f"systemd: {unit}: {error.strerror or error}", error.errno or 0) from None
 
 
-def _run_job(manager: dbus.Connection, member: str, signature: str, *arguments: Any) -> None:
-    """Call a method that starts a job, and await that. Raises DBusError, also if the job fails."""
+def _run_job(manager: dbus.Connection, member: str, signature: str, *arguments: Any) -> str:
+    """Call a method that starts a job, await that, and return what has come of it, "done" at best. Raises DBusError."""
     manager.listen(_JOB_REMOVED)
     manager.call(_PATH, _MANAGER, "Subscribe")
     (job,) = manager.call(_PATH, _MANAGER, member, signature, *arguments)
     for _, removed, _, result in manager.signals("JobRemoved"):
         if removed == job:
-            if result != "done":
-                raise dbus.DBusError(f"job {result}", "")
-            return
+            return str(result)
+    raise dbus.DBusError("", "")
 
 
 class _ScopeV2(CgroupV2):
@@ -148,9 +149,9 @@ class _ScopeV2(CgroupV2):
         self._scope = _Scope(path)
         super().__init__(hierarchies, self._scope.cgroup)
 
-    def create(self) -> None:
+    def create(self, pid: int = 0) -> None:
         """Have it made, then enable what systemd does not know for it."""
-        self._scope.start(is_v2=True)
+        self._scope.start(pid, is_v2=True)
         super().create()
 
     def apply(self, resources: Resources) -> None:
@@ -171,9 +172,9 @@ class _ScopeV1(CgroupV1):
         self._scope = _Scope(path)
         super().__init__(hierarchies, self._scope.cgroup)
 
-    def create(self) -> None:
+    def create(self, pid: int = 0) -> None:
         """Have it made, then make it where systemd has not."""
-        self._scope.start(is_v2=False)
+        self._scope.start(pid, is_v2=False)
         super().create()
 
     def apply(self, resources: Resources) -> None:

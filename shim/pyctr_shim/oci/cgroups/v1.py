@@ -48,7 +48,7 @@ class CgroupV1:
             if state not in {"", "THAWED"}:
                 raise OciError(f"cgroup {freezer} is frozen: {state}")
 
-    def create(self) -> None:
+    def create(self, pid: int = 0) -> None:
         """Make the cgroup in every hierarchy; nothing happens where it is there."""
         cpuset = self._directory("cpuset")
         for directory in self.directories():

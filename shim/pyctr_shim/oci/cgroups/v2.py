@@ -45,7 +45,7 @@ class CgroupV2:
         if files.fields(f"{nearest}/cgroup.events").get("frozen"):
             raise OciError(f"cgroup {nearest} is frozen")
 
-    def create(self) -> None:
+    def create(self, pid: int = 0) -> None:
         """Make it, with every controller that its ancestors have; nothing happens if it is there."""
         parent = self._mount_point + self._base
         for name in self.path.removeprefix(self._base).strip("/").split("/"):
