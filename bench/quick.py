@@ -25,6 +25,7 @@ from pyctr_wire.containerd.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from pyctr_wire.containerd.types import descriptor_pb2, mount_pb2
+from pyctr_wire.containerd.types.task import task_pb2
 from pyctr_wire.oci.default_spec import default_process, default_spec
 
 SNAPSHOTTER = "overlayfs"
@@ -168,6 +169,15 @@ class Daemon:
         self._tasks.Kill(tasks_pb2.KillRequest(container_id=name, signal=SIGKILL), **self._call)
         self.wait(name)
         self.remove(name)
+
+    def containers(self) -> int:
+        """Return how many containers are listed."""
+        return len(self._containers.List(containers_pb2.ListContainersRequest(), **self._call).containers)
+
+    def running(self) -> int:
+        """Return how many tasks are listed that run."""
+        tasks = self._tasks.List(tasks_pb2.ListTasksRequest(), **self._call).tasks
+        return sum(task.status == task_pb2.RUNNING for task in tasks)
 
     def pid(self, name: str) -> int:
         """Return the pid of a container's first process."""
