@@ -16,7 +16,8 @@ from pyctr_wire.errors import Cancelled, InvalidArgument
 from pyctrd.core.anys import AnyValue
 from pyctrd.streams.manager import Stream
 
-WINDOW: Final = 64 << 10
+WINDOW: Final = 64 << 10  # what clients ask for at a time
+CREDIT: Final = 1 << 20  # what a client is given at once
 _LARGEST_MESSAGE: Final = 32 << 10
 # Seconds in which a client takes the last window.
 _PATIENCE: Final = 5.0
@@ -26,13 +27,13 @@ _Message = TypeVar("_Message", bound=Message)
 
 async def receive_bytes(stream: Stream) -> AsyncIterator[bytes]:
     """Yield what the client sends until it ends. Raises Cancelled if it goes away, InvalidArgument for nonsense."""
-    update = _encode(streaming_pb2.WindowUpdate(update=WINDOW))
+    update = _encode(streaming_pb2.WindowUpdate(update=CREDIT))
     credit = 0
     while True:
         # Topped up before it is used up, so that the sender need not wait for us to ask.
-        while credit < WINDOW:
+        if credit < CREDIT // 2:
             await stream.send(update)
-            credit += WINDOW
+            credit += CREDIT
         message = await stream.receive()
         if message is None:
             return

@@ -83,7 +83,7 @@ async def _read(session: Session, chunks: AsyncIterator[bytes], request: ImportS
     try:
         return await stores.bulk.run(reader.read, iter(bridge))
     finally:
-        bridge.close()
+        await bridge.close()
 
 
 async def _index(session: Session, archive: Archive) -> Index:

@@ -7,7 +7,7 @@ import pytest
 from pyctr_wire.containerd.types.transfer import streaming_pb2
 from pyctr_wire.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound
 from pyctrd.core.anys import AnyValue
-from pyctrd.streams.byte_stream import WINDOW, ByteSender, receive_bytes
+from pyctrd.streams.byte_stream import CREDIT, WINDOW, ByteSender, receive_bytes
 from pyctrd.streams.manager import Stream, StreamManager
 
 DATA = "containerd.types.transfer.Data"
@@ -79,7 +79,7 @@ async def test_whoever_waits_is_woken_when_the_client_goes() -> None:
 
 async def test_bytes_arrive_within_the_credit_that_was_given() -> None:
     stream = Stream()
-    parts = [bytes([number]) * 32768 for number in range(8)]
+    parts = [bytes([number]) * 32768 for number in range(80)]
     given: list[int] = []
 
     async def client() -> None:
@@ -99,12 +99,12 @@ async def test_bytes_arrive_within_the_credit_that_was_given() -> None:
         received = b"".join([part async for part in receive_bytes(stream)])
 
     assert received == b"".join(parts)
-    assert set(given) == {WINDOW}
+    assert set(given) == {CREDIT}
 
 
 @pytest.mark.parametrize(
     "messages",
-    [[AnyValue(UPDATE, b"")], [AnyValue(DATA, b"\xff")], [data(bytes(WINDOW + 1))]],
+    [[AnyValue(UPDATE, b"")], [AnyValue(DATA, b"\xff")], [data(bytes(CREDIT + 1))]],
     ids=["another type", "damaged", "beyond the credit"],
 )
 async def test_nonsense_is_refused(messages: list[AnyValue]) -> None:

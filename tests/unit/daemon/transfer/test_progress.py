@@ -79,7 +79,7 @@ async def test_a_thread_that_waits_for_bytes_is_woken_when_it_is_over() -> None:
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(_cancelled(offload, bridge))
         await waiting.wait()
-        bridge.close()
+        await bridge.close()
     assert reading.result() == "the transfer was given up: context canceled"
     offload.close()
 
@@ -88,3 +88,41 @@ async def _cancelled(offload: Offload, bridge: Bridge) -> str:
     with pytest.raises(Cancelled) as raised:
         await offload.run(list, iter(bridge))
     return str(raised.value)
+
+
+async def test_a_thread_gets_everything_however_much_arrives_before_it_looks() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for number in range(100):
+            read_ahead.append(number)
+            yield bytes([number]) * 65536
+
+    read_ahead: list[int] = []
+    offload = Offload(1)
+    bridge = Bridge(chunks())
+    while len(read_ahead) < 16:
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(read_ahead) == 16  # a MiB waits, and no more
+    assert b"".join(await offload.run(list, iter(bridge))) == b"".join(bytes([n]) * 65536 for n in range(100))
+    await bridge.close()
+    offload.close()
+
+
+async def test_a_thread_gets_what_came_before_an_error_and_then_the_error() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise NotFound("the rest")
+
+    def read() -> None:
+        for chunk in bridge:
+            got.append(chunk)
+
+    got: list[bytes] = []
+    offload = Offload(1)
+    bridge = Bridge(chunks())
+    with pytest.raises(NotFound, match="the rest"):
+        await offload.run(read)
+    assert got == [b"first"]
+    await bridge.close()
+    offload.close()
