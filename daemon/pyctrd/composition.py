@@ -1,6 +1,7 @@
 """The parts of a daemon, each built from those before it. This module and late.py alone know concrete classes."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pyctrd.runtime.checkpoints import Checkpoints
     from pyctrd.sandbox.controller import SandboxController
     from pyctrd.server.remote_listener import RemoteListener
+    from pyctrd.tracing import Spans
     from pyctrd.upgrade import Serving
 
 CHECKPOINTS: Final = "checkpoints"
@@ -95,7 +97,8 @@ class Parts:
         self.upgrade = upgrade
         # Nobody counts where nobody asks.
         self.calls = CallCounts() if config.metrics.address else None
-        self.dispatch = Dispatch([self.calls.observe] if self.calls else [])
+        spans = self._spans() if any(name.startswith("OTEL_") for name in os.environ) else None
+        self.dispatch = Dispatch([watcher.observe for watcher in (self.calls, spans) if watcher is not None])
         self.content: ContentStore | None = None  # one of the late parts
         self.sandboxes: SandboxController | None = None  # another one
         self._made_checkpoints: Checkpoints | None = None
@@ -120,6 +123,15 @@ class Parts:
         self.listener = Listener(self.dispatch, config.paths, connection_age=age, **owner)
         self.remote_listener = self._remote_listener() if config.ports else None
         self.shim_listener = TtrpcListener(forward.services(self.tasks), Path(config.ttrpc_address), **owner)
+
+    def _spans(self) -> "Spans | None":
+        """Return what makes spans of calls, if the environment says where to."""
+        from pyctrd import tracing
+
+        spans = tracing.start(os.environ)
+        if spans is not None:
+            self.closing.callback(spans.close)
+        return spans
 
     def _remote_listener(self) -> "RemoteListener":
         """Return what serves other machines. Raises FailedPrecondition if its certificates cannot be used."""
