@@ -20,8 +20,10 @@ from pyctr_wire.errors import ApiError
 from pyctrd.core.addresses import Tcp, parse_address
 from pyctrd.core.content import Sharing
 from pyctrd.core.pod_addresses import Preference
+from pyctrd.core.settings import Least
 from pyctrd.diff.limits import Limits
 from pyctrd.rootless import paths
+from pyctrd.snapshots.settings import Snapshotters
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
@@ -29,7 +31,7 @@ _LIMITS: Final = Limits()
 
 
 # Snapshotters: what no other program's can be called.
-BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "aufs"})
+BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "fuse-overlayfs", "blockfile", "aufs"})
 
 
 class ConfigError(Exception):
@@ -55,12 +57,6 @@ class LogFormat(enum.StrEnum):
     AUTO = "auto"
     CONSOLE = "console"
     JSON = "json"
-
-
-class Least(NamedTuple):
-    """The least value that a number may have."""
-
-    value: float
 
 
 class Log(NamedTuple):
@@ -341,6 +337,9 @@ class Config(NamedTuple):
         "Stores that other programs keep, with containerd's API, such as snapshotters that fetch layers when they are"
         " read. A program that is gone fails its own calls and no others.",
     ] = MappingProxyType({})
+    snapshotters: Annotated[Snapshotters, "Snapshotters that have to be told something; see docs/snapshotters.md."] = (
+        Snapshotters()
+    )
     userns: Annotated[Userns, "Who a container's root is on this machine."] = Userns()
     threads: Annotated[Threads, "Work that would block the event loop."] = Threads()
 

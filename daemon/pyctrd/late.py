@@ -111,7 +111,7 @@ class LateParts:
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing, keeper)
         parts.content = self._content
         root = parts.config.root / "snapshots"
-        own = built_in(root)
+        own = built_in(root, parts.config.snapshotters)
         self._snapshots = SnapshotManager(root, database, (*own.usable, *remotes), own.refused)
         if database.has_gaps:
             self._rebuild_records()

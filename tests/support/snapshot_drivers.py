@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from pyctrd.core.mounts import Mount
+from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
-from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.driver import Driver, Unusable
+from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
+from pyctrd.snapshots.settings import Blockfile as Settings
 
-NAMES = ("overlayfs", "native", "btrfs")
+NAMES = ("overlayfs", "native", "btrfs", "fuse-overlayfs", "blockfile")
 
 
 @contextmanager
@@ -60,6 +63,14 @@ class Places:
                 return Native()
             case "btrfs":
                 return _at(Btrfs, self._on("btrfs") / scratch.name)
+            case "fuse-overlayfs":
+                return _or_skip(FuseOverlayfs)
+            case "blockfile":
+                # Where copies share their blocks, as is best.
+                return _at(
+                    lambda root: _or_skip(lambda: Blockfile(root, Settings(scratch_size=32 << 20))),
+                    self._on("btrfs") / scratch.name,
+                )
         raise ValueError(name)
 
     def _on(self, kind: str) -> Path:
@@ -73,6 +84,13 @@ def _at(make: Callable[[Path], Driver], root: Path) -> Driver:
     driver = make(root)
     driver.root = root
     return driver
+
+
+def _or_skip(make: Callable[[], Driver]) -> Driver:
+    try:
+        return make()
+    except Unusable as reason:
+        pytest.skip(str(reason))
 
 
 @contextmanager

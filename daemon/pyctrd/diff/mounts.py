@@ -4,8 +4,10 @@ Source: mount(8); kernel Documentation/filesystems/overlayfs.rst.
 """
 
 from pyctr_sys.mount import MountFlag
+from pyctr_sys.namespaces import in_user_namespace
 from pyctrd.diff.messages import PlainMount
 
+_FUSE_OVERLAY = "fuse3.fuse-overlayfs"  # as in core.mounts, which a worker does not load
 _FLAGS = {
     "ro": MountFlag.RDONLY, "nosuid": MountFlag.NOSUID, "nodev": MountFlag.NODEV, "noexec": MountFlag.NOEXEC,
     "sync": MountFlag.SYNCHRONOUS, "dirsync": MountFlag.DIRSYNC, "noatime": MountFlag.NOATIME,
@@ -48,12 +50,20 @@ class Overlay:
         return Overlay("", (self.upper, *self.lowers) if self.upper else self.lowers, self._options)
 
 
+def is_served(mounts: list[PlainMount]) -> bool:
+    """Return whether a program stacks the directories of `mounts`, with marks of its own in what it writes."""
+    return len(mounts) == 1 and mounts[0][0] == _FUSE_OVERLAY
+
+
 def overlay_of(mounts: list[PlainMount]) -> Overlay | None:
     """Return the directories if `mounts` are one overlay, else None."""
-    if len(mounts) != 1 or mounts[0][0] != "overlay":
+    if len(mounts) != 1 or mounts[0][0] not in ("overlay", _FUSE_OVERLAY):
         return None
-    values = dict(option.partition("=")[::2] for option in mounts[0][3])
-    return Overlay(values.get("upperdir", ""), split_lowers(values.get("lowerdir", "")), frozenset(mounts[0][3]))
+    options = mounts[0][3]
+    if mounts[0][0] == _FUSE_OVERLAY and in_user_namespace():
+        options = (*options, "userxattr")  # the marks that root of a user namespace may set, which the program reads
+    values = dict(option.partition("=")[::2] for option in options)
+    return Overlay(values.get("upperdir", ""), split_lowers(values.get("lowerdir", "")), frozenset(options))
 
 
 def layers_of(mounts: list[PlainMount]) -> tuple[str, ...] | None:

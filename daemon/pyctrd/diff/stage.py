@@ -8,9 +8,11 @@ paths still lead to the host's files, since a lookup starts below what is mounte
 the root and the host's files are gone. Nothing is left to unmount when the worker ends.
 """
 
+import errno
 import os
 from types import TracebackType
 
+from pyctr_sys import loop
 from pyctr_sys.mount import (
     AT_FDCWD,
     MNT_DETACH,
@@ -28,7 +30,7 @@ from pyctr_sys.mount import (
 from pyctr_sys.namespaces import Clone, unshare
 from pyctr_sys.openat2 import open_in_root
 from pyctrd.diff.messages import PlainMount
-from pyctrd.diff.mounts import Overlay, flags_and_data, layers_of, overlay_of
+from pyctrd.diff.mounts import Overlay, flags_and_data, is_served, layers_of, overlay_of
 from pyctrd.diff.whiteouts import Style
 
 _O_PATH = os.O_PATH | os.O_CLOEXEC
@@ -84,6 +86,10 @@ class Stage:
         overlay = overlay_of(mounts)
         if overlay is None:
             return self._show(mounts, name, MountFlag.RDONLY)
+        if is_served(mounts):
+            raise OSError(
+                errno.EOPNOTSUPP, "only its program knows what fuse-overlayfs has written; use overlayfs", name
+            )
         # A mounted overlay may have this upper directory; as a lower one it can be shared.
         return self._lowers(overlay.as_lowers(), name)
 
@@ -105,9 +111,7 @@ class Stage:
         """Mount each of `mounts`, at its target below `/name`: no symlink of an earlier one leads out of that."""
         self._point(name)
         for kind, source, target, options in mounts:
-            shown_fd = os.open(name, _O_PATH, dir_fd=self._root_fd)
-            point_fd = open_in_root(shown_fd, target or "/")
-            os.close(shown_fd)
+            point_fd = self._open_below(name, target)
             flags, data = flags_and_data(options)
             if {"bind", "rbind"} & {kind, *options}:
                 tree_fd = open_tree(AT_FDCWD, source, OPEN_TREE_CLONE)
@@ -116,9 +120,23 @@ class Stage:
                 move_mount(tree_fd, point_fd)
                 os.close(tree_fd)
             else:
-                mount(source, f"/proc/self/fd/{point_fd}", kind, flags | extra, ",".join(data) or None)
+                make = loop.mount_file if "loop" in data else mount
+                make(source, f"/proc/self/fd/{point_fd}", kind, flags, ",".join(data) or None)
+                if extra & MountFlag.RDONLY:
+                    # Somebody may write to the same file system meanwhile: not it, only this view is read-only.
+                    view_fd = self._open_below(name, target)
+                    mount_setattr(view_fd, attr_set=Attr.RDONLY)
+                    os.close(view_fd)
             os.close(point_fd)
         return os.open(name, _DIRECTORY, dir_fd=self._root_fd)
+
+    def _open_below(self, name: str, target: str) -> int:
+        """Return an O_PATH fd of `target` below `/name`, as it is mounted now."""
+        shown_fd = os.open(name, _O_PATH, dir_fd=self._root_fd)
+        try:
+            return open_in_root(shown_fd, target or "/")
+        finally:
+            os.close(shown_fd)
 
     def _bind(self, source: str, name: str, attributes: int = 0) -> int:
         """Mount the directory `source` as `/name` and return its fd."""

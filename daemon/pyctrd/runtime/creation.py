@@ -47,7 +47,7 @@ from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
 from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
 from pyctrd.runtime.image_user import User, resolve_user
-from pyctrd.runtime.layer_view import LayerView, close_all, directories
+from pyctrd.runtime.layer_view import LayerView, close_all, shown
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
 
@@ -240,7 +240,7 @@ class Creator:
     ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
         """Return the spec, what the user should be told, and the targets of volumes that are its own, by name."""
         options, process = request.options, found.config.process
-        with LayerView(directories(mounts)) as files:
+        with shown(mounts) as layers, LayerView(layers) as files:
             user = resolve_user(options.user or process.user, options.additional_groups, files)
             own, named = self._make_volumes(request, container_id, process.volumes, files)
         extra = (run_spec.MAPPED,) if maps else ()
@@ -301,7 +301,7 @@ class Creator:
         user: User | None = None
         if options.user:
             mounts = self._snapshots.named(container.snapshotter).mounts(namespace, container.snapshot_key)
-            with LayerView(directories(mounts)) as files:
+            with shown(mounts) as layers, LayerView(layers) as files:
                 user = resolve_user(options.user, (), files)
         return json.dumps(build_process(spec, options, user, available_capabilities())).encode()
 

@@ -10,13 +10,14 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from pyctr_sys.openat2 import O_PATH, Resolve, openat2
 from pyctr_wire.errors import FailedPrecondition
-from pyctrd.core.mounts import Mount
+from pyctrd.core.mounts import FUSE_OVERLAY, Mount
+from pyctrd.snapshots.block import opened
 
 _RESOLVE: Final = int(Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS | Resolve.NO_XDEV)
 _MAX_SYMLINKS: Final = 40  # as the kernel
@@ -27,11 +28,24 @@ def directories(mounts: Sequence[Mount]) -> list[str]:
     """Return the directories that a snapshot's mounts stack, the uppermost first. Raises FailedPrecondition."""
     if len(mounts) == 1 and mounts[0].type == "bind":
         return [mounts[0].source]
-    if len(mounts) == 1 and mounts[0].type == "overlay":
+    if len(mounts) == 1 and mounts[0].type in ("overlay", FUSE_OVERLAY):
         options = dict(option.partition("=")[::2] for option in mounts[0].options)
         upper = [options["upperdir"]] if "upperdir" in options else []
         return upper + options.get("lowerdir", "").split(":")
     raise FailedPrecondition("the snapshot is not a stack of directories")
+
+
+@contextmanager
+def shown(mounts: Sequence[Mount]) -> Iterator[list[str]]:
+    """Yield the directories that a snapshot's mounts stack; of a block device, the root of its file system.
+
+    Raises FailedPrecondition, OSError.
+    """
+    if len(mounts) == 1 and mounts[0].source.startswith("/") and mounts[0].type != "bind":
+        with opened(mounts[0]) as root:
+            yield [str(root)]
+    else:
+        yield directories(mounts)
 
 
 class LayerView:

@@ -6,11 +6,14 @@ from typing import Final, NamedTuple
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctrd.log import Logger
+from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
 from pyctrd.snapshots.driver import Driver, Unusable
+from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.probe import why_not
+from pyctrd.snapshots.settings import Snapshotters
 
 _AUFS: Final = "no kernel has it any more; use overlayfs, which takes the same images"
 
@@ -24,8 +27,8 @@ class Drivers(NamedTuple):
     refused: Mapping[str, str]
 
 
-def built_in(root: Path) -> Drivers:
-    """Return the snapshotters that whoever is root here can have below `root`, each in a directory of its name.
+def built_in(root: Path, settings: Snapshotters) -> Drivers:
+    """Return the snapshotters that whoever is root here can have: below `root`, each in a directory of its name.
 
     In a user namespace not every kernel stacks directories: copies are the default then.
     """
@@ -35,14 +38,20 @@ def built_in(root: Path) -> Drivers:
     if reason is not None:
         _log.warning("overlayfs cannot be used here, snapshots are copies", error=reason)
     first: tuple[Driver, ...] = Overlay(userxattr=rootless), Native()
-    makers: Mapping[str, Callable[[Path], Driver]] = {"btrfs": Btrfs}
+    makers: Mapping[str, tuple[Callable[[Path], Driver], str]] = {
+        "btrfs": (Btrfs, ""),
+        "fuse-overlayfs": (lambda place: FuseOverlayfs(), ""),
+        "blockfile": (lambda place: Blockfile(place, settings.blockfile), settings.blockfile.root_path),
+    }
     usable: list[Driver] = list(first if reason is None else reversed(first))
     refused = {"aufs": _AUFS}
-    for name, make in makers.items():
-        directory = root / name
-        directory.mkdir(exist_ok=True)
+    for name, (make, root_path) in makers.items():
+        directory = Path(root_path) if root_path else root / name
+        directory.mkdir(parents=True, exist_ok=True)
         try:
-            usable.append(make(directory))
+            driver = make(directory)
+            driver.root = directory
+            usable.append(driver)
         except Unusable as unusable:
             refused[name] = str(unusable)
     return Drivers(tuple(usable), refused)

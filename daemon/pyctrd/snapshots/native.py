@@ -3,15 +3,14 @@
 <root>/<id>/fs          everything                                       0755
 """
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyctr_wire.errors import Internal, ResourceExhausted
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver
+from pyctrd.snapshots.programs import run
 
 
 class Native(Driver):
@@ -26,11 +25,7 @@ class Native(Driver):
         tree.chmod(0o755)
         if parents:
             # cp keeps owners, hard links, holes, devices and extended attributes, and asks for reflinks.
-            command = ["cp", "--archive", "--reflink=auto", "--", f"{parents[0]}/fs/.", str(tree)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode:
-                kind_of_error = ResourceExhausted if "No space left" in result.stderr else Internal
-                raise kind_of_error(f"cannot copy the parent snapshot: {result.stderr.strip()[-500:]}")
+            run("cp", "--archive", "--reflink=auto", "--", f"{parents[0]}/fs/.", str(tree))
         return self.mounts(directory, parents, Kind(note.kind))
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:

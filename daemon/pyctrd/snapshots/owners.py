@@ -19,20 +19,24 @@ def shift(tree: Path, maps: Maps) -> None:
     Nobody else may change the tree meanwhile. Modes and file capabilities, which a change of owner takes away, stay.
     """
     linked: set[int] = set()  # files with several names that are done
-    for _, directories, files, fd in os.fwalk(tree, topdown=False):
-        for name in (*directories, *files):
-            _shift_one(name, fd, maps, linked)
-    _shift_one(str(tree), None, maps, linked)
+    tree_fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _, directories, files, fd in os.fwalk(".", topdown=False, dir_fd=tree_fd):
+            for name in (*directories, *files):
+                _shift_one(name, fd, maps, linked)
+        _shift_one(".", tree_fd, maps, linked)
+    finally:
+        os.close(tree_fd)
 
 
-def _shift_one(name: str, dir_fd: int | None, maps: Maps, linked: set[int]) -> None:
+def _shift_one(name: str, dir_fd: int, maps: Maps, linked: set[int]) -> None:
     status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
         if status.st_ino in linked:
             return
         linked.add(status.st_ino)
     is_file = stat.S_ISREG(status.st_mode)
-    path = f"/proc/self/fd/{dir_fd}/{name}" if dir_fd is not None else name
+    path = f"/proc/self/fd/{dir_fd}/{name}"
     kept = _capability(path) if is_file else b""
     uid, gid = _new(maps.uids, status.st_uid), _new(maps.gids, status.st_gid)
     os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)

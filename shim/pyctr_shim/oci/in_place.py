@@ -177,6 +177,9 @@ class _Creation:
     def _begin(self) -> Stub:
         """Write the state, make the cgroup, and start the stub: into that, on version 2, if it is not systemd's."""
         build = self._build
+        if init.wants_host_mount(build):
+            init.write_state(build)  # which says what to unmount
+            init.mount_for_host(build)  # before there are namespaces that would not see it
         directory = build.cgroup.directory_for_clone()
         if directory and not build.request.systemd_cgroup:
             init.write_state(build)

@@ -201,7 +201,7 @@ def write_state(build: Build, pid: int = 0) -> None:
     """Write down what is about to be made, so that whoever comes after a crash finds it; `pid` is init's, if known."""
     request, record = build.request, build.state
     host_mount = ""
-    if request.rootfs and _wants_host_mount(build):
+    if request.rootfs and wants_host_mount(build):
         host_mount = rootfs_directory(build)
     filter_ = seccomp.prepare(build.linux.get("seccomp"), request.seccomp_cache, request.state_directory)
     build.filter = filter_
@@ -236,10 +236,17 @@ def _for_later(build: Build) -> dict[str, Any]:
     return kept
 
 
-def _wants_host_mount(build: Build) -> bool:
-    """Whether the host must see the root: hooks of its side look at it, or mounts are to travel out of it."""
+def wants_host_mount(build: Build) -> bool:
+    """Whether the host must see the root: hooks of its side look at it, mounts are to travel out of it, or devices.
+
+    The container's cgroup may not use the devices, and its namespaces may not keep the program, that a mount needs.
+    """
     propagation = build.linux.get("rootfsPropagation") or ""
-    return bool(build.state.hooks.keys() & {"prestart", "createRuntime"}) or rootfs.is_shared(propagation)
+    return (
+        bool(build.state.hooks.keys() & {"prestart", "createRuntime"})
+        or rootfs.is_shared(propagation)
+        or not all(rootfs.is_of_directories(item) for item in build.request.rootfs)
+    )
 
 
 def rootfs_directory(build: Build) -> str:
@@ -273,6 +280,10 @@ def open_sources(build: Build) -> None:
     if build.plan.has(Clone.NEWUSER) or in_user_namespace():
         build.host_nodes = devices.open_host_nodes(build.linux.get("devices") or ())
     build.proc_fd = lockdown.open_proc()
+
+
+def mount_for_host(build: Build) -> None:
+    """Mount the root where the host sees it, if it must; before the cgroup is joined, and with it its devices."""
     if build.state.host_mount:
         os.makedirs(build.state.host_mount, 0o711, exist_ok=True)
         rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
@@ -528,6 +539,6 @@ def _wait_for_start(build: Build) -> None:
 
 
 _STEPS: tuple[Callable[[Build], None], ...] = (
-    _write_own_state, _join_cgroup, open_sources, _set_own_limits, _enter_namespaces, _detach,
+    _write_own_state, mount_for_host, _join_cgroup, open_sources, _set_own_limits, _enter_namespaces, _detach,
     mount_everything, _send_console, _run_hooks, hide, _set_label, pivot, _become_user,
 )  # fmt: skip

@@ -26,6 +26,9 @@ from pyctr_sys.openat2 import O_PATH, open_in_root
 
 _PAGE: Final = 4096
 _MAPS: Final = ("uidmap=", "gidmap=")  # a snapshotter's, for whoever mounts
+_FUSE: Final = ("fuse3.", "fuse.")
+_LOOP: Final = "loop"  # what mount(8) does: the source is a file
+_BINDS: Final = frozenset({"bind", "rbind"})
 _PROPAGATION: Final = {
     "": MountFlag.SLAVE, "private": MountFlag.PRIVATE, "slave": MountFlag.SLAVE, "shared": MountFlag.SHARED,
     "unbindable": MountFlag.UNBINDABLE, "rprivate": MountFlag.PRIVATE, "rslave": MountFlag.SLAVE,
@@ -41,6 +44,11 @@ class RootfsMount:
     source: str
     target: str
     options: tuple[str, ...]
+
+
+def is_of_directories(item: RootfsMount) -> bool:
+    """Return whether a mount shows directories that are there: it needs no device, and no program that serves it."""
+    return item.type in {"bind", "overlay"} or not _BINDS.isdisjoint(item.options)
 
 
 def propagation_flag(name: str) -> int:
@@ -91,6 +99,14 @@ def _mount_on(target_fd: int, item: RootfsMount, options: MountOptions) -> None:
         os.close(tree_fd)
     elif item.type == "overlay" and len(options.data) >= _PAGE - 1:
         _mount_long_overlay(target, options.flags, options.data)
+    elif item.type.startswith(_FUSE):
+        from pyctr_shim.oci import fuse  # seldom needed
+
+        fuse.mount_fuse(item.type, item.source, os.readlink(target), item.options)
+    elif _LOOP in options.data.split(","):
+        from pyctr_sys import loop  # seldom needed
+
+        loop.mount_file(item.source, target, item.type, options.flags, options.data)
     else:
         mount(item.source, target, item.type, options.flags, options.data or None)
 

@@ -100,6 +100,7 @@ class _Restoring:
             work = stack.enter_context(work_directory(common.work))
             work_fd = stack.enter_context(_opened(work))
             init.write_state(build)
+            init.mount_for_host(build)
             init.make_cgroup(build)
             init.open_sources(build)
             try:

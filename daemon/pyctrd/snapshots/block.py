@@ -1,0 +1,35 @@
+"""File systems of block devices, looked into by the daemon itself: through a mount that is nowhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from pyctr_sys import loop
+from pyctr_sys.mount import new_file_system
+from pyctrd.core.mounts import Mount
+
+# Seconds in which the kernel lets go of a file whose last user has ended.
+PATIENCE: Final = 10.0
+_NOT_OPTIONS: Final = frozenset({"loop", "rw", "ro"})
+
+
+@contextmanager
+def opened(mount: Mount) -> Iterator[Path]:
+    """Yield the root directory of a block device's mount, or of a file's with the option loop. Raises OSError."""
+    read_only = "ro" in mount.options
+    options: dict[str, str | None] = {"ro": None} if read_only else {}
+    for option in mount.options:
+        if option not in _NOT_OPTIONS:
+            name, has_value, value = option.partition("=")
+            options[name] = value if has_value else None
+    with ExitStack() as stack:
+        source = mount.source
+        if "loop" in mount.options:
+            if not loop.is_attached(mount.source):
+                stack.callback(loop.wait_until_free, mount.source, PATIENCE)  # whoever is next finds it written
+            source = stack.enter_context(loop.attached(source, read_only=read_only))
+        fd = new_file_system(mount.type, {"source": source, **options})
+        stack.callback(os.close, fd)
+        yield Path(f"/proc/self/fd/{fd}")

@@ -1,0 +1,98 @@
+"""Containers on every snapshotter: unpacked, run, changed, compared, and gone without a trace."""
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from support.daemon_process import DaemonProcess, wait_until
+from support.pyctr_command import Pyctr
+from support.snapshot_drivers import file_system
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+PROGRAMS = ("sh", "cat", "echo", "rm", "sleep", "mkdir")
+NAMES = ("btrfs", "fuse-overlayfs", "blockfile")
+CONFIG = """
+[snapshotters.blockfile]
+scratch_size = 67108864
+"""
+
+
+@pytest.fixture(scope="module")
+def pyctr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pyctr]:
+    """One daemon with all of them, on btrfs."""
+    directory = tmp_path_factory.mktemp("disk")
+    with ExitStack() as opened:
+        disk = opened.enter_context(file_system("btrfs", directory))
+        state = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="pyctr-", dir="/tmp")))
+        daemon = opened.enter_context(DaemonProcess(config=CONFIG, base=disk / "daemon", state=state / "state"))
+        command = Pyctr(daemon)
+        command("image", "from-host", "demo", *PROGRAMS)
+        yield command
+        command("image", "rm", "demo")
+        command("gc")
+        wait_until(lambda: not devices(disk), "the loop devices to be free")
+
+
+def devices(disk: Path) -> list[str]:
+    """Return the files below a directory that are loop devices."""
+    shown = subprocess.run(
+        ["losetup", "--noheadings", "--list", "--output", "BACK-FILE"], capture_output=True, text=True
+    )
+    return [line for line in shown.stdout.split() if line.startswith(f"{disk}/")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_container_runs_and_leaves_nothing(pyctr: Pyctr, name: str) -> None:
+    root = pyctr.daemon.root / "snapshots" / name
+    run = ("run", "--snapshotter", name, "--name", "box")
+
+    assert pyctr(*run, "--rm", "demo", "sh", "-c", "echo written > /new; cat /new") == "written\n"
+
+    pyctr(*run, "-d", "demo", "sleep", "1000")
+    pyctr("exec", "box", "sh", "-c", "echo kept > /kept")
+    assert pyctr("exec", "box", "cat", "/kept") == "kept\n"
+    pyctr.daemon.restart()
+    assert pyctr("exec", "box", "cat", "/kept") == "kept\n"
+    pyctr("rm", "-f", "box")
+    pyctr("gc")
+    below = [path for path in root.iterdir() if path.name.isdecimal()]
+    assert len(below) == 1  # the image's layer
+    wait_until(lambda: not servers(root), "the program that served the file system to end")
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{root}/" in line]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_of_ctr_are_what_was_changed(pyctr: Pyctr, name: str) -> None:
+    """containerd's own client: its mounts are used, and what they show is compared."""
+    ctr, root = pyctr.daemon.ctr, pyctr.daemon.root / "snapshots" / name
+    changes = "echo 1 > /one; rm /bin/echo; rm -r /etc; mkdir /etc; echo 2 > /etc/two"
+    ctr("run", "--snapshotter", name, "docker.io/library/demo:latest", "c1", "sh", "-c", changes)
+    command = f"ctr --address {pyctr.daemon.address} snapshots --snapshotter {name} diff --keep c1".split()
+    done = subprocess.run(command, capture_output=True, check=False)
+    ctr("containers", "rm", "c1")
+    ctr("snapshots", "--snapshotter", name, "rm", "c1", check=False)
+    wait_until(lambda: not servers(root), "the program that served the file system to end")
+    if name == "fuse-overlayfs":  # whose marks nobody else can read
+        assert b"use overlayfs" in done.stderr
+        return
+    layer = done.stdout
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        names = {member.name.strip("/") for member in archive}
+    assert {"one", "etc/two"} <= names
+    assert any(name.endswith("bin/.wh.echo") for name in names)
+
+
+def servers(root: Path) -> list[str]:
+    """Return the programs that serve a file system of these snapshots."""
+    commands = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(process.read_text())
+    return [command for command in commands if f"{root}/" in command and "fuse-overlayfs" in command]
