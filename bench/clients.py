@@ -86,10 +86,10 @@ def registry(directory: Path) -> Iterator[None]:
     """Serve what `directory` holds, on REGISTRY, meanwhile."""
     configuration = directory / "registry.yml"
     configuration.write_text(
-        f"version: 0.1\nlog: {{level: panic, accesslog: {{disabled: true}}}}\nhttp: {{addr: '{REGISTRY}'}}\n"
+        f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '{REGISTRY}'}}\n"
         f"storage: {{filesystem: {{rootdirectory: {directory / 'registry'}}}}}\n"
     )
-    process = subprocess.Popen(["docker-registry", "serve", configuration])
+    process = subprocess.Popen(["docker-registry", "serve", configuration], stderr=subprocess.DEVNULL)
     try:
         while True:
             with suppress(urllib.error.URLError):
