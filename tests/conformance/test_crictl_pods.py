@@ -10,12 +10,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support import peers
 from support.cri_client import IMAGE, CriClient
+from support.crictl import Crictl
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.pod_bridge import pod_bridge
 from support.terminal_session import TerminalSession
@@ -23,27 +22,18 @@ from support.terminal_session import TerminalSession
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
 
-class Crictl:
+class PodsCrictl(Crictl):
     """crictl, with a daemon that has a network for pods."""
 
     def __init__(self, daemon: DaemonProcess, client: CriClient) -> None:
+        super().__init__(daemon)
         self.client = client
-        address = f"unix://{daemon.address}"
-        config = daemon.base / "crictl.yaml"
-        config.write_text(f"runtime-endpoint: {address}\nimage-endpoint: {address}\ntimeout: 30\n")
-        self.command = (str(peers.find("crictl")), "--config", str(config))
 
-    def run(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
+    def ended(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
         """Run it and return what it prints; `status` is how it must end."""
-        done = subprocess.run(
-            [*self.command, *arguments], input=stdin, capture_output=True, text=True, timeout=2 * DEADLINE, check=False
-        )
+        done = self.run(*arguments, stdin=stdin)
         assert done.returncode == status, (arguments, done.stdout, done.stderr)
         return done.stdout.strip() if status == 0 else done.stdout + done.stderr
-
-    def json(self, *arguments: str) -> Any:
-        """Run it and return the JSON that it prints."""
-        return json.loads(self.run(*arguments, "-o", "json"))
 
     @contextmanager
     def beside(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
@@ -62,18 +52,18 @@ class Crictl:
 
 
 @pytest.fixture(scope="module")
-def crictl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crictl]:
+def crictl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodsCrictl]:
     """One daemon for all tests."""
     with (
         pod_bridge(tmp_path_factory.mktemp("cni")) as config,
         DaemonProcess(config=config) as daemon,
         CriClient(daemon) as client,
     ):
-        yield Crictl(daemon, client)
+        yield PodsCrictl(daemon, client)
 
 
 @pytest.fixture
-def pod(crictl: Crictl, tmp_path: Path) -> Iterator[str]:
+def pod(crictl: PodsCrictl, tmp_path: Path) -> Iterator[str]:
     """The id of a pod with an address, which is removed afterwards."""
     config = {
         "metadata": {"name": "web", "uid": uuid.uuid4().hex, "namespace": "default"},
@@ -82,15 +72,15 @@ def pod(crictl: Crictl, tmp_path: Path) -> Iterator[str]:
         "linux": {"cgroup_parent": crictl.client.cgroup, "security_context": {"namespace_options": {"pid": 1}}},
     }
     (tmp_path / "pod.json").write_text(json.dumps(config))
-    pod = crictl.run("runp", str(tmp_path / "pod.json"))
+    pod = crictl.ended("runp", str(tmp_path / "pod.json"))
     yield pod
     for left in crictl.json("pods")["items"]:
-        crictl.run("rmp", "-f", left["id"])
+        crictl.ended("rmp", "-f", left["id"])
     assert crictl.json("pods")["items"] == []
 
 
 @pytest.fixture
-def container(crictl: Crictl, pod: str, tmp_path: Path) -> str:
+def container(crictl: PodsCrictl, pod: str, tmp_path: Path) -> str:
     """The id of a running container that serves /etc at port 8080."""
     script = "echo started; httpd -p 8080 -h /etc; while read line; do echo read $line; done; sleep 1000"
     config = {
@@ -102,42 +92,42 @@ def container(crictl: Crictl, pod: str, tmp_path: Path) -> str:
         "linux": {"security_context": {"namespace_options": {"pid": 1}}},
     }
     (tmp_path / "container.json").write_text(json.dumps(config))
-    container = crictl.run("create", pod, str(tmp_path / "container.json"), str(tmp_path / "pod.json"))
-    crictl.run("start", container)
+    container = crictl.ended("create", pod, str(tmp_path / "container.json"), str(tmp_path / "pod.json"))
+    crictl.ended("start", container)
     return container
 
 
-def test_what_it_says_of_the_runtime(crictl: Crictl) -> None:
-    assert "RuntimeName:  containerd" in crictl.run("version")
-    conditions = json.loads(crictl.run("info"))["status"]["conditions"]
+def test_what_it_says_of_the_runtime(crictl: PodsCrictl) -> None:
+    assert "RuntimeName:  containerd" in crictl.ended("version")
+    conditions = json.loads(crictl.ended("info"))["status"]["conditions"]
     assert {one["type"]: one["status"] for one in conditions} == {"RuntimeReady": True, "NetworkReady": True}
     assert IMAGE in [tag for image in crictl.json("images")["images"] for tag in image["repoTags"]]
-    assert crictl.run("runtime-config")
+    assert crictl.ended("runtime-config")
 
 
-def test_a_pod_from_its_beginning_to_its_end(crictl: Crictl, pod: str, container: str) -> None:
+def test_a_pod_from_its_beginning_to_its_end(crictl: PodsCrictl, pod: str, container: str) -> None:
     assert [one["id"] for one in crictl.json("pods")["items"]] == [pod]
     assert [one["state"] for one in crictl.json("ps", "-a")["containers"]] == ["CONTAINER_RUNNING"]
-    address = json.loads(crictl.run("inspectp", pod))["status"]["network"]["ip"]
-    assert f"inet {address}/24" in crictl.run("exec", container, "ip", "addr", "show", "eth0")
-    assert crictl.run("exec", "-s", container, "hostname") == "web"
-    assert json.loads(crictl.run("inspect", container))["status"]["state"] == "CONTAINER_RUNNING"
-    assert crictl.run("logs", container) == "started"
-    crictl.run("update", "--memory", str(64 << 20), container)
-    assert json.loads(crictl.run("inspect", container))["status"]["resources"]["linux"]["memoryLimitInBytes"] == str(
+    address = json.loads(crictl.ended("inspectp", pod))["status"]["network"]["ip"]
+    assert f"inet {address}/24" in crictl.ended("exec", container, "ip", "addr", "show", "eth0")
+    assert crictl.ended("exec", "-s", container, "hostname") == "web"
+    assert json.loads(crictl.ended("inspect", container))["status"]["state"] == "CONTAINER_RUNNING"
+    assert crictl.ended("logs", container) == "started"
+    crictl.ended("update", "--memory", str(64 << 20), container)
+    assert json.loads(crictl.ended("inspect", container))["status"]["resources"]["linux"]["memoryLimitInBytes"] == str(
         64 << 20
     )
-    crictl.run("stop", container)
-    ended = json.loads(crictl.run("inspect", container))["status"]
+    crictl.ended("stop", container)
+    ended = json.loads(crictl.ended("inspect", container))["status"]
     assert (ended["state"], ended["exitCode"]) == ("CONTAINER_EXITED", 137)
-    crictl.run("rm", container)
-    crictl.run("stopp", pod)
+    crictl.ended("rm", container)
+    crictl.ended("stopp", pod)
     assert [one["state"] for one in crictl.json("pods")["items"]] == ["SANDBOX_NOTREADY"]
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
-def test_exec_carries_streams_and_status(crictl: Crictl, container: str, transport: str) -> None:
-    said = crictl.run(
+def test_exec_carries_streams_and_status(crictl: PodsCrictl, container: str, transport: str) -> None:
+    said = crictl.ended(
         "exec", "-i", "--transport", transport, container, "sh", stdin="cat /etc/hello; echo no >&2; exit 5\n", status=1
     )
     assert "hello" in said
@@ -146,7 +136,7 @@ def test_exec_carries_streams_and_status(crictl: Crictl, container: str, transpo
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
-def test_exec_on_a_terminal(crictl: Crictl, container: str, transport: str) -> None:
+def test_exec_on_a_terminal(crictl: PodsCrictl, container: str, transport: str) -> None:
     command = [*crictl.command, "exec", "-i", "-t", "--transport", transport, container, "sh"]
     with TerminalSession(command, os.environ, (33, 111)) as terminal:
         terminal.type("stty size\n")
@@ -155,7 +145,7 @@ def test_exec_on_a_terminal(crictl: Crictl, container: str, transport: str) -> N
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
-def test_ports_are_forwarded(crictl: Crictl, pod: str, container: str, transport: str) -> None:
+def test_ports_are_forwarded(crictl: PodsCrictl, pod: str, container: str, transport: str) -> None:
     with crictl.beside("port-forward", "--transport", transport, pod, ":8080") as forward:
         assert forward.stdout is not None
         line = next(line for line in forward.stdout if "Forwarding from 127.0.0.1" in line)
@@ -165,7 +155,7 @@ def test_ports_are_forwarded(crictl: Crictl, pod: str, container: str, transport
                 assert answer.read() == b"hello\n"
 
 
-def test_attaching_joins_input_and_output(crictl: Crictl, container: str) -> None:
+def test_attaching_joins_input_and_output(crictl: PodsCrictl, container: str) -> None:
     with crictl.beside("attach", "-i", container) as attached:
         assert attached.stdin is not None
         assert attached.stdout is not None
@@ -176,24 +166,24 @@ def test_attaching_joins_input_and_output(crictl: Crictl, container: str) -> Non
             attached.stdin.flush()
             line = next(one for one in attached.stdout if "level=warning" not in one)
         assert "read it" in line
-    wait_until(lambda: "read it" in crictl.run("logs", container), "the log has it too")
+    wait_until(lambda: "read it" in crictl.ended("logs", container), "the log has it too")
 
 
-def test_figures_and_events(crictl: Crictl, pod: str, container: str) -> None:
+def test_figures_and_events(crictl: PodsCrictl, pod: str, container: str) -> None:
     assert [one["attributes"]["id"] for one in crictl.json("stats")["stats"]] == [container]
     assert [one["attributes"]["id"] for one in crictl.json("statsp")["stats"]] == [pod]
     with crictl.beside("events") as events:
         assert events.stdout is not None
-        crictl.run("stop", "--timeout", "0", container)
+        crictl.ended("stop", "--timeout", "0", container)
         assert any("CONTAINER_STOPPED_EVENT" in line for line in events.stdout)
 
 
-def test_the_daemon_may_be_killed_meanwhile(crictl: Crictl, pod: str, container: str) -> None:
-    address = json.loads(crictl.run("inspectp", pod))["status"]["network"]["ip"]
+def test_the_daemon_may_be_killed_meanwhile(crictl: PodsCrictl, pod: str, container: str) -> None:
+    address = json.loads(crictl.ended("inspectp", pod))["status"]["network"]["ip"]
 
     crictl.client.daemon.restart()
 
-    assert json.loads(crictl.run("inspectp", pod))["status"]["network"]["ip"] == address
-    assert crictl.run("exec", container, "cat", "/etc/hello") == "hello"
-    crictl.run("rmp", "-f", pod)
+    assert json.loads(crictl.ended("inspectp", pod))["status"]["network"]["ip"] == address
+    assert crictl.ended("exec", container, "cat", "/etc/hello") == "hello"
+    crictl.ended("rmp", "-f", pod)
     assert crictl.json("ps", "-a")["containers"] == []

@@ -14,16 +14,15 @@ class Crictl:
     def __init__(self, daemon: DaemonProcess) -> None:
         """Ask `daemon`."""
         self.daemon = daemon
-        self._program = str(peers.find("crictl"))
+        endpoint = f"unix://{daemon.address}"
+        config = daemon.base / "crictl.yaml"  # the machine's own configuration is not the test's
+        config.write_text(f"runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: {DEADLINE:g}\n")
+        self.command = (str(peers.find("crictl")), "--config", str(config))
 
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a command, whatever comes of it."""
-        endpoint = f"unix://{self.daemon.address}"
-        # A path that is not there: the machine's own configuration is not the test's.
-        command = [self._program, "--config", str(self.daemon.base / "crictl.yaml"), "--runtime-endpoint", endpoint]
-        command += ["--image-endpoint", endpoint, "--timeout", f"{DEADLINE:g}s", *arguments]
-        (self.daemon.base / "crictl.yaml").touch()
-        return subprocess.run(command, capture_output=True, text=True, timeout=4 * DEADLINE, check=False)
+        command = [*self.command, *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=4 * DEADLINE, check=False)
 
     def __call__(self, *arguments: str) -> str:
         """Run a command that succeeds, and return its output."""
