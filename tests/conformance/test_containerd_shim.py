@@ -69,9 +69,7 @@ def test_a_running_task_takes_all_that_ctr_has_to_say_and_survives_its_daemon(co
 
 
 def test_a_terminal_is_one(containerd: Containerd) -> None:
-    command = (
-        f"{containerd.client} -a {containerd.root}/c.sock -n {containerd.namespace} run -t --rm --runtime {RUNTIME} "
-    )
+    command = f"{containerd.client} -a {containerd.address} -n {containerd.namespace} run -t --rm --runtime {RUNTIME} "
     command += f"--rootfs {containerd.rootfs} tty /bin/busybox sh -c 'tty; exit 9'"
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60

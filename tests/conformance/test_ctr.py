@@ -5,9 +5,7 @@ import os
 import re
 import select
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +16,6 @@ from support.daemon_process import DaemonProcess, wait_until
 from support.footprint import cgroup_value
 from support.images import BuiltImage, busybox_with_applets
 from support.registry_process import running_registry
-from support.terminal_session import TerminalSession
 
 pytestmark = [
     pytest.mark.root,
@@ -191,26 +188,6 @@ def until_size(size: str) -> str:
     return f"until [ \"$(stty size 2>/dev/null)\" = '{size}' ]; do sleep 0.1; done; echo re''sized\n"
 
 
-@contextmanager
-def resizing(terminal: TerminalSession) -> Iterator[None]:
-    """Make the terminal 11 rows high and 53 columns wide, again and again: ctr misses what comes before it looks."""
-    seen = threading.Event()
-
-    def resize() -> None:
-        while not seen.is_set():
-            terminal.resize((12, 53))
-            terminal.resize((11, 53))
-            seen.wait(0.3)
-
-    thread = threading.Thread(target=resize)
-    thread.start()
-    try:
-        yield
-    finally:
-        seen.set()
-        thread.join()
-
-
 def test_run_on_a_terminal(ctr: Ctr) -> None:
     with ctr.terminal("run", "--rm", "-t", NAME, "c", "sh") as terminal:
         terminal.expect("# ")
@@ -219,8 +196,7 @@ def test_run_on_a_terminal(ctr: Ctr) -> None:
         terminal.type(until_size("31 97"))
         terminal.expect("resized")
         terminal.type(until_size("11 53"))
-        with resizing(terminal):
-            terminal.expect("resized")
+        terminal.resize_until((11, 53), "resized")
         terminal.type("sh -c 'echo sle''eping; exec sleep 1000'\n")
         terminal.expect("sleeping")
         terminal.type("\x03")

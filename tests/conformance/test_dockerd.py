@@ -230,9 +230,8 @@ def test_attach_and_terminals(docker: Dockerd, name: str) -> None:
     assert docker.status(name) == "running"
     with TerminalSession([*docker.words, "exec", "-it", name, "sh"], docker.environment, (31, 97)) as terminal:
         terminal.expect("# ")
-        terminal.resize((17, 40))
         terminal.type("while [ \"$(stty size 2>&1)\" != '17 40' ]; do sleep 0.1; done; echo si'z'ed\r")
-        terminal.expect("sized\r")
+        terminal.resize_until((17, 40), "sized\r")
         terminal.type("exit 8\r")
         assert terminal.wait() == 8
 

@@ -193,6 +193,14 @@ def test_a_container_lives_and_survives_daemons(ctr: Ctr, runtime: str, rootfs: 
     assert str(pids["stays"]) in ctr("tasks", "ps", "stays").split()
 
     with ctr.background("events") as watching:
+        output = watching.stdout
+        assert output is not None
+
+        def hears() -> bool:
+            ctr("namespaces", "label", ctr.namespace, "color=green")
+            return bool(select.select([output.fileno()], [], [], 1)[0])
+
+        wait_until(hears, "it hears of a label")
         done = ctr.run("tasks", "exec", "--exec-id", "e2", "stays", "sh", "-c", "echo again; exit 4")
         assert (done.stdout, done.returncode) == ("again\n", 4)
         ctr("tasks", "kill", "--signal", "SIGTERM", "stays")
@@ -200,8 +208,7 @@ def test_a_container_lives_and_survives_daemons(ctr: Ctr, runtime: str, rootfs: 
         daemon.restart(signal.SIGTERM)
         assert "exit with non-zero exit code 5" in ctr.run("tasks", "rm", "stays").stderr
         assert watching.wait(DEADLINE) is not None  # its daemon has gone
-        assert watching.stdout is not None
-        told = [line.split(maxsplit=6) for line in watching.stdout if "/tasks/" in line and '"stays"' in line]
+        told = [line.split(maxsplit=6) for line in output if "/tasks/" in line and '"stays"' in line]
     topics = [words[-2] for words in told]
     assert topics == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit", "/tasks/exit"]
     assert [json.loads(words[-1]).get("exit_status") for words in told][2:] == [4, 5]
@@ -254,7 +261,7 @@ def test_a_terminal(ctr: Ctr, runtime: str, rootfs: Path) -> None:
     with ctr.terminal(*words) as terminal:
         terminal.expect("# ")
         terminal.type("tty\r")
-        terminal.expect("/dev/pts/0\r\n")
+        terminal.expect("/dev/pts/0\r")
         terminal.type("while [ \"$(stty size 2>&1)\" != '31 97' ]; do sleep 0.1; done; echo si'z'ed\r")
         terminal.expect("sized\r")
         terminal.type("exit 8\r")

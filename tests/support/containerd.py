@@ -23,13 +23,13 @@ from .footprint import remove_cgroup
 from .shim_harness import DEADLINE, eventually, make_rootfs
 
 RUNTIME: Final = "io.containerd.pyctr.v1"
-_CONFIG: Final = """
+WITHOUT_PODS: Final = """
 version = 2
-root = "{root}/root"
-state = "{root}/state"
+root = "{base}/root"
+state = "{base}/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
-  address = "{root}/c.sock"
+  address = "{base}/c.sock"
 [debug]
   level = "debug"
 """
@@ -38,23 +38,23 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 class Containerd:
     """A private containerd and its ctr."""
 
-    def __init__(self, root: Path, program: str, ctr: str, config: str) -> None:
-        """Use programs by their paths; `config` is TOML, with {root} for the directory of all that there is."""
-        self.root = root
+    def __init__(self, base: Path, program: str, ctr: str, config: str) -> None:
+        """Use programs by their paths; `config` is TOML, with {base} for the directory of all that there is."""
+        self.base = base
         self.program, self.client = program, ctr
-        self.address = root / "c.sock"
+        self.address = base / "c.sock"
         self.namespace = f"shim-{uuid.uuid4().hex[:8]}"
-        self.rootfs = make_rootfs(root / "rootfs")
-        (root / "config.toml").write_text(config.replace("{root}", str(root)))
+        self.rootfs = make_rootfs(base / "rootfs")
+        (base / "config.toml").write_text(config.replace("{base}", str(base)))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; return when it answers."""
         # Our shim is installed beside the interpreter.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        with (self.root / "log").open("ab") as log:
+        with (self.base / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.program, "-c", str(self.root / "config.toml")],
+                [self.program, "-c", str(self.base / "config.toml")],
                 env={**os.environ, "PATH": path},
                 stdout=log,
                 stderr=log,
@@ -68,11 +68,13 @@ class Containerd:
         self.process.wait(DEADLINE)
         self.start()
 
-    def ctr(self, *arguments: str, check: bool = True, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def ctr(
+        self, *arguments: str, check: bool = True, stdin: str | None = None, namespace: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
         """Run its ctr, by default with success; what it says of containerd's own deprecations is left out."""
-        command = [self.client, "-a", str(self.address), "-n", self.namespace, *arguments]
+        command = [self.client, "-a", str(self.address), "-n", namespace or self.namespace, *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
-        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}\n{self.log()}"
+        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}\n{self.log_text()[-3000:]}"
         lines = done.stderr.splitlines(keepends=True)
         done.stderr = "".join(line for line in lines if "DEPRECATION: " not in line)
         return done
@@ -85,13 +87,13 @@ class Containerd:
             "run", "--runtime", RUNTIME, *options, "--rootfs", str(self.rootfs), container, *command, check=check
         )
 
-    def log(self) -> str:
-        """Return the end of its log."""
-        return (self.root / "log").read_text()[-3000:]
+    def log_text(self) -> str:
+        """Return what it has logged."""
+        return (self.base / "log").read_text()
 
-    def bundles(self) -> list[str]:
-        """Return the ids of the containers that have a bundle."""
-        folder = self.root / "state/io.containerd.runtime.v2.task" / self.namespace
+    def bundles(self, namespace: str = "") -> list[str]:
+        """Return the ids of the containers that have a bundle, in its own namespace or another one."""
+        folder = self.base / "state/io.containerd.runtime.v2.task" / (namespace or self.namespace)
         return os.listdir(folder) if folder.is_dir() else []
 
     def task(self, container: str) -> tuple[int, str]:
@@ -101,15 +103,15 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def private_containerd(version: str, config: str = _CONFIG) -> Iterator[Containerd]:
+def private_containerd(version: str, config: str = WITHOUT_PODS) -> Iterator[Containerd]:
     """Yield one that runs, "1.6" for Debian's; skips the test where there is none."""
     program, ctr = (
         f"/usr/bin/{name}" if version == "1.6" else str(peers.find(name, version)) for name in ("containerd", "ctr")
     )
     if not Path(program).exists():
         pytest.skip("containerd is not installed (Debian: containerd)")
-    root = Path(tempfile.mkdtemp(prefix="cd", dir="/run"))
-    here = Containerd(root, program, ctr, config)
+    base = Path(tempfile.mkdtemp(prefix="cd", dir="/run"))
+    here = Containerd(base, program, ctr, config)
     try:
         here.start()
         yield here
@@ -118,4 +120,4 @@ def private_containerd(version: str, config: str = _CONFIG) -> Iterator[Containe
         here.process.send_signal(signal.SIGTERM)
         here.process.wait(DEADLINE)
         remove_cgroup(here.namespace)
-        shutil.rmtree(root)
+        shutil.rmtree(base)

@@ -2,16 +2,26 @@
 
 import json
 import subprocess
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from . import peers
-from .daemon_process import DEADLINE, DaemonProcess
+from .daemon_process import DEADLINE
+
+
+class Daemon(Protocol):
+    """A daemon with the container runtime interface, ours or another one."""
+
+    address: Path
+    base: Path
+
+    def log_text(self) -> str: ...
 
 
 class Crictl:
     """crictl, asking one daemon; skips the test where there is none."""
 
-    def __init__(self, daemon: DaemonProcess) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         """Ask `daemon`."""
         self.daemon = daemon
         endpoint = f"unix://{daemon.address}"

@@ -230,6 +230,7 @@ class DaemonProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the daemon, remove its directories, and assert that nothing else of it is left."""
+        clean = False
         try:
             if self.process is not None:
                 status = self.stop()
@@ -239,8 +240,9 @@ class DaemonProcess:
             if error is None:
                 wait_until(lambda: not self.leftovers(), f"nothing left of the daemon, but: {self.leftovers()}")
                 assert "Traceback" not in self.log_text(), self.log_text()
+                clean = True
         finally:
-            if error is not None:
+            if not clean:
                 sys.stderr.write(self.log_text()[-8000:])
                 self._end_shims()
             shutil.rmtree(self.base, ignore_errors=True)

@@ -18,7 +18,7 @@ def find(name: str, at_least: str = "") -> Path:
     found = look_for(name, at_least)
     if found is None:
         why = DIRECTORY / f"{name}.why"
-        reason = why.read_text().strip() if why.exists() else "tests/peers builds it"
+        reason = why.read_text().strip() if why.exists() else f"tests/peers {DIRECTORY} {name} builds it"
         pytest.skip(f"no {name}{at_least and f' {at_least}'} in {DIRECTORY} or PATH: {reason}")
     return found
 

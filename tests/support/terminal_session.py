@@ -50,6 +50,16 @@ class TerminalSession:
         """Change the terminal's size (rows, columns)."""
         _resize(self._fd, size)
 
+    def resize_until(self, size: tuple[int, int], text: str) -> None:
+        """Change the terminal's size until `text` comes: a program may listen for that only a while after its start."""
+        end = time.monotonic() + DEADLINE
+        while text.encode() not in self._seen and time.monotonic() < end:
+            self.resize((size[0], size[1] + 1))  # what does not change is not told
+            self.resize(size)
+            if select.select([self._fd], [], [], 0.2)[0]:
+                self._seen += self._read()
+        self.expect(text)
+
     def type(self, text: str) -> None:
         """Send keys."""
         os.write(self._fd, text.encode())
