@@ -125,7 +125,7 @@ def test_a_scope_lives(tmp_path: Path, hierarchies: Hierarchies, peer: MakePeer)
     cgroup = systemd.cgroup_of(hierarchies, "a.slice:p:n")
     assert cgroup.path == "/a.slice/p-n.scope"
 
-    cgroup.create()
+    cgroup.create(77)
     (tmp_path / "cgroup/a.slice/p-n.scope/pids.max").touch()
     cgroup.apply({"pids": {"limit": 5}})
     (tmp_path / "cgroup/a.slice/p-n.scope/pids.max").unlink()
@@ -136,6 +136,7 @@ def test_a_scope_lives(tmp_path: Path, hierarchies: Hierarchies, peer: MakePeer)
     assert start[1][:2] == ["p-n.scope", "fail"]
     properties = dict(start[1][2])
     assert (properties["Slice"], properties["Delegate"]) == (("s", "a.slice"), ("b", 1))
+    assert properties["PIDs"] == ("au", [77])
     assert change == ("SetUnitProperties", ["p-n.scope", 1, [("TasksMax", ("t", 5))]])
     assert stop == ("StopUnit", ["p-n.scope", "replace"])
 
