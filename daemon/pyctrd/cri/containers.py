@@ -162,22 +162,17 @@ class Containers:
         return self._tasks.find(NAMESPACE, other.id).init.pid
 
     async def start(self, container: PodContainer) -> None:
-        """Run it. Raises FailedPrecondition unless it was just made, and what the runtime refuses."""
-        if container.busy:
-            doing = (
-                "already in starting state" if container.busy == "starting" else "in removing state, can't be started"
-            )
-            raise FailedPrecondition(f"container is {doing}")
+        """Run it; asked for again meanwhile, it is the same start, which goes on when its callers have gone away.
+
+        Raises FailedPrecondition unless it was just made, and what the runtime refuses.
+        """
+        if container.busy == "removing":
+            raise FailedPrecondition("container is in removing state, can't be started")
         if container.state != runtime_pb2.CONTAINER_CREATED:
             raise FailedPrecondition(f"container is in {container.state_name} state")
         if not container.pod.ready:
             raise FailedPrecondition(f'sandbox container "{container.pod.id}" is not running')
-        container.busy = "starting"
-        try:
-            # Not the caller's own: one that goes away must not leave a container half started.
-            await asyncio.shield(asyncio.ensure_future(self._owned(container, "start", self._start)))
-        finally:
-            container.busy = ""
+        await self._shared(container, "starting", self._start)
 
     async def _start(self, container: PodContainer) -> None:
         try:
@@ -278,24 +273,37 @@ class Containers:
             await self._tasks.kill(NAMESPACE, shim.KillRequest(id=container.id, signal=number, all=everybody))
 
     async def remove(self, container: PodContainer) -> None:
-        """Remove it, by force if it runs. Raises FailedPrecondition while it starts or somebody else removes it."""
-        if container.busy:
-            doing = "is in starting state, can't be removed"
-            if container.busy == "removing":
-                doing = "is already in removing state"
-            raise FailedPrecondition(f'failed to set removing state for container "{container.id}": container {doing}')
-        container.busy = "removing"
-        try:
-            await self.stop(container, 0)
-            await self._owned(container, "remove", self._remove)
-        finally:
-            container.busy = ""
+        """Remove it, by force if it runs; asked for again meanwhile, it is the same removal.
+
+        Raises FailedPrecondition while it starts.
+        """
+        if container.busy == "starting":
+            raise FailedPrecondition(
+                f'failed to set removing state for container "{container.id}": container is in starting state, '
+                "can't be removed"
+            )
+        await self._shared(container, "removing", self._remove)
 
     async def _remove(self, container: PodContainer) -> None:
+        await self.stop(container, 0)
         await self._forget_task(container)
         await self._threads.run(self._maker.remove, container, self._rows.delete)
         self._index.remove_container(container)
         self._events.container(container, runtime_pb2.CONTAINER_DELETED_EVENT)
+
+    async def _shared(
+        self, container: PodContainer, doing: str, work: Callable[[PodContainer], Awaitable[None]]
+    ) -> None:
+        """Do something, once for all who ask for it while it is under way, whoever of them goes away."""
+        container.busy = doing
+
+        async def job(_: Job[None]) -> None:
+            try:
+                await work(container)
+            finally:
+                container.busy = ""
+
+        await self._owners.run((NAMESPACE, f"container {container.name}"), doing, job, joining=Joining.SHARED)
 
     async def _owned(self, container: PodContainer, name: str, work: Callable[[PodContainer], Awaitable[None]]) -> None:
         async def job(_: Job[None]) -> None:

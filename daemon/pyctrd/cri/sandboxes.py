@@ -103,6 +103,10 @@ class Sandboxes:
             await self._make(pod)
             if job.give_up_if_abandoned():
                 await self._undo(pod)
+                return pod
+            self._index.add_pod(pod)
+            self._events.pod(pod, runtime_pb2.CONTAINER_CREATED_EVENT)
+            self._events.pod(pod, runtime_pb2.CONTAINER_STARTED_EVENT)
             return pod
 
         token = config.SerializeToString(deterministic=True).hex() + handler
@@ -170,9 +174,6 @@ class Sandboxes:
         except BaseException:
             await asyncio.shield(self._undo(pod))
             raise
-        self._index.add_pod(pod)
-        self._events.pod(pod, runtime_pb2.CONTAINER_CREATED_EVENT)
-        self._events.pod(pod, runtime_pb2.CONTAINER_STARTED_EVENT)
 
     def _prepare(self, pod: Pod) -> None:
         config = pod.config
@@ -191,6 +192,7 @@ class Sandboxes:
 
     async def _undo(self, pod: Pod) -> None:
         """Leave nothing of a pod that could not be made; what cannot be taken down keeps it, not ready."""
+        pod.ready = False
         try:
             if "net" in pod.kinds:
                 await self._network.tear_down(pod)
