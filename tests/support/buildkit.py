@@ -31,12 +31,14 @@ class Buildkit:
         self.nerdctl = nerdctl
         self._daemon, self._client = peers.find("buildkitd"), peers.find("buildctl")
         self.root = nerdctl.daemon.base / "buildkit"
-        self.root.mkdir()
+        (self.root / "tmp").mkdir(parents=True)
         self.host = f"unix://{self.root}/b.sock"
         (self.root / "config.toml").write_text(f'[registry."{registry}"]\nhttp = true\n')
         # nerdctl looks for buildctl in $PATH.
         path = f"{self._client.parent}:{os.environ['PATH']}"
-        self.environment = {**nerdctl.environment, "PATH": path, "BUILDKIT_HOST": self.host}
+        # Mounts of secrets are in $TMPDIR; one that is killed leaves them, and they go with the directory.
+        own = {"PATH": path, "BUILDKIT_HOST": self.host, "TMPDIR": f"{self.root}/tmp"}
+        self.environment = {**nerdctl.environment, **own}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
