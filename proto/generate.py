@@ -6,6 +6,8 @@ is not touched, and what changes is replaced in one step: programs may run from 
 """
 
 import importlib.util
+import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +29,16 @@ def _include_roots() -> list[Path]:
     return [PROTO, Path(grpc_tools.__file__).parent / "_proto", googleapis]
 
 
+def _typed_stubs(into: Path) -> list[str]:
+    """Return what has protoc write types for the stubs: grpc's own generator knows none."""
+    # A build of a package runs in an environment whose programs are in $PATH, a checkout's beside its interpreter.
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    plugin = shutil.which("protoc-gen-mypy_grpc", path=places)
+    if plugin is None:
+        sys.exit("generate: install mypy-protobuf (it has protoc-gen-mypy_grpc)")
+    return [f"--plugin=protoc-gen-mypy_grpc={plugin}", f"--mypy_grpc_out=quiet:{into}"]
+
+
 def generate_protobuf(into: Path) -> None:
     """Compile every .proto file below proto/ into modules below `into`."""
     sources = sorted(PROTO.rglob("*.proto"))
@@ -34,7 +46,7 @@ def generate_protobuf(into: Path) -> None:
     includes = [f"-I{root}" for root in _include_roots()]
     runs = [
         (sources, [f"--python_out={into}", f"--pyi_out={into}"]),
-        (with_services, [f"--grpc_python_out={into}"]),
+        (with_services, [f"--grpc_python_out={into}", *_typed_stubs(into)]),
     ]
     for files, outputs in runs:
         names = [str(path.relative_to(PROTO)) for path in files]

@@ -147,7 +147,8 @@ def _publish(config: Config, options: argparse.Namespace) -> int:
     with grpc.insecure_channel(f"unix:{config.address}") as channel:
         try:
             events = events_pb2_grpc.EventsStub(channel)
-            events.Publish(request, timeout=_PUBLISH_TIMEOUT, metadata=[("containerd-namespace", options.namespace)])
+            metadata = (("containerd-namespace", options.namespace),)
+            events.Publish(request, timeout=_PUBLISH_TIMEOUT, metadata=metadata)
         except grpc.RpcError as error:
             sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
             return 1

@@ -18,8 +18,8 @@ from support.ctr_client import Ctr, program
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.engines import make_root
 from support.footprint import remove_cgroup
-from support.ports import free_port
 from support.real_containerd import RealContainerd
+from support.registry_process import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(240)]
 

@@ -208,8 +208,9 @@ def stopping(cri: CriClient, container: str, seconds: int) -> Any:
 def is_noted(cri: CriClient, container: str) -> bool:
     """Whether the daemon has written down that a container is to stop."""
     request = containers_pb2.GetContainerRequest(id=container)
+    metadata = (("containerd-namespace", "k8s.io"),)
     with cri.daemon.channel() as channel:
-        found = containers_pb2_grpc.ContainersStub(channel).Get(request, metadata=[("containerd-namespace", "k8s.io")])
+        found = containers_pb2_grpc.ContainersStub(channel).Get(request, metadata=metadata)
     return b'"stop_asked": [' in found.container.extensions["pyctr.cri.Container"].value
 
 

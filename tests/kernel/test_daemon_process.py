@@ -117,7 +117,7 @@ def test_a_stop_is_clean_and_told_to_everybody(number: signal.Signals, tmp_path:
                 assert daemon.stop(number) == 0
 
                 with pytest.raises(grpc.RpcError) as raised:
-                    next(stream)
+                    next(iter(stream))
                 assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
             assert manager.recv(1000) == b"STOPPING=1"
             assert list(daemon.state.glob("pyctrd.sock*")) == []

@@ -2,6 +2,7 @@
 
 import socket
 import tempfile
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 def test_one_that_does_not_answer_is_waited_for_only_so_long() -> None:
     """And nobody else waits with it."""
-    calling = {"metadata": (("containerd-namespace", "default"),), "timeout": 60}
+    calling: dict[str, Any] = {"metadata": (("containerd-namespace", "default"),), "timeout": 60}
     prepare, remove = snapshots_pb2.PrepareSnapshotRequest, snapshots_pb2.RemoveSnapshotRequest
     with tempfile.TemporaryDirectory(prefix="pyctr-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as mute:
         mute.bind(f"{folder}/mute")

@@ -12,8 +12,8 @@ from google.protobuf.empty_pb2 import Empty
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from support.authority import Authority, Pair
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.ports import free_port
 from support.pyctr_command import Pyctr
+from support.registry_process import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

@@ -15,7 +15,7 @@ from pyctr_wire.containerd.services.containers.v1 import containers_pb2, contain
 from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.ports import free_port
+from support.registry_process import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

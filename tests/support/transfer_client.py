@@ -38,9 +38,8 @@ class Stream:
         self._outgoing: queue.SimpleQueue[AnyMessage | None] = queue.SimpleQueue()
         self.send(streaming_pb2.StreamInit(id=self.name))
         metadata = (("containerd-namespace", namespace),)
-        self.call: Any = streaming_pb2_grpc.StreamingStub(channel).Stream(
-            iter(self._outgoing.get, None), metadata=metadata
-        )
+        stub: Any = streaming_pb2_grpc.StreamingStub(channel)
+        self.call = stub.Stream(iter(self._outgoing.get, None), metadata=metadata)
         next(self.call)
 
     def send(self, message: Message) -> None:

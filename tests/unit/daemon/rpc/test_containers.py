@@ -1,5 +1,7 @@
 """containerd.services.containers.v1, over the wire."""
 
+from typing import TYPE_CHECKING
+
 import grpc
 import grpc.aio
 import pytest
@@ -9,6 +11,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
 from pyctr_wire.containerd.services.containers.v1.containers_pb2_grpc import ContainersStub
 from support.metadata_services import Wired
+
+if TYPE_CHECKING:  # it is a type only
+    from pyctr_wire.containerd.services.containers.v1.containers_pb2_grpc import ContainersAsyncStub
 
 NS = (("containerd-namespace", "default"),)
 SPEC = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=b'{"b": 1,  "a": 2}')
@@ -20,16 +25,16 @@ def _container(id: str, **fields: object) -> pb.Container:
 
 
 @pytest.fixture
-async def stub(channel: grpc.aio.Channel) -> ContainersStub:
+async def stub(channel: grpc.aio.Channel) -> "ContainersAsyncStub":
     return ContainersStub(channel)
 
 
-async def _create(stub: ContainersStub, id: str, **fields: object) -> pb.Container:
+async def _create(stub: "ContainersAsyncStub", id: str, **fields: object) -> pb.Container:
     request = pb.CreateContainerRequest(container=_container(id, **fields))
     return (await stub.Create(request, metadata=NS)).container
 
 
-async def test_what_is_stored_comes_back_byte_for_byte(stub: ContainersStub) -> None:
+async def test_what_is_stored_comes_back_byte_for_byte(stub: "ContainersAsyncStub") -> None:
     sent = _container(
         "c1",
         labels={"k": "v", "gone": ""},
@@ -53,7 +58,7 @@ async def test_what_is_stored_comes_back_byte_for_byte(stub: ContainersStub) -> 
     assert [one.container async for one in stub.ListStream(pb.ListContainersRequest(), metadata=NS)] == [sent]
 
 
-async def test_options_that_are_empty_are_not_options_that_are_missing(stub: ContainersStub) -> None:
+async def test_options_that_are_empty_are_not_options_that_are_missing(stub: "ContainersAsyncStub") -> None:
     with_options = await _create(stub, "c1", runtime=pb.Container.Runtime(name="r", options=Any()))
     without = await _create(stub, "c2")
 
@@ -61,7 +66,7 @@ async def test_options_that_are_empty_are_not_options_that_are_missing(stub: Con
     assert not without.runtime.HasField("options")
 
 
-async def test_a_list_is_sorted_and_filtered(stub: ContainersStub) -> None:
+async def test_a_list_is_sorted_and_filtered(stub: "ContainersAsyncStub") -> None:
     for id in ("b", "a", "c"):
         await _create(stub, id, image=f"image-{id}", labels={"x.y": id})
 
@@ -105,7 +110,7 @@ async def test_a_list_is_sorted_and_filtered(stub: ContainersStub) -> None:
     ],
 )
 async def test_errors_have_containerds_codes_and_words(
-    stub: ContainersStub, call: str, request_: object, code: grpc.StatusCode, details: str
+    stub: "ContainersAsyncStub", call: str, request_: object, code: grpc.StatusCode, details: str
 ) -> None:
     await _create(stub, "taken")
 
@@ -124,7 +129,7 @@ async def test_errors_have_containerds_codes_and_words(
     ],
 )
 async def test_a_namespace_is_required(
-    stub: ContainersStub, metadata: tuple[tuple[str, str], ...], code: grpc.StatusCode, details: str
+    stub: "ContainersAsyncStub", metadata: tuple[tuple[str, str], ...], code: grpc.StatusCode, details: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.List(pb.ListContainersRequest(), metadata=metadata)
@@ -133,7 +138,7 @@ async def test_a_namespace_is_required(
     assert str(raised.value.details()).startswith(details)
 
 
-async def test_the_first_namespace_counts(stub: ContainersStub) -> None:
+async def test_the_first_namespace_counts(stub: "ContainersAsyncStub") -> None:
     await _create(stub, "c1")
 
     twice = (*NS, ("containerd-namespace", "other"))
@@ -141,7 +146,7 @@ async def test_the_first_namespace_counts(stub: ContainersStub) -> None:
     assert len((await stub.List(pb.ListContainersRequest(), metadata=twice)).containers) == 1
 
 
-async def test_a_mask_changes_only_what_it_names(stub: ContainersStub) -> None:
+async def test_a_mask_changes_only_what_it_names(stub: "ContainersAsyncStub") -> None:
     await _create(stub, "c1", image="old", labels={"a": "1", "b.c": "2"})
     change = _container("c1", image="new", labels={"b.c": "3"})
 
@@ -153,7 +158,7 @@ async def test_a_mask_changes_only_what_it_names(stub: ContainersStub) -> None:
 
 
 async def test_reads_after_the_first_come_from_memory_until_something_changes(
-    stub: ContainersStub, wired: Wired
+    stub: "ContainersAsyncStub", wired: Wired
 ) -> None:
     for id in ("a", "b"):
         await _create(stub, id)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -14,6 +14,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pyctr_wire.containerd.services.content.v1 import content_pb2 as pb
 from pyctr_wire.containerd.services.content.v1.content_pb2_grpc import ContentStub
 from support.metadata_services import Wired
+
+if TYPE_CHECKING:  # it is a type only
+    from pyctr_wire.containerd.services.content.v1.content_pb2_grpc import ContentAsyncStub
 
 NS = (("containerd-namespace", "default"),)
 OTHER = (("containerd-namespace", "other"),)
@@ -26,7 +29,7 @@ def _digest(data: bytes) -> str:
 
 
 @pytest.fixture
-async def stub(channel: grpc.aio.Channel) -> ContentStub:
+async def stub(channel: grpc.aio.Channel) -> "ContentAsyncStub":
     return ContentStub(channel)
 
 
@@ -49,7 +52,7 @@ class Writing:
 
 
 @asynccontextmanager
-async def _writing(stub: ContentStub, metadata: Any = NS) -> AsyncIterator[Writing]:
+async def _writing(stub: "ContentAsyncStub", metadata: Any = NS) -> AsyncIterator[Writing]:
     """Yield a stream; it is over, seen from the daemon too, when this ends."""
     call = stub.Write(metadata=metadata, timeout=30)
     yield Writing(call)
@@ -61,17 +64,17 @@ async def _writing(stub: ContentStub, metadata: Any = NS) -> AsyncIterator[Writi
         pass
 
 
-async def _store(stub: ContentStub, data: bytes, metadata: Any = NS) -> str:
+async def _store(stub: "ContentAsyncStub", data: bytes, metadata: Any = NS) -> str:
     async with _writing(stub, metadata) as stream:
         await stream.send(COMMIT, ref=_digest(data), total=len(data), expected=_digest(data), data=data)
     return _digest(data)
 
 
-async def _read(stub: ContentStub, digest: str, **fields: int) -> list[pb.ReadContentResponse]:
+async def _read(stub: "ContentAsyncStub", digest: str, **fields: int) -> list[pb.ReadContentResponse]:
     return [one async for one in stub.Read(pb.ReadContentRequest(digest=digest, **fields), metadata=NS, timeout=30)]
 
 
-async def test_a_client_writes_as_containerds_does(stub: ContentStub) -> None:
+async def test_a_client_writes_as_containerds_does(stub: "ContentAsyncStub") -> None:
     """STAT with what is expected, WRITE by WRITE at its offset, COMMIT with labels."""
     digest = _digest(b"hello world")
     async with _writing(stub) as stream:
@@ -92,7 +95,7 @@ async def test_a_client_writes_as_containerds_does(stub: ContentStub) -> None:
         await stub.Status(pb.StatusRequest(ref="r"), metadata=NS)
 
 
-async def test_a_blob_is_read_in_pieces_that_count_from_what_was_asked_for(stub: ContentStub) -> None:
+async def test_a_blob_is_read_in_pieces_that_count_from_what_was_asked_for(stub: "ContentAsyncStub") -> None:
     digest = await _store(stub, DATA)
 
     whole = await _read(stub, digest)
@@ -108,14 +111,14 @@ async def test_a_blob_is_read_in_pieces_that_count_from_what_was_asked_for(stub:
         await _read(stub, digest, offset=len(DATA) + 1)
 
 
-async def test_an_empty_blob_is_written_and_read(stub: ContentStub) -> None:
+async def test_an_empty_blob_is_written_and_read(stub: "ContentAsyncStub") -> None:
     async with _writing(stub) as stream:
         assert (await stream.send(COMMIT, ref="r")).digest == _digest(b"")
 
     assert await _read(stub, _digest(b"")) == []
 
 
-async def test_a_write_goes_on_where_it_stopped(stub: ContentStub) -> None:
+async def test_a_write_goes_on_where_it_stopped(stub: "ContentAsyncStub") -> None:
     async with _writing(stub) as stream:
         await stream.send(STAT, ref="r", total=6)
         await stream.send(WRITE, ref="r", data=b"abc")
@@ -134,7 +137,7 @@ async def test_a_write_goes_on_where_it_stopped(stub: ContentStub) -> None:
         assert (await stream.send(COMMIT, ref="r", offset=6)).digest == _digest(b"abcdef")
 
 
-async def test_offset_zero_starts_again_and_any_other_must_fit(stub: ContentStub) -> None:
+async def test_offset_zero_starts_again_and_any_other_must_fit(stub: "ContentAsyncStub") -> None:
     async with _writing(stub) as stream:
         await stream.send(WRITE, ref="r", data=b"abc")
         assert (await stream.send(WRITE, ref="r", offset=0, data=b"x")).offset == 1
@@ -143,7 +146,7 @@ async def test_offset_zero_starts_again_and_any_other_must_fit(stub: ContentStub
     assert failure == (grpc.StatusCode.OUT_OF_RANGE, "write @7 must occur at current offset 1: out of range")
 
 
-async def test_a_first_message_needs_a_reference(stub: ContentStub) -> None:
+async def test_a_first_message_needs_a_reference(stub: "ContentAsyncStub") -> None:
     async with _writing(stub) as stream:
         code, details = await stream.fails(STAT)
 
@@ -153,7 +156,9 @@ async def test_a_first_message_needs_a_reference(stub: ContentStub) -> None:
     )
 
 
-async def test_a_locked_reference_is_unavailable_until_its_stream_ends_however_it_does(stub: ContentStub) -> None:
+async def test_a_locked_reference_is_unavailable_until_its_stream_ends_however_it_does(
+    stub: "ContentAsyncStub",
+) -> None:
     async with _writing(stub) as holder:
         await holder.send(WRITE, ref="r", data=b"abc")
         async with _writing(stub) as second:
@@ -169,7 +174,7 @@ async def test_a_locked_reference_is_unavailable_until_its_stream_ends_however_i
             pass
 
 
-async def _offset(stub: ContentStub) -> int | None:
+async def _offset(stub: "ContentAsyncStub") -> int | None:
     """Return how far the ingest got, None if it is locked."""
     async with _writing(stub) as stream:
         try:
@@ -180,7 +185,7 @@ async def _offset(stub: ContentStub) -> int | None:
             raise
 
 
-async def test_a_blob_that_is_there_need_not_be_written(stub: ContentStub) -> None:
+async def test_a_blob_that_is_there_need_not_be_written(stub: "ContentAsyncStub") -> None:
     digest = await _store(stub, b"abc")
 
     async with _writing(stub) as stream:
@@ -201,7 +206,7 @@ async def test_a_blob_that_is_there_need_not_be_written(stub: ContentStub) -> No
         )
 
 
-async def test_a_blob_of_another_namespace_is_shared_with_whoever_knows_its_digest(stub: ContentStub) -> None:
+async def test_a_blob_of_another_namespace_is_shared_with_whoever_knows_its_digest(stub: "ContentAsyncStub") -> None:
     digest = await _store(stub, b"abc")
     with pytest.raises(grpc.aio.AioRpcError, match="not found"):
         await stub.Info(pb.InfoRequest(digest=digest), metadata=OTHER)
@@ -221,7 +226,7 @@ async def test_a_blob_of_another_namespace_is_shared_with_whoever_knows_its_dige
     ],
 )
 async def test_a_commit_checks_what_was_announced_and_keeps_the_ingest(
-    stub: ContentStub, fields: dict[str, Any], details: str
+    stub: "ContentAsyncStub", fields: dict[str, Any], details: str
 ) -> None:
     async with _writing(stub) as stream:
         await stream.send(WRITE, ref="r", data=b"abc")
@@ -235,7 +240,7 @@ async def test_a_commit_checks_what_was_announced_and_keeps_the_ingest(
         await stub.Abort(pb.AbortRequest(ref="r"), metadata=NS)
 
 
-async def test_a_list_comes_in_batches_and_labels_change(stub: ContentStub) -> None:
+async def test_a_list_comes_in_batches_and_labels_change(stub: "ContentAsyncStub") -> None:
     digests = sorted([await _store(stub, str(number).encode()) for number in range(101)])
 
     messages = [len(one.info) async for one in stub.List(pb.ListContentRequest(), metadata=NS)]
@@ -250,7 +255,7 @@ async def test_a_list_comes_in_batches_and_labels_change(stub: ContentStub) -> N
     assert [one async for one in stub.List(pb.ListContentRequest(filters=["labels.x"]), metadata=NS)] == []
 
 
-async def test_a_blob_that_lost_bytes_is_data_loss(stub: ContentStub, wired: Wired) -> None:
+async def test_a_blob_that_lost_bytes_is_data_loss(stub: "ContentAsyncStub", wired: Wired) -> None:
     digest = await _store(stub, b"abcdef")
     path = wired.content.read_path("default", digest)
     path.chmod(0o644)
@@ -263,7 +268,7 @@ async def test_a_blob_that_lost_bytes_is_data_loss(stub: ContentStub, wired: Wir
 
 
 @pytest.mark.parametrize("digest", ["sha256:../../x", "md5:00", "sha256:ABC", ""])
-async def test_what_is_no_digest_is_refused(stub: ContentStub, digest: str) -> None:
+async def test_what_is_no_digest_is_refused(stub: "ContentAsyncStub", digest: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Info(pb.InfoRequest(digest=digest), metadata=NS)
 
