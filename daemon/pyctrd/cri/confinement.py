@@ -1,24 +1,14 @@
-"""AppArmor and SELinux of a pod's container; and what of a request is not served yet, which is told by name.
-
-Source: BEHAVIOUR of containerd's CRI; apparmor(7), selinux(8).
-"""
+"""AppArmor of a pod's container. Source: BEHAVIOUR of containerd's CRI; apparmor(7)."""
 
 from pathlib import Path
 from typing import Final
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 
 _APPARMOR: Final = Path("/sys/module/apparmor/parameters/enabled")
 _PROFILES: Final = Path("/sys/kernel/security/apparmor/profiles")
-_SELINUX: Final = Path("/sys/fs/selinux/enforce")
 _DEFAULT: Final = "cri-containerd.apparmor.d"
-
-
-def check_served(config: runtime_pb2.ContainerConfig) -> None:
-    """Raise Unimplemented for what is asked for and not there yet: nobody is to believe that he has it."""
-    if config.linux.security_context.HasField("selinux_options") and _SELINUX.exists():
-        raise Unimplemented("selinux_options of a container")
 
 
 def apparmor_profile(security: runtime_pb2.LinuxContainerSecurityContext) -> str:

@@ -16,6 +16,7 @@ from pyctr_wire.oci import default_seccomp, default_spec
 from pyctr_wire.oci.image_spec import ProcessConfig
 from pyctrd.core.values import dataclass
 from pyctrd.cri.records import Pod
+from pyctrd.cri.selinux import Labels
 from pyctrd.runtime import run_options
 from pyctrd.runtime.image_user import User
 from pyctrd.runtime.run_options import Device, is_environment_entry, merged_environment
@@ -46,6 +47,7 @@ class Found:
     devices: Sequence[Device]
     seccomp: dict[str, Any] | None  # a profile from a file
     apparmor: str  # a profile's name, "" for none
+    selinux: Labels
     cgroup_namespaces: bool
     image_name: str
 
@@ -76,6 +78,8 @@ def build_spec(pod: Pod, config: runtime_pb2.ContainerConfig, image: ProcessConf
     propagations = {_PROPAGATION[mount.propagation] for mount in config.mounts}
     if propagation := next((one for one in ("rshared", "rslave") if one in propagations), ""):
         linux["rootfsPropagation"] = propagation
+    if found.selinux.files:
+        linux["mountLabel"] = found.selinux.files
     profile = _seccomp(security, found, spec["process"]["capabilities"]["bounding"])
     if profile is not None and not privileged:
         linux["seccomp"] = profile
@@ -146,6 +150,8 @@ def _process(config: runtime_pb2.ContainerConfig, image: ProcessConfig, found: F
     process["noNewPrivileges"] = security.no_new_privs
     if found.apparmor:
         process["apparmorProfile"] = found.apparmor
+    if found.selinux.process:
+        process["selinuxLabel"] = found.selinux.process
     process["oomScoreAdj"] = config.linux.resources.oom_score_adj
     process["capabilities"] = _capability_sets(security, found)
     return process

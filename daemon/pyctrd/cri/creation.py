@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,8 +23,8 @@ from pyctrd.core.containers import Container
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
-from pyctrd.cri import host_mounts
-from pyctrd.cri.confinement import apparmor_profile, check_served
+from pyctrd.cri import host_mounts, selinux
+from pyctrd.cri.confinement import apparmor_profile
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
 from pyctrd.cri.image_volumes import ImageVolumes, Wanted, asked_for
 from pyctrd.cri.records import (
@@ -100,7 +101,6 @@ class Maker:
         security = config.linux.security_context
         if security.privileged and not pod.config.linux.security_context.privileged:
             raise InvalidArgument("no privileged container allowed in sandbox")
-        check_served(config)
         if ".." in config.log_path.split("/"):
             raise InvalidArgument(f"log_path {config.log_path[:200]!r} leads out of the pod's log directory")
         _check_same_user_namespace(pod, security.namespace_options)
@@ -120,6 +120,7 @@ class Maker:
             mounts = snapshotter.prepare(NAMESPACE, request.id, request.image.chain_id, labels, lease=lease.id)
             images = self._image_volumes.attach(pod, request.id, request.images, lease.id)
             found = self._look_up(request, mounts, sources, images, profile)
+            _mark(config, found)
             spec = build_spec(pod, config, request.image.config.process, found)
             if described:
                 edits.apply(spec, self._described.edits(described))
@@ -142,8 +143,13 @@ class Maker:
         return container
 
     def rootfs(self, container: PodContainer) -> Sequence[Mount]:
-        """Return how to mount a container's root file system."""
-        return self._snapshots.named(SNAPSHOTTER).mounts(NAMESPACE, container.id)
+        """Return how to mount a container's root file system; with SELinux, all of it as the container's files."""
+        label = _labels(container.pod, container.config.linux.security_context).files
+        mounts = self._snapshots.named(SNAPSHOTTER).mounts(NAMESPACE, container.id)
+        if not label:
+            return mounts
+        context = f'context="{label}"'
+        return [replace(one, options=(*one.options, context)) if one.type == "overlay" else one for one in mounts]
 
     def remove(self, container: PodContainer, delete_row: Callable[[str, str], None]) -> None:
         """Remove record and snapshot; what is gone already is passed over."""
@@ -210,6 +216,7 @@ class Maker:
             devices=devices,
             seccomp=profile,
             apparmor=apparmor_profile(security),
+            selinux=_labels(pod, security),
             cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
             image_name=request.image.record,
         )
@@ -259,6 +266,24 @@ def _check_same_user_namespace(pod: Pod, options: image_pb2.NamespaceOption) -> 
             f"user namespace config for sandbox is different from container. Sandbox userns config: {of_pod}"
             f" - Container userns config: {own}"
         )
+
+
+def _labels(pod: Pod, security: runtime_pb2.LinuxContainerSecurityContext) -> selinux.Labels:
+    """Return the container's SELinux labels, which are the pod's unless it has its own; a privileged one has none."""
+    own = security if security.HasField("selinux_options") else pod.config.linux.security_context
+    selinux.check(own.selinux_options)
+    return selinux.Labels() if security.privileged else selinux.labels(pod.id, own.selinux_options)
+
+
+def _mark(config: runtime_pb2.ContainerConfig, found: Found) -> None:
+    """Mark the files that are the container's: ours by where they are here, and mounts for which that is asked."""
+    if not found.selinux.files:
+        return
+    asked = [found.sources[mount.host_path] for mount in config.mounts if mount.selinux_relabel and mount.host_path]
+    for path in asked:
+        selinux.check_markable(path)
+    ours = [path for path in found.files.values() if path != "/dev/shm"]  # noqa: S108 - the host's own
+    selinux.mark([*ours, *found.volumes.values(), *asked], found.selinux.files)
 
 
 def _user(security: runtime_pb2.LinuxContainerSecurityContext, image_user: str, view: LayerView) -> User:

@@ -14,6 +14,7 @@ from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, UnknownError
 from pyctrd.core.idmaps import MOST_IDS, mapped_root
 from pyctrd.core.sandboxes import Sandbox
+from pyctrd.cri import selinux
 from pyctrd.cri.events import Events
 from pyctrd.cri.index import Index
 from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now, pod_to_row
@@ -88,7 +89,8 @@ class Sandboxes:
         if not config.HasField("metadata"):
             raise InvalidArgument("sandbox config must include metadata")
         check_user_namespace(config.linux.security_context.namespace_options)
-        pod = Pod(secrets.token_hex(32), config, handler, now())
+        selinux.check(config.linux.security_context.selinux_options)
+        pod = Pod(self._new_id(), config, handler, now())
         if handler not in self._handlers:
             raise UnknownError(
                 f'unable to get OCI runtime for sandbox "{pod.id}": no runtime for "{handler}" is configured'
@@ -111,6 +113,14 @@ class Sandboxes:
 
         token = config.SerializeToString(deterministic=True).hex() + handler
         return await self._owners.run((NAMESPACE, f"pod {pod.name}"), "run", work, token=token, joining=Joining.SHARED)
+
+    def _new_id(self) -> str:
+        """Return an id for a pod; with SELinux it decides the pod's categories, which no other pod has."""
+        taken = {selinux.categories(id) for id in self._index.pods} if selinux.is_enabled() else set()
+        while True:
+            id = secrets.token_hex(32)
+            if not taken or selinux.categories(id) not in taken:
+                return id
 
     async def stop(self, pod: Pod) -> None:
         """End all processes and give the network back; the pod is not ready then. Repeatable."""
