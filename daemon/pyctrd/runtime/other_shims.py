@@ -132,8 +132,10 @@ class OtherShims:
             _log.warning("shim does not shut down", container=bundle.manifest.id, error=str(error))
         finally:
             client.close()
-        if not _is_shared(bundle) and not await self._ends(bundle, SHUTDOWN_TIMEOUT):
-            await self.kill(bundle)
+        if not _is_shared(bundle):
+            if not await self._ends(bundle, SHUTDOWN_TIMEOUT):
+                await self.kill(bundle)
+            _remove_socket(bundle)
 
     async def kill(self, bundle: Bundle) -> None:
         """Kill the bundle's shim if it lives and serves no other bundle, and wait until it is gone.
@@ -163,9 +165,8 @@ class OtherShims:
         if shim is None:
             return
         await self._programs.run(bundle, (bundle.manifest.shim,), "delete", "-bundle", str(bundle.path))
-        if shim.address and not _is_shared(bundle) and not _is_served(shim.path):
-            with suppress(FileNotFoundError):
-                os.unlink(shim.path)  # which one that was killed could not
+        if not _is_shared(bundle):
+            _remove_socket(bundle)
 
     async def _ends(self, bundle: Bundle, seconds: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -263,6 +264,14 @@ def _is_served(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _remove_socket(bundle: Bundle) -> None:
+    """Remove the socket that an ended shim has left: one that was killed, and, of containerd 2's, one of a group."""
+    shim = bundle.other_shim()
+    if shim is not None and shim.address and not _is_served(shim.path):
+        with suppress(FileNotFoundError):
+            os.unlink(shim.path)
 
 
 def _is_shared(bundle: Bundle) -> bool:
