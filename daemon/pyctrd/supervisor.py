@@ -21,7 +21,7 @@ from pyctrd.config import Config, ConfigError
 from pyctrd.core.values import dataclass
 from pyctrd.log import Logger
 from pyctrd.metadata.lock import StateLock
-from pyctrd.metadata.schema import NewerSchemaError
+from pyctrd.metadata.schema import NewerSchemaError, why_not_installed
 from pyctrd.runtime import reboot
 from pyctrd.runtime.recovery import Recovered
 from pyctrd.runtime.zygote_client import Zygote
@@ -116,6 +116,8 @@ class Supervisor:
         """
         if self._upgrading:
             raise FailedPrecondition("upgrade: one is under way")
+        if reason := why_not_installed():  # it would find out only when it has the database
+            raise FailedPrecondition(f"upgrade: {reason}")
         self._upgrading = True
         try:
             # A signal may stop us meanwhile: then this call is cancelled, and the program ended.

@@ -8,8 +8,26 @@ from typing import Final
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
 
 
+def _count() -> int:
+    return len(list(_MIGRATIONS.glob("*.sql")))
+
+
+_KNOWN: Final = _count()  # while this program runs, another one may be put in its place
+
+
 class NewerSchemaError(Exception):
     """The database was written by a newer pyctrd; opening it with this one could lose what it does not know."""
+
+
+def why_not_installed() -> str:
+    """Return why the program that is installed now could not open the database of this one, "" if it could."""
+    installed = _count()
+    if not 0 < installed < _KNOWN:
+        return ""
+    return (
+        f"what is installed now knows schemas up to version {installed}, the database has version {_KNOWN}:"
+        " install the newer pyctr again"
+    )
 
 
 def migrate(connection: sqlite3.Connection) -> None:
