@@ -31,7 +31,7 @@ _LIMITS: Final = Limits()
 
 
 # Snapshotters: what no other program's can be called.
-BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "fuse-overlayfs", "blockfile", "aufs"})
+BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile", "aufs"})
 
 
 class ConfigError(Exception):

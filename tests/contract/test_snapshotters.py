@@ -20,7 +20,7 @@ from pyctrd.snapshots.drivers import built_in
 from pyctrd.snapshots.manager import SnapshotManager
 from pyctrd.snapshots.settings import Snapshotters
 from pyctrd.snapshots.snapshotter import Snapshotter
-from support.snapshot_drivers import NAMES, Places, shown
+from support.snapshot_drivers import NAMES, Places, shown, unmount_below
 from support.stores import NS, Stores, infos, names, open_stores
 
 
@@ -31,8 +31,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 
 @pytest.fixture(params=NAMES)
-def driver(places: Places, tmp_path: Path, request: pytest.FixtureRequest) -> Driver:
-    return places.driver(request.param, tmp_path)
+def driver(places: Places, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    yield places.driver(request.param, tmp_path)
+    unmount_below(tmp_path)
 
 
 @pytest.fixture
@@ -187,7 +188,8 @@ def test_usage_is_live_and_then_frozen(snapshotter: Snapshotter, driver: Driver,
     assert during.inodes == before.inodes + (driver.kept(tmp_path, Kind.ACTIVE).name == "fs")
     snapshotter.commit(NS, "name", "key")
     with shown(mounts) as tree:
-        (tree / "late").write_bytes(b"x" * 20000)
+        if driver.name != "erofs":  # of which nobody can change what is committed
+            (tree / "late").write_bytes(b"x" * 20000)
     assert snapshotter.usage(NS, "name") == during
 
 
@@ -235,7 +237,9 @@ def test_a_mapping_that_is_none_is_refused(snapshotter: Snapshotter) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("parent", ["", "base"])
-def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(snapshotter: Snapshotter, parent: str) -> None:
+def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(
+    snapshotter: Snapshotter, driver: Driver, parent: str
+) -> None:
     """Those below are for whoever mounts them to show so, or have been copied and given away."""
     commit(snapshotter, "base")
     if parent and snapshotter.name == "fuse-overlayfs":
@@ -247,11 +251,7 @@ def test_a_mapped_snapshots_own_files_belong_to_the_mapped_users(snapshotter: Sn
     with shown(mounts) as own:
         assert (own.stat().st_uid, own.stat().st_gid) == (1000, 2000)
     asked = ("uidmap=0:1000:10", "gidmap=0:2000:10")
-    assert (
-        mounts[0].options[:2] == asked
-        if parent and snapshotter.name == "overlayfs"
-        else asked[0] not in mounts[0].options
-    )
+    assert mounts[0].options[:2] == asked if parent and driver.maps_ids else asked[0] not in mounts[0].options
     assert snapshotter.mounts(NS, "key") == mounts
 
 

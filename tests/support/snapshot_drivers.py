@@ -14,12 +14,13 @@ from pyctrd.core.mounts import Mount
 from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
 from pyctrd.snapshots.driver import Driver, Unusable
+from pyctrd.snapshots.erofs import Erofs
 from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.settings import Blockfile as Settings
 
-NAMES = ("overlayfs", "native", "btrfs", "fuse-overlayfs", "blockfile")
+NAMES = ("overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile")
 
 
 @contextmanager
@@ -63,6 +64,8 @@ class Places:
                 return Native()
             case "btrfs":
                 return _at(Btrfs, self._on("btrfs") / scratch.name)
+            case "erofs":
+                return _or_skip(Erofs)
             case "fuse-overlayfs":
                 return _or_skip(FuseOverlayfs)
             case "blockfile":
@@ -91,6 +94,14 @@ def _or_skip(make: Callable[[], Driver]) -> Driver:
         return make()
     except Unusable as reason:
         pytest.skip(str(reason))
+
+
+def unmount_below(directory: Path) -> None:
+    """Unmount what a driver has mounted for all its snapshots."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    for target in reversed([line.split()[4] for line in lines]):
+        if target.startswith(f"{directory}/"):
+            subprocess.run(["umount", "-l", target], check=True)
 
 
 @contextmanager

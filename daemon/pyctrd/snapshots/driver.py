@@ -71,6 +71,9 @@ class Driver(ABC):
         usage = self.usage(directory, parents, Kind.ACTIVE)
         return note._replace(size=usage.size, inodes=usage.inodes)
 
+    def committed(self, directory: Path) -> None:  # noqa: B027 - few have to
+        """Let go of what an active snapshot needs: its row says now that it is committed. A crash may come before."""
+
     def relabel(self, directory: Path, old: Labels, new: Labels) -> None:  # noqa: B027 - few have to
         """Take note of changed labels."""
 

@@ -9,6 +9,7 @@ from pyctrd.log import Logger
 from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
 from pyctrd.snapshots.driver import Driver, Unusable
+from pyctrd.snapshots.erofs import Erofs
 from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
@@ -40,6 +41,7 @@ def built_in(root: Path, settings: Snapshotters) -> Drivers:
     first: tuple[Driver, ...] = Overlay(userxattr=rootless), Native()
     makers: Mapping[str, tuple[Callable[[Path], Driver], str]] = {
         "btrfs": (Btrfs, ""),
+        "erofs": (lambda place: Erofs(), ""),
         "fuse-overlayfs": (lambda place: FuseOverlayfs(), ""),
         "blockfile": (lambda place: Blockfile(place, settings.blockfile), settings.blockfile.root_path),
     }

@@ -133,6 +133,7 @@ class Snapshotter:
                 if (row := rows.find_id(self._database.read(), ns, self.name, old.id)) is not None:
                     self._note_again(ns, row)
                 raise
+        self._driver.committed(self._directories.path(old.id))
 
     def remove(self, ns: str, key: str, lease: str = "") -> None:
         """Forget a snapshot; its directory goes with the next cleanup.
