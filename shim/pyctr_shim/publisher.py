@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
@@ -239,12 +240,16 @@ class Publisher:
             self._deadline = None
 
     def _write_spool(self) -> None:
-        """Put every queued event into a file of its own; a disk that refuses leaves them in memory."""
+        """Put every queued event into a file of its own; a disk that refuses leaves them in memory.
+
+        So does a bundle that is gone: a slow shim's last events come after a daemon has removed that.
+        """
         waiting = [event for event in self._queue if event.sequence not in self._spooled]
         if not waiting:
             return
         try:
-            os.makedirs(self._spool, mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(self._spool, 0o700)
             for event in waiting:
                 write_file(f"{self._spool}/{event.sequence:020d}", event.envelope)
                 self._spooled.add(event.sequence)

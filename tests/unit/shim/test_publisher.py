@@ -81,6 +81,18 @@ def test_what_nobody_takes_is_on_disk_until_somebody_does(scene: Scene) -> None:
     scene.serve_until(lambda: scene.told() == [1, 2, 3] and not scene.spooled(), "told and forgotten")
 
 
+def test_a_bundle_that_is_gone_is_not_made_again(scene: Scene) -> None:
+    """As when a shim is slow to end, and the daemon has removed what it knew of it: nobody would look there."""
+    scene.bundle.rmdir()
+    scene.publish(1, 2)
+    scene.serve_until(lambda: scene.publisher._retry is not None, "it waits for the daemon")
+
+    assert not scene.bundle.exists()
+    scene.endpoint.start()
+    scene.serve_until(lambda: scene.told() == [1, 2] and scene.publisher.empty, "told from memory")
+    assert not scene.bundle.exists()
+
+
 def test_a_daemon_that_comes_back_is_found_without_being_announced(scene: Scene) -> None:
     scene.endpoint.start()
     scene.publish(1)
