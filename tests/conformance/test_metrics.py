@@ -82,11 +82,10 @@ def measured() -> Iterator[tuple[DaemonProcess, int]]:
 def test_containers_have_containerds_metrics(measured: tuple[DaemonProcess, int], rootfs: Path) -> None:
     daemon, port = measured
     theirs_port = free_port()
+    peers.find("containerd-shim-runc-v2", "2")
     containerd = RealContainerd(str(peers.find("containerd", "2")))
     with (containerd.base / "containerd.toml").open("a") as config:
         config.write(f'[metrics]\n  address = "127.0.0.1:{theirs_port}"\n')
-    shims = {"PATH": f"{peers.find('containerd-shim-runc-v2', '2').parent}:{containerd.environment['PATH']}"}
-    containerd.environment |= shims
     with containerd, sleeping(containerd, rootfs):
         wait_until(lambda: "container_pids_current" in families(theirs_port), "it looks at the container")
         theirs = shape(families(theirs_port))

@@ -1,5 +1,6 @@
 """Several addresses, and TCP with mutual TLS: who gets in, who does not, and certificates that change meanwhile."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,12 @@ def test_who_has_no_certificate_of_the_authority_is_refused(served: Served, who:
         return
     shown = {"nobody": None, "stranger": served.other.sign("stranger"), "expired": served.authority.sign("old", -1)}
     assert served.refuses(shown[who])
+
+
+@pytest.mark.full  # it waits for ten seconds
+def test_who_connects_and_says_nothing_is_cut_off(served: Served) -> None:
+    with socket.create_connection(("localhost", served.port), timeout=2 * DEADLINE) as mute:
+        assert mute.recv(1) == b"", "its descriptor would be lost to others"
 
 
 def test_a_daemon_of_another_authority_is_not_believed(served: Served) -> None:

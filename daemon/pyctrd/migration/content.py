@@ -16,8 +16,9 @@ from pyctr_wire.errors import AlreadyExists, ApiError, DataLoss, FailedPrecondit
 from pyctrd.migration.side import Side
 
 _SERVICE: Final = "/containerd.services.content.v1.Content/"
-_LOCK_PATIENCE: Final = 20.0  # seconds until a daemon has noticed that an earlier run's writer is gone
-_LOCK_PAUSE: Final = 0.5
+# Seconds until a daemon has noticed that an earlier run's writer is gone, or is back after a restart.
+_PATIENCE: Final = 20.0
+_PAUSE: Final = 0.5
 _ATTEMPTS: Final = 2
 
 
@@ -76,7 +77,7 @@ def _add_labels(target: Side, info: pb.Info, there: pb.Info) -> None:
 
 
 def _send_until_right(source: Side, target: Side, info: pb.Info) -> None:
-    give_up = time.monotonic() + _LOCK_PATIENCE
+    give_up = time.monotonic() + _PATIENCE
     attempts = _ATTEMPTS
     while True:
         try:
@@ -86,7 +87,7 @@ def _send_until_right(source: Side, target: Side, info: pb.Info) -> None:
         except Unavailable:
             if time.monotonic() >= give_up:
                 raise
-            time.sleep(_LOCK_PAUSE)
+            time.sleep(_PAUSE)
         except (FailedPrecondition, OutOfRange) as error:
             # What an earlier run left may be wrong; what begins anew can only be wrong at its source.
             attempts -= 1

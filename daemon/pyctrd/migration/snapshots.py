@@ -18,7 +18,7 @@ from pyctr_wire.containerd.services.diff.v1 import diff_pb2
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2
 from pyctr_wire.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from pyctr_wire.containerd.types import descriptor_pb2
-from pyctr_wire.errors import DataLoss, NotFound
+from pyctr_wire.errors import AlreadyExists, DataLoss, NotFound
 from pyctr_wire.oci.image_spec import OCI_LAYER
 from pyctrd.migration import content
 from pyctrd.migration.layers import Layer
@@ -75,11 +75,14 @@ class Copier:
         """See that the target has a snapshot, whose parent it has; return whether it was missing.
 
         `running` says that a task writes to it in the source: then it is copied as it is now, and once more by a later
-        run. Raises NotFound if it has gone meanwhile, DataLoss if the target made something else of it.
+        run. Raises NotFound if it has gone meanwhile, DataLoss if the target made something else of it, AlreadyExists
+        if the target has another one of that name.
         """
         self._target.hold(self._kind, info.name)
         there = self.look_up(info.name)
         if there is not None and LABEL not in there.labels:
+            if (there.kind, there.parent) != (info.kind, info.parent):
+                raise AlreadyExists("the target has another snapshot by this name, which stays")
             return False
         if there is not None:
             self._remove(info.name)

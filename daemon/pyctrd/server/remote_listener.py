@@ -11,6 +11,14 @@ from pyctrd.server.certificates import Certificates
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import options
 
+# Milliseconds. Strangers may connect: who does not show a certificate soon is cut off. Clients may be gone without a
+# word, with their machine: they are asked whether they are there, and so leave nothing that waits for them.
+_STRANGERS = (
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
 
 class RemoteListener:
     """Serves what a Dispatch knows on TCP ports.
@@ -23,7 +31,7 @@ class RemoteListener:
         self, dispatch: Dispatch, addresses: Sequence[Tcp], certificates: Certificates, *, connection_age: float
     ) -> None:
         """Prepare to serve; `connection_age` in seconds. Raises FailedPrecondition if a certificate cannot be used."""
-        self._server = grpc.aio.server(handlers=[dispatch], options=options(connection_age))
+        self._server = grpc.aio.server(handlers=[dispatch], options=[*options(connection_age), *_STRANGERS])
         self._addresses = addresses
         self._credentials = certificates.credentials()
 
