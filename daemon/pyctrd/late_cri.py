@@ -25,6 +25,7 @@ from pyctrd.cri.index import Index
 from pyctrd.cri.pod_network import PodNetworks
 from pyctrd.cri.pulls import Pulls
 from pyctrd.cri.records import NAMESPACE, ImageNames, PodContainer, container_from_row, pod_from_row
+from pyctrd.cri.restore import Restores
 from pyctrd.cri.runtime_service import About, RuntimeService
 from pyctrd.cri.sandboxes import Sandboxes
 from pyctrd.cri.sessions import Ports, Sessions
@@ -155,6 +156,7 @@ class CriParts:
             parts.bulk,
             parts.group,
             handlers,
+            self._restores(),
         )
         self._sandboxes = Sandboxes(
             self._index,
@@ -167,6 +169,12 @@ class CriParts:
             parts.bulk,
             handlers,
         )
+
+    def _restores(self) -> Restores | None:
+        parts, stores = self._parts, self._stores
+        if not parts.config.checkpoint.enabled:
+            return None
+        return Restores(stores.content, stores.differ, stores.leases, parts.checkpoints, parts.bulk)
 
     def _program(self, runtime: str) -> str:
         try:

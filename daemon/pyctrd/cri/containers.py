@@ -19,7 +19,15 @@ from google.protobuf.json_format import MessageToDict
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctr_wire.containerd.types import mount_pb2
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctr_wire.errors import (
+    AlreadyExists,
+    ApiError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+    UnknownError,
+)
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.tasks import Exit, Status
@@ -31,12 +39,14 @@ from pyctrd.cri.index import Index
 from pyctrd.cri.records import (
     CONTAINER_STATE,
     NAMESPACE,
+    ImageNames,
     Pod,
     PodContainer,
     container_extensions,
     nanoseconds,
     now,
 )
+from pyctrd.cri.restore import Restores, is_checkpoint
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -85,8 +95,12 @@ class Containers:
         threads: Offload,
         group: asyncio.TaskGroup,
         handlers: Mapping[str, str],
+        restores: Restores | None,
     ) -> None:
-        """Use these; `resolve` finds a runtime by its name, and who waits for ends runs in `group`."""
+        """Use these; `resolve` finds a runtime by its name, and who waits for ends runs in `group`.
+
+        Without `restores` no container is made of a checkpoint.
+        """
         self._index = index
         self._rows = rows
         self._maker = maker
@@ -99,6 +113,7 @@ class Containers:
         self._threads = threads
         self._group = group
         self._handlers = handlers
+        self._restores = restores
 
     async def create(self, pod: Pod, config: runtime_pb2.ContainerConfig) -> PodContainer:
         """Make a container; asked for again meanwhile, it is the same one.
@@ -108,12 +123,33 @@ class Containers:
         if not config.HasField("metadata"):
             raise InvalidArgument("container config must include metadata")
         token = config.SerializeToString(deterministic=True).hex()
-        image = await self._images.find(config.image.image)
+        saved = is_checkpoint(config.image.image)
+        if saved and self._restores is None:
+            raise Unimplemented(
+                f'image "{config.image.image}" is a checkpoint, and none is served unless the configuration says '
+                "enabled = true in [checkpoint]"
+            )
+        image = None if saved else await self._images.find(config.image.image)
         images = await self._image_volumes(config)
         target = self._target(pod, config)
         container_id = secrets.token_hex(32)
-        request = Request(container_id, pod, config, image, self._handlers[pod.handler], now(), target, images)
-        name = PodContainer(container_id, pod, config, image.names, 0).name
+        name = PodContainer(container_id, pod, config, ImageNames(""), 0).name
+
+        async def make(image: PodImage, checkpoint: tuple[str, int] | None = None) -> PodContainer:
+            runtime, created_at = self._handlers[pod.handler], now()
+            request = Request(container_id, pod, config, image, runtime, created_at, target, images, checkpoint)
+            return await self._threads.run(self._maker.make, request)
+
+        async def make_of_saved(restores: Restores) -> PodContainer:
+            async with restores.read(config.image.image) as archive:
+                processes = archive.processes
+                container = await make(await self._images.find(archive.image), (processes.digest, processes.size))
+                try:
+                    await restores.apply(archive, await self._threads.run(self._maker.rootfs, container))
+                except BaseException:
+                    await self._threads.run(self._maker.remove, container, self._rows.delete)
+                    raise
+            return container
 
         async def work(job: Job[PodContainer]) -> PodContainer:
             if not pod.ready:
@@ -123,7 +159,11 @@ class Containers:
                     raise AlreadyExists(
                         f'failed to reserve container name "{name}": name "{name}" is reserved for "{other.id}"'
                     )
-            container = await self._threads.run(self._maker.make, request)
+            if image is not None:
+                container = await make(image)
+            else:
+                assert self._restores is not None
+                container = await make_of_saved(self._restores)
             if job.give_up_if_abandoned():
                 await self._threads.run(self._maker.remove, container, self._rows.delete)
                 return container
@@ -190,7 +230,8 @@ class Containers:
                 stderr="" if config.tty else output,
                 options=self._resolve(row.runtime_name, container_spec.task_options(container.pod)).options,
             )
-            await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation)
+            saved = self._restores.processes(container) if self._restores is not None else None
+            await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation, saved)
             started_at = now()  # one that ends at once has not ended before
             await self._lifecycle.start(NAMESPACE, container.id, "")
         except ApiError as error:

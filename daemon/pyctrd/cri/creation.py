@@ -46,6 +46,7 @@ from pyctrd.sandbox.files import SandboxFiles
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 SNAPSHOTTER: Final = "overlayfs"
 _LEASE_LIFETIME: Final = timedelta(hours=24)
+_SAVED_LABEL: Final = "containerd.io/gc.ref.content.checkpoint"  # keeps the processes that it goes on with
 _MAX_PROFILE: Final = 1 << 20  # bytes of a seccomp profile
 _CGROUP2: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
@@ -71,6 +72,7 @@ class Request(NamedTuple):
     created_at: int
     target: int
     images: Sequence[Wanted] = ()
+    checkpoint: tuple[str, int] | None = None  # as PodContainer has it
 
 
 class Maker:
@@ -133,6 +135,7 @@ class Maker:
                 created_at=request.created_at,
                 user=(user.uid, user.gid, user.additional_gids),
                 stop_signal=_stop_signal(config, request.image.config),
+                checkpoint=request.checkpoint,
             )
             self._rows.create(NAMESPACE, self._row(request, container, spec))
         except BaseException:
@@ -168,6 +171,7 @@ class Maker:
             labels={
                 **row_labels("container", request.config.labels),
                 **self._image_volumes.labels(container.id, request.images),
+                **({_SAVED_LABEL: request.checkpoint[0]} if request.checkpoint else {}),
             },
             image=request.image.record,
             runtime_name=request.runtime,

@@ -102,6 +102,7 @@ class PodContainer:
     reason: str = ""
     message: str = ""
     busy: str = ""  # "starting" or "removing"
+    checkpoint: tuple[str, int] | None = None  # digest and size of the processes that it goes on with
     stop_asked: tuple[int, float] | None = None  # when its stop signal was sent, and the seconds of grace from then on
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # once its end is noted
     noting: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that what was noted last is the latest
@@ -211,6 +212,7 @@ def container_extensions(container: PodContainer) -> dict[str, AnyValue]:
         "reason": container.reason,
         "message": container.message,
         "stop_asked": container.stop_asked,
+        "checkpoint": container.checkpoint,
     }
     return {
         _CONTAINER_CONFIG: AnyValue(_CONTAINER_CONFIG, container.config.SerializeToString()),
@@ -224,7 +226,7 @@ def container_from_row(row: Container, pod: Pod) -> PodContainer | None:
     if state is None or config is None:
         return None
     uid, gid, groups = state["user"]
-    stop_asked = state.get("stop_asked")
+    stop_asked, checkpoint = state.get("stop_asked"), state.get("checkpoint")
     return PodContainer(
         id=row.id,
         pod=pod,
@@ -239,6 +241,7 @@ def container_from_row(row: Container, pod: Pod) -> PodContainer | None:
         reason=str(state["reason"]),
         message=str(state["message"]),
         stop_asked=(int(stop_asked[0]), float(stop_asked[1])) if stop_asked else None,
+        checkpoint=(str(checkpoint[0]), int(checkpoint[1])) if checkpoint else None,
     )
 
 

@@ -106,7 +106,7 @@ class Checkpoints:
 
     def _store(self, namespace: str, folder: Path, lease: str) -> Descriptor:
         with self._content.open_writer(namespace, str(folder), lease=lease) as writer:
-            with tarfile.open(fileobj=_Sink(writer), mode="w|", bufsize=_CHUNK, format=tarfile.PAX_FORMAT) as archive:
+            with tarfile.open(fileobj=Sink(writer), mode="w|", bufsize=_CHUNK, format=tarfile.PAX_FORMAT) as archive:
                 for path in sorted(folder.iterdir()):
                     if stat.S_ISREG(path.lstat().st_mode):
                         archive.add(path, path.name, recursive=False)
@@ -122,14 +122,16 @@ class Checkpoints:
                 raise InvalidArgument(f"checkpoint {digest}: {error}") from error
 
 
-class _Sink(io.RawIOBase):
+class Sink(io.RawIOBase):
     """A file to write to, for tarfile."""
 
     def __init__(self, writer: Writer) -> None:
+        """Write to content."""
         super().__init__()
         self._writer = writer
 
     def write(self, data: Any) -> int:
+        """Take all of it."""
         self._writer.write(data)
         return len(data)
 

@@ -349,6 +349,11 @@ def test_checkpoints_are_refused_with_what_allows_them(cri: CriClient) -> None:
     request = runtime_pb2.CheckpointContainerRequest(container_id="any", location="/tmp/any.tar")
     code, text = refused(cri.runtime.CheckpointContainer, request)
     assert (code, "enabled = true in [checkpoint]" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
+    pod = cri.run_pod()
+    config = cri.container_config("main", *SLEEP)
+    config.image.image = "/tmp/any.tar"
+    code, text = refused(cri.create, pod, config)
+    assert (code, "enabled = true in [checkpoint]" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
 
 
 def test_a_profile_that_is_not_there_is_told_by_name(cri: CriClient) -> None:
