@@ -225,6 +225,12 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     # grpc has a handler for forks, which never happen here, and logs of its own, which repeat ours.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Its thread that waits for calls reads them itself, instead of being told by threads of another pool: half the
+    # switches. A grpc that does not know one of these names ignores it.
+    os.environ.setdefault(
+        "GRPC_EXPERIMENTS",
+        "-event_engine_listener,-event_engine_client,-event_engine_for_all_other_endpoints",
+    )
     import uvloop
 
     from pyctrd.supervisor import Refused, Supervisor, Unsuccessful
