@@ -21,9 +21,9 @@ from pyctrd.core.addresses import Tcp, parse_address
 from pyctrd.core.content import Sharing
 from pyctrd.core.pod_addresses import Preference
 from pyctrd.core.settings import Least
+from pyctrd.core.snapshotter_settings import Snapshotters
 from pyctrd.diff.limits import Limits
 from pyctrd.rootless import paths
-from pyctrd.snapshots.settings import Snapshotters
 
 DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
@@ -31,7 +31,9 @@ _LIMITS: Final = Limits()
 
 
 # Snapshotters: what no other program's can be called.
-BUILT_IN: Final = frozenset({"overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile", "aufs"})
+BUILT_IN: Final = frozenset(
+    {"overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile", "devmapper", "aufs"}
+)
 
 
 class ConfigError(Exception):

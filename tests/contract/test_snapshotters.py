@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,11 +17,12 @@ from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import FUSE_OVERLAY, Mount
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
+from pyctrd.core.snapshotter_settings import Snapshotters
 from pyctrd.snapshots.driver import Driver
 from pyctrd.snapshots.drivers import built_in
 from pyctrd.snapshots.manager import SnapshotManager
-from pyctrd.snapshots.settings import Snapshotters
 from pyctrd.snapshots.snapshotter import Snapshotter
+from support.dying_snapshots import MAKERS, STEPS
 from support.snapshot_drivers import NAMES, Places, shown, unmount_below
 from support.stores import NS, Stores, infos, names, open_stores
 
@@ -368,6 +371,47 @@ def test_directories_that_a_power_cut_took_are_made_again(tmp_path: Path) -> Non
     with open_stores(tmp_path) as stores:
         assert stores.snapshots.named("overlayfs").mounts(NS, "key") == mounts
         assert tree.is_dir()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_daemon_killed_in_the_middle_leaves_nothing(places: Places, tmp_path: Path, name: str, step: str) -> None:
+    """Rows and files tell the same afterwards, and what was not done can be done."""
+    driver = places.driver(name, tmp_path)
+    place = driver.root or tmp_path / "snapshots" / name
+    with open_stores(tmp_path, None, driver) as stores:
+        commit(stores.snapshots.named(name), "base", content="below")
+    command = [sys.executable, "-m", "support.dying_snapshots", str(tmp_path), name, str(place), step]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYCTR_TEST_POOL": places.pool}
+    died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+    driver = places.driver(name, tmp_path)
+    with open_stores(tmp_path, None, driver) as stores:
+        snapshotter = stores.snapshots.named(name)
+        strays = snapshotter.cleanup()
+        found = names(snapshotter)
+        assert (strays, found) == {
+            "files made": ([2], ["base"]),
+            "row stored": ([], ["base", "key"]),
+            "files frozen": ([], ["base", "key"]),
+            "row frozen": ([], ["above", "base"]),
+        }[step]
+        if found == ["base"]:
+            snapshotter.prepare(NS, "key", "base")
+        if "above" not in found:
+            with shown(snapshotter.mounts(NS, "key")) as tree:
+                (tree / "written").write_text("x")
+            snapshotter.commit(NS, "above", "key")
+        with shown(snapshotter.prepare(NS, "last", "above")) as tree:
+            if driver.kept(place, Kind.ACTIVE).name != "fs" or name == "btrfs":  # else it shows what it adds
+                assert (tree / "base").read_text() == "below"
+        for one in ("last", "above", "base"):
+            snapshotter.remove(NS, one)
+        snapshotter.cleanup()
+        assert not [path for path in place.iterdir() if path.name.isdecimal()]
+    unmount_below(tmp_path)
 
 
 def test_an_unknown_snapshotter(stores: Stores) -> None:

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 from pyctrd.core.mounts import Mount
+from pyctrd.core.snapshotter_settings import Blockfile as Settings
+from pyctrd.core.snapshotter_settings import Devmapper as DevmapperSettings
 from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
+from pyctrd.snapshots.devmapper import Devmapper
 from pyctrd.snapshots.driver import Driver, Unusable
 from pyctrd.snapshots.erofs import Erofs
 from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
-from pyctrd.snapshots.settings import Blockfile as Settings
 
-NAMES = ("overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile")
+NAMES = ("overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile", "devmapper")
 
 
 @contextmanager
@@ -46,6 +48,38 @@ def file_system(kind: str, directory: Path, size: int = 512 << 20) -> Iterator[P
         image.unlink()
 
 
+@contextmanager
+def thin_pool(directory: Path) -> Iterator[str]:
+    """Make a thin pool on loop devices and return its name; skip the test, and say so, where that cannot be."""
+    if os.geteuid():
+        pytest.skip("needs root, for devices")
+    if shutil.which("dmsetup") is None:
+        pytest.skip("no dmsetup here")
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "dm_thin_pool"], capture_output=True, check=False)
+    targets = subprocess.run(["dmsetup", "targets"], capture_output=True, text=True, check=False).stdout
+    if "thin-pool" not in targets:
+        pytest.skip("this kernel has no thin pools of the device mapper")
+    pool, devices = f"pyctr-test-{os.getpid()}", []
+    for name, size in (("metadata", 16 << 20), ("data", 1 << 30)):
+        image = directory / name
+        with image.open("wb") as file:
+            file.truncate(size)
+        found = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True)
+        devices.append(found.stdout.strip())
+    table = f"0 {(1 << 30) // 512} thin-pool {devices[0]} {devices[1]} 128 0"
+    subprocess.run(["dmsetup", "create", pool, "--table", table], check=True)
+    try:
+        yield pool
+    finally:
+        listed = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout.split()
+        for device in [name for name in listed if name.startswith(f"{pool}-snap-")]:
+            subprocess.run(["dmsetup", "remove", "--retry", device], check=True)
+        subprocess.run(["dmsetup", "remove", "--retry", pool], check=True)
+        for device in devices:
+            subprocess.run(["losetup", "--detach", device], check=True)
+
+
 class Places:
     """Where drivers work: file systems that are made when the first test wants one, and stay for the others."""
 
@@ -54,6 +88,7 @@ class Places:
         self._directory = directory
         self._opened = opened
         self._mounted: dict[str, Path] = {}
+        self.pool = ""
 
     def driver(self, name: str, scratch: Path) -> Driver:
         """Return a driver for one test, whose own directory `scratch` is; skips the test where that cannot be."""
@@ -74,6 +109,10 @@ class Places:
                     lambda root: _or_skip(lambda: Blockfile(root, Settings(scratch_size=32 << 20))),
                     self._on("btrfs") / scratch.name,
                 )
+            case "devmapper":
+                self.pool = self.pool or self._opened.enter_context(thin_pool(self._directory))
+                settings = DevmapperSettings(self.pool, base_image_size="32MB", async_remove=True)
+                return _or_skip(lambda: Devmapper(settings))
         raise ValueError(name)
 
     def _on(self, kind: str) -> Path:

@@ -27,6 +27,11 @@ def test_suite(suite: str) -> None:
     run(f"tests/kernel/oci/test_{suite}.py")
 
 
+def test_devices_of_a_thin_pool() -> None:
+    """Snapshots that need the device mapper, by the contract of all snapshotters."""
+    run("tests/contract/test_snapshotters.py", "-k", "devmapper")
+
+
 def test_checkpoints() -> None:
     """By a CRIU that knows this kernel, where systemd has all mounts shared."""
     if peers.look_for("criu", "4") is None:

@@ -18,13 +18,13 @@ from pyctr_wire.errors import FailedPrecondition
 from pyctrd.core.idmaps import Maps, mapped_root
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
+from pyctrd.core.snapshotter_settings import Blockfile as Settings
 from pyctrd.metadata.durable import replacing
 from pyctrd.snapshots.block import PATIENCE, opened
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
 from pyctrd.snapshots.owners import shift
 from pyctrd.snapshots.programs import run
-from pyctrd.snapshots.settings import Blockfile as Settings
 
 _BLOCK: Final = 512  # bytes, of st_blocks; see stat(2)
 

@@ -37,6 +37,9 @@ class Driver(ABC):
     is_remote: ClassVar[bool] = False
     """Whether another program keeps the snapshots: calls wait for it, and one that fails may still be under way."""
 
+    removes_at_once: bool = False
+    """Whether a snapshot's files go when it is removed, not with the next collection."""
+
     @abstractmethod
     def create(self, directory: Path, parents: Sequence[Path], note: Note) -> Sequence[Mount] | Note:
         """Fill a new directory, on top of `parents`, for what `note` says; return the mounts that show it.

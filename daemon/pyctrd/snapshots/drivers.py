@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyctr_sys.namespaces import in_user_namespace
+from pyctrd.core.snapshotter_settings import Snapshotters
 from pyctrd.log import Logger
 from pyctrd.snapshots.blockfile import Blockfile
 from pyctrd.snapshots.btrfs import Btrfs
+from pyctrd.snapshots.devmapper import Devmapper
 from pyctrd.snapshots.driver import Driver, Unusable
 from pyctrd.snapshots.erofs import Erofs
 from pyctrd.snapshots.fuse_overlayfs import FuseOverlayfs
 from pyctrd.snapshots.native import Native
 from pyctrd.snapshots.overlay import Overlay
 from pyctrd.snapshots.probe import why_not
-from pyctrd.snapshots.settings import Snapshotters
 
 _AUFS: Final = "no kernel has it any more; use overlayfs, which takes the same images"
 
@@ -44,6 +45,7 @@ def built_in(root: Path, settings: Snapshotters) -> Drivers:
         "erofs": (lambda place: Erofs(), ""),
         "fuse-overlayfs": (lambda place: FuseOverlayfs(), ""),
         "blockfile": (lambda place: Blockfile(place, settings.blockfile), settings.blockfile.root_path),
+        "devmapper": (lambda place: Devmapper(settings.devmapper), settings.devmapper.root_path),
     }
     usable: list[Driver] = list(first if reason is None else reversed(first))
     refused = {"aufs": _AUFS}

@@ -136,7 +136,7 @@ class Snapshotter:
         self._driver.committed(self._directories.path(old.id))
 
     def remove(self, ns: str, key: str, lease: str = "") -> None:
-        """Forget a snapshot; its directory goes with the next cleanup.
+        """Forget a snapshot; its files go with the next cleanup, unless its driver wants it at once.
 
         Raises NotFound, and FailedPrecondition while it is the parent of another.
         """
@@ -148,6 +148,9 @@ class Snapshotter:
             detach(transaction, ns, lease, self._resource(key))
             transaction.leaves_garbage()
             transaction.publish(ns, SnapshotRemove(key, self.name))
+        if self._driver.removes_at_once:
+            with self._cleaning:
+                self._discard(row.id)
 
     def stat(self, ns: str, key: str) -> SnapshotInfo:
         """Return a snapshot. Raises NotFound."""

@@ -24,9 +24,27 @@ class Blockfile(NamedTuple):
     recreate_scratch: Annotated[bool, "Take the scratch file anew at every start, not only at the first."] = False
 
 
+class Devmapper(NamedTuple):
+    """The [snapshotters.devmapper] table."""
+
+    pool_name: Annotated[str, 'The thin pool, as `dmsetup ls` has it; "" is none, and no such snapshotter.'] = ""
+    root_path: Annotated[str, 'Where it is noted whose devices they are; "" is snapshots/devmapper below root.'] = ""
+    base_image_size: Annotated[
+        str, "Size of a device, unless it is on top of another; the most that a container may have."
+    ] = "10GB"
+    async_remove: Annotated[bool, "Remove devices with the next collection, not at once."] = False
+    discard_blocks: Annotated[bool, "Tell the pool's disk of blocks that are free when a device is removed."] = False
+    fs_type: Annotated[str, "The file system of devices: ext4 or xfs."] = "ext4"
+    fs_options: Annotated[str, "Further arguments of mkfs."] = ""
+    min_free_space: Annotated[
+        str, "How much of the pool's data and metadata must be free; if less is, no device is made."
+    ] = "10%"
+
+
 class Snapshotters(NamedTuple):
     """The [snapshotters] table."""
 
     blockfile: Annotated[Blockfile, "A file with a file system for each snapshot, mounted by a loop device."] = (
         Blockfile()
     )
+    devmapper: Annotated[Devmapper, "A device of a thin pool for each snapshot; needs a pool_name."] = Devmapper()
