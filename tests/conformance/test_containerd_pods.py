@@ -11,7 +11,9 @@ import pytest
 
 from support.containerd import RUNTIME, Containerd, private_containerd
 from support.crictl import Crictl
+from support.critest import Critest, critest_images
 from support.images import busybox, busybox_with_applets, write_layout
+from support.pod_bridge import pod_bridge
 from support.shim_harness import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.full, pytest.mark.timeout(300)]
@@ -20,24 +22,31 @@ IMAGE: Final = "example.com/busybox:v1"
 PAUSE: Final = "example.com/pause:v1"
 PODS: Final = "k8s.io"  # the namespace that they are in
 HANDLER: Final = "pyctr"
-CONFIG: Final = f"""
+SPECS: Final = (
+    "SecurityContext bucket|NamespaceOption|runtime should support (removing|starting|stopping|execSync|listing)",
+    "OOM|stats|attach|log|propagation|Container Mount",
+)
+_CONFIG: Final = f"""
 version = 3
 root = "{{base}}/root"
 state = "{{base}}/state"
 [grpc]
   address = "{{base}}/c.sock"
 [plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "{PAUSE}"
+  sandbox = "{{pause}}"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{HANDLER}]
   runtime_type = "{RUNTIME}"
 [plugins."io.containerd.cri.v1.runtime".cni]
-  conf_dir = "{{base}}/net.d"
+  bin_dirs = ["/usr/lib/cni"]
+  conf_dir = "{{networks}}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{{hosts}}"
 """
 
 
 @pytest.fixture(scope="module")
 def containerd() -> Iterator[Containerd]:
-    with private_containerd("2.3", CONFIG) as containerd:
+    with private_containerd("2.3", config()) as containerd:
         layout, archive = containerd.base / "layout", containerd.base / "images.tar"
         write_layout(
             layout,
@@ -48,6 +57,11 @@ def containerd() -> Iterator[Containerd]:
         containerd.ctr("images", "import", str(archive), namespace=PODS)
         yield containerd
         assert containerd.bundles(PODS) == []
+
+
+def config(pause: str = PAUSE, networks: str = "{base}/net.d", hosts: str = "") -> str:
+    """Return containerd's configuration: the image of its pause containers, where networks and registries are told."""
+    return _CONFIG.replace("{pause}", pause).replace("{networks}", networks).replace("{hosts}", hosts)
 
 
 def write(path: Path, document: Any) -> str:
@@ -97,3 +111,16 @@ def test_a_pod_outlives_containerd(containerd: Containerd, tmp_path: Path) -> No
     crictl("rmp", pod)
     eventually(lambda: containerd.bundles(PODS) == [], "bundles go")
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+@pytest.mark.timeout(1800)
+def test_critest(tmp_path: Path) -> None:
+    """What critest asks of containers, their execs, mounts, logs, limits and confinement."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "networks").mkdir()
+    with critest_images(tmp_path / "images"), pod_bridge(tmp_path / "networks"):
+        own = config("registry.k8s.io/pause:3.9", str(tmp_path / "networks"), str(tmp_path / "images/hosts"))
+        with private_containerd("2.3", own) as containerd:
+            report = Critest(containerd).run("-runtime-handler", HANDLER, focus=SPECS)
+            assert not report.failed, report.failed
+            assert len(report.passed) >= 36, report.skipped

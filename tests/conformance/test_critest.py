@@ -31,7 +31,7 @@ _SHORT = (
 
 
 @pytest.fixture(scope="module")
-def critest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Critest]:
+def critest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Critest[DaemonProcess]]:
     """One with all images at hand."""
     with (
         critest_images(tmp_path_factory.mktemp("images")) as registry,
@@ -42,7 +42,7 @@ def critest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Critest]:
 
 
 @pytest.fixture
-def cri(critest: Critest) -> Iterator[CriClient]:
+def cri(critest: Critest[DaemonProcess]) -> Iterator[CriClient]:
     """Asserts that nothing of the pods is left."""
     with CriClient(critest.daemon) as client:
         yield client
@@ -67,7 +67,7 @@ def test_in_short(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("processes", [1, 4])
-def test_every_spec(critest: Critest, cri: CriClient, processes: int) -> None:
+def test_every_spec(critest: Critest[DaemonProcess], cri: CriClient, processes: int) -> None:
     report = critest.run(processes=processes)
     assert not report.failed, report.failed
     assert all(reason.startswith(KNOWN_REASONS) for reason in report.skipped.values()), report.skipped
@@ -76,7 +76,7 @@ def test_every_spec(critest: Critest, cri: CriClient, processes: int) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_streaming_over_websocket(critest: Critest, cri: CriClient) -> None:
+def test_streaming_over_websocket(critest: Critest[DaemonProcess], cri: CriClient) -> None:
     flags = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
     report = critest.run(*flags, focus=["streaming interfaces"])
     assert not report.failed, report.failed
@@ -85,7 +85,7 @@ def test_streaming_over_websocket(critest: Critest, cri: CriClient) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_the_daemon_dies_between_specs(critest: Critest, cri: CriClient) -> None:
+def test_the_daemon_dies_between_specs(critest: Critest[DaemonProcess], cri: CriClient) -> None:
     """And a pod of somebody else sees nothing of it."""
     pod = cri.run_pod("bystander")
     container = cri.run(pod, "sh", "-c", "echo $$ >>/started; sleep 100000")

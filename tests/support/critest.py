@@ -10,12 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pytest
 
 from . import peers
-from .daemon_process import DaemonProcess
+from .crictl import Daemon
 from .registry_process import free_port
+
+D = TypeVar("D", bound=Daemon)
 
 # Specs that say nothing about a runtime with the images that there are, and why. docs/kubernetes.md has the same list.
 SKIPPED = {
@@ -35,10 +38,10 @@ class Report:
     failed: dict[str, str]
 
 
-class Critest:
+class Critest(Generic[D]):
     """critest, asking one daemon."""
 
-    def __init__(self, daemon: DaemonProcess) -> None:
+    def __init__(self, daemon: D) -> None:
         """Ask `daemon`."""
         self._program = str(peers.find("critest"))
         self.daemon = daemon
