@@ -18,6 +18,7 @@ from pyctrd.cri.events import Events
 from pyctrd.cri.exec import Execs
 from pyctrd.cri.features import HandlerFeatures
 from pyctrd.cri.filesystem_usage import UsageMeter
+from pyctrd.cri.image_index import CriImage
 from pyctrd.cri.image_service import ImageService
 from pyctrd.cri.image_volumes import ImageVolumes
 from pyctrd.cri.images import Images
@@ -66,13 +67,20 @@ class PodImages:
 
     async def find(self, reference: str) -> PodImage:
         """Return an image, whose layers are there. NotFound."""
-        try:
-            image = await self._images.resolve(reference)
-        except NotFound:
-            raise NotFound(f'failed to resolve image "{reference}"') from None
+        image = await self._resolve(reference)
         await self._images.ensure_unpacked(image, SNAPSHOTTER)
         names = ImageNames(image.id, next(iter(image.tags), ""), next(iter(image.digests), ""))
         return PodImage(names, image.names[0], await self._images.config(image), image.chain_id)
+
+    async def saved(self, reference: str) -> str:
+        """Return the digest of the archive if an image is a checkpoint, else "". NotFound."""
+        return (await self._resolve(reference)).saved
+
+    async def _resolve(self, reference: str) -> CriImage:
+        try:
+            return await self._images.resolve(reference)
+        except NotFound:
+            raise NotFound(f'failed to resolve image "{reference}"') from None
 
 
 class Stores(NamedTuple):

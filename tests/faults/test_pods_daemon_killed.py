@@ -70,15 +70,17 @@ def killed_at(cri: CriClient, name: str, nth: int, call: Callable[[], object]) -
 
     Where the call makes fewer of them, the daemon is killed after its answer.
     """
-    answered = False
+    answered = cut_off = False
     with KillAt(cri.daemon.pid, name, nth):
-        with suppress(grpc.RpcError):
+        try:
             call()
             answered = True
-        if answered:
-            cri.daemon.kill()
-        else:
+        except grpc.RpcError as failure:
+            cut_off = failure.code() is grpc.StatusCode.UNAVAILABLE
+        if cut_off:
             assert cri.daemon.wait_ended() == -9
+        else:
+            cri.daemon.kill()
     cri.daemon.start()
     return answered
 

@@ -46,7 +46,7 @@ from pyctrd.cri.records import (
     nanoseconds,
     now,
 )
-from pyctrd.cri.restore import Restores, is_checkpoint
+from pyctrd.cri.restore import Restores, is_path
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -76,6 +76,9 @@ class Images(Protocol):
 
     async def find(self, reference: str) -> PodImage:
         """Return an image that is here and unpacked. NotFound."""
+
+    async def saved(self, reference: str) -> str:
+        """Return the digest of the archive if an image is a checkpoint, else "". NotFound."""
 
 
 class Containers:
@@ -123,7 +126,8 @@ class Containers:
         if not config.HasField("metadata"):
             raise InvalidArgument("container config must include metadata")
         token = config.SerializeToString(deterministic=True).hex()
-        saved = is_checkpoint(config.image.image)
+        wanted = config.image.image
+        saved = wanted if is_path(wanted) else await self._images.saved(wanted)
         if saved and self._restores is None:
             raise Unimplemented(
                 f'image "{config.image.image}" is a checkpoint, and none is served unless the configuration says '
@@ -141,7 +145,7 @@ class Containers:
             return await self._threads.run(self._maker.make, request)
 
         async def make_of_saved(restores: Restores) -> PodContainer:
-            async with restores.read(config.image.image) as archive:
+            async with restores.read(saved) as archive:
                 processes = archive.processes
                 container = await make(await self._images.find(archive.image), (processes.digest, processes.size))
                 try:

@@ -36,12 +36,16 @@ class Ambiguous(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an image's documents say; `size` in bytes, `chain_id` names its uppermost snapshot, "" without layers."""
+    """What an image's documents say; `size` in bytes, `chain_id` names its uppermost snapshot, "" without layers.
+
+    `saved` is the digest of its only layer if that is a checkpoint.
+    """
 
     id: str
     size: int
     user: str
     chain_id: str
+    saved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class CriImage:
     user: str
     chain_id: str
     pinned: bool
+    saved: str = ""  # the digest of its only layer if that is a checkpoint
 
 
 class ImageIndex:
@@ -154,6 +159,7 @@ def _merge(records: Sequence[Record]) -> CriImage:
         size=details.size,
         user=details.user,
         chain_id=details.chain_id,
+        saved=details.saved,
         pinned=any(record.labels.get(PINNED_LABEL) == PINNED for record in records),
     )
 

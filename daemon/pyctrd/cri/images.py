@@ -226,7 +226,7 @@ class Images:
     def _details(self, image: Image) -> Details:
         found = read_image(self._blobs, NAMESPACE, image, self._host)
         user = found.config.process.user[:_MAX_USER]
-        return Details(found.config_digest, min(found.size, _MAX_SIZE), user, found.chain_id)
+        return Details(found.config_digest, min(found.size, _MAX_SIZE), user, found.chain_id, found.saved)
 
     def _read_config(self, image: CriImage) -> bytes:
         descriptor_fd, size = self._blobs.open_blob(NAMESPACE, image.id)

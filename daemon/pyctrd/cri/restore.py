@@ -1,5 +1,6 @@
 """Containers made of a checkpoint: CreateContainer with, as its image, the path of what CheckpointContainer wrote.
 
+Or an OCI image with one layer, which has the same files, and CRIU's annotation in its manifest: registries take those.
 Of the archive come the processes, what the container had changed of its image, and which image that was. Everything
 else is the new container's own: its request and its pod say what it may do and see, and CRIU's images are checked
 against that before anything runs (ADR 18). The archive's own settings, annotations, mounts, devices and log are not
@@ -26,10 +27,12 @@ from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
 from pyctrd.cri.records import NAMESPACE, PodContainer
 from pyctrd.diff import media_types
-from pyctrd.diff.errors import ArchiveError
+from pyctrd.diff.compression import Compression, decompressor
+from pyctrd.diff.errors import ArchiveError, TooLarge
+from pyctrd.diff.limits import Limits
 from pyctrd.diff.tar_stream import REGULAR, ByteStream, Entry, TarReader
 from pyctrd.offload import Offload
-from pyctrd.runtime.checkpoints import MOST_FILES, PROCESSES, Sink, blob_chunks
+from pyctrd.runtime.checkpoints import MOST_FILES, PROCESSES, Sink
 from pyctrd.runtime.creation import LeaseRows
 
 _LEASE_LIFETIME: Final = timedelta(hours=1)
@@ -42,6 +45,7 @@ class Content(Protocol):
     """Where what is in the archive is kept meanwhile."""
 
     def open_writer(self, ns: str, ref: str, /, *, lease: str = "") -> Writer: ...
+    def open_blob(self, ns: str, digest: str, /) -> tuple[int, int]: ...
     def abort(self, ns: str, ref: str, /) -> None: ...
 
 
@@ -66,7 +70,7 @@ class Archive:
     changes: Descriptor | None
 
 
-def is_checkpoint(image: str) -> bool:
+def is_path(image: str) -> bool:
     """Whether an image's name is the path of a file: no reference begins so."""
     return image.startswith("/")
 
@@ -109,9 +113,10 @@ class Restores:
 
     @asynccontextmanager
     async def read(self, location: str) -> AsyncIterator[Archive]:
-        """Yield what an archive has, whose blobs are kept until the end by a lease, and then by whoever refers to them.
+        """Yield what an archive has, which is a file, or a blob in the content store.
 
-        Raises NotFound without the file, InvalidArgument for what is no checkpoint of a container.
+        Blobs are kept until the end by a lease, and then by whoever refers to them. Raises NotFound if it is not there,
+        InvalidArgument for what is no checkpoint of a container.
         """
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = f"cri-restore-{secrets.token_hex(8)}"
@@ -134,16 +139,15 @@ class Restores:
         return Processes(self._unpacker(), Descriptor(PROCESSES, digest, size))
 
     def _take_in(self, location: str, lease: str) -> Archive:
-        try:
-            fd = os.open(location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotFound(f"checkpoint {location}: {error.strerror}") from error
-        with open(fd, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InvalidArgument(f"checkpoint {location} is not a regular file")
+        if is_path(location):
+            fd = _open(location)
+        else:
+            fd, _ = self._content.open_blob(NAMESPACE, location)
+        with open(fd, "rb", buffering=0):
+            budget = Limits().budget(os.fstat(fd).st_size)
             try:
-                return self._read(TarReader(ByteStream(blob_chunks(file.fileno()))), lease)
-            except ArchiveError as error:
+                return self._read(TarReader(ByteStream(decompressor(Compression.SNIFF, fd, budget))), lease)
+            except (ArchiveError, TooLarge) as error:
                 raise InvalidArgument(f"checkpoint {location}: {error}") from error
 
     def _read(self, reader: TarReader, lease: str) -> Archive:
@@ -212,6 +216,17 @@ def _blob(writer: Writer, media_type: str) -> Descriptor:
     return Descriptor(media_type, digest, size)
 
 
+def _open(location: str) -> int:
+    try:
+        fd = os.open(location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(f"checkpoint {location}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"checkpoint {location} is not a regular file")
+    return fd
+
+
 def _name(entry: Entry) -> str:
     """Return an entry's name; what is no plain file has a name that means nothing."""
     name = os.fsdecode(entry.name).removeprefix("./")
@@ -238,7 +253,7 @@ def _image_of(data: bytes) -> str:
     except (json.JSONDecodeError, InvalidArgument) as error:
         raise ArchiveError(f"config.dump: {error}") from error
     found = [identity.get(key) for key in ("rootfsImageRef", "rootfsImage")] if isinstance(identity, dict) else []
-    named = next((one for one in found if isinstance(one, str) and one and not is_checkpoint(one)), "")
+    named = next((one for one in found if isinstance(one, str) and one and not is_path(one)), "")
     if not named:
         raise ArchiveError("config.dump names no image")
     return named

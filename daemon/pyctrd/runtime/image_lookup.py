@@ -14,6 +14,7 @@ from pyctrd.core.platforms import Platform, best_first, matcher
 from pyctrd.core.references import normalize_reference
 from pyctrd.core.values import dataclass
 
+_SAVED: Final = "org.criu.checkpoint.container.name"  # as containerd, CRI-O and Podman annotate them
 _MAX_DEPTH: Final = 4  # indexes inside indexes
 _DIGEST_START: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 _UNKNOWN: Final = Platform("unknown", "unknown")
@@ -36,7 +37,8 @@ class Blobs(Protocol):
 class FoundImage:
     """An image that is here; `chain_id` names the snapshot of its uppermost layer, "" without layers.
 
-    `size` counts the bytes of its manifest, its configuration and its layers, as they are written there.
+    `size` counts the bytes of its manifest, its configuration and its layers, as they are written there. `saved` is the
+    digest of its only layer if that is a checkpoint of a pod's container, else "".
     """
 
     image: Image
@@ -44,6 +46,7 @@ class FoundImage:
     chain_id: str
     config_digest: str
     size: int
+    saved: str
 
 
 def find_image(images: ImageRows, ns: str, name: str) -> Image:
@@ -86,7 +89,9 @@ def read_image(blobs: Blobs, ns: str, image: Image, platform: Platform) -> Found
             raise FailedPrecondition(f"{image.name} is for {_written(config.platform)}, not for {platform}")
         chain = chain_ids(list(config.diff_ids))
         size = descriptor.size + manifest.config.size + sum(layer.size for layer in manifest.layers)
-        return FoundImage(image, config, chain[-1] if chain else "", manifest.config.digest, size)
+        is_saved = bool(manifest.annotations.get(_SAVED)) and len(manifest.layers) == 1
+        saved = manifest.layers[0].digest if is_saved else ""
+        return FoundImage(image, config, chain[-1] if chain else "", manifest.config.digest, size, saved)
     raise FailedPrecondition(f"{image.name} has nothing for {platform}: pyctr image pull --platform {platform}")
 
 

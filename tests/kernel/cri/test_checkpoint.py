@@ -5,12 +5,14 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
+from support import images
 from support.cri_client import IMAGE, CriClient
 from support.criu import require_criu
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
@@ -302,3 +304,26 @@ def test_a_checkpoint_that_is_not_there_or_whose_image_is_not(cri: CriClient, tm
             cri.create(pod, config)
         assert (failure.value.code(), text in str(failure.value.details())) == (code, True), failure.value.details()
     assert (cri.containers(), left(cri)) == ([], [])
+
+
+def test_an_image_can_be_a_checkpoint(cri: CriClient, counter: str, tmp_path: Path) -> None:
+    """Its layer has the archive's files, as who builds images of them makes it, compressed and with a directory."""
+    save(cri, counter, tmp_path / "one.tar")
+    cri.stop(counter)
+    with tarfile.open(tmp_path / "one.tar") as archive:
+        files = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+    built = images.image(files)
+    manifest = {**json.loads(built.manifest), "annotations": {"org.criu.checkpoint.container.name": "main"}}
+    data = json.dumps(manifest).encode()
+    blobs = {**built.blobs, images.digest(data): data}
+    cri.bring("registry.test/saved:latest", replace(built, manifest=data, blobs=blobs))
+    config = cri.container_config("back", *COUNT)
+    config.image.image = "registry.test/saved:latest"
+    made = cri.create(cri.run_pod("other"), config)
+    cri.start(made)
+
+    wait_until(lambda: cri.log("back").count("\n") > 2, "it counts")
+
+    assert int(cri.log("back").splitlines()[0].rpartition(" ")[2]) > 2
+    assert cri.exec(made, "cat", "/mine").stdout == b"mine\n"
+    assert cri.status(made).image.image == IMAGE
