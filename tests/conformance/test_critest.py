@@ -71,7 +71,7 @@ def test_every_spec(critest: Critest[DaemonProcess], cri: CriClient, processes: 
     report = critest.run(processes=processes)
     assert not report.failed, report.failed
     assert all(reason.startswith(KNOWN_REASONS) for reason in report.skipped.values()), report.skipped
-    assert len(report.passed) >= 100, report.skipped
+    assert len(report.passed) >= 106, report.skipped
 
 
 @pytest.mark.full
