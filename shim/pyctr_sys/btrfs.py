@@ -19,6 +19,10 @@ _ARGS: Final = struct.Struct("q4088s")  # struct btrfs_ioctl_vol_args
 _SNAP_CREATE: Final = 0x50009401
 _SUBVOL_CREATE: Final = 0x5000940E
 _SNAP_DESTROY: Final = 0x5000940F
+_SUBVOL_GETFLAGS: Final = 0x80089419
+_SUBVOL_SETFLAGS: Final = 0x4008941A
+_FLAGS: Final = struct.Struct("Q")
+_READ_ONLY: Final = 2
 _ROOT_INODE: Final = 256  # of every subvolume, and of no other directory
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -50,6 +54,15 @@ def snapshot(source: Path, path: Path) -> None:
 def destroy(parent_fd: int, name: str) -> None:
     """Remove a subvolume with all that is in it. Raises OSError: ENOTEMPTY while another one is below it."""
     _call(parent_fd, name, _SNAP_DESTROY)
+
+
+def make_writable(fd: int) -> None:
+    """See that what is in an open subvolume can be changed: who may write to it can have forbidden that. OSError."""
+    flags = bytearray(_FLAGS.size)
+    ioctl(fd, _SUBVOL_GETFLAGS, flags)
+    (value,) = _FLAGS.unpack(flags)
+    if value & _READ_ONLY:
+        ioctl(fd, _SUBVOL_SETFLAGS, _FLAGS.pack(value & ~_READ_ONLY))
 
 
 @contextmanager

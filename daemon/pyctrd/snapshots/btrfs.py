@@ -5,12 +5,13 @@
 Source: btrfs-subvolume(8).
 """
 
+import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyctr_sys import btrfs
 from pyctrd.core.mounts import Mount
@@ -19,6 +20,7 @@ from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
 
 _BLOCK: Final = 512  # bytes, of st_blocks; see stat(2)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Btrfs(Driver):
@@ -65,28 +67,86 @@ class Btrfs(Driver):
     def remove(self, directory: Path) -> None:
         """Remove the subvolume, with those that a container has made in it, and the directory."""
         with suppress(FileNotFoundError):
-            # From the inside out, and by descriptors: what is below may be as deep, and lead where, a container likes.
-            for _, directories, _, fd in os.fwalk(directory, topdown=False):
-                for name in directories:
-                    if btrfs.is_subvolume(os.stat(name, dir_fd=fd, follow_symlinks=False)):
-                        btrfs.destroy(fd, name)
+            fd = os.open(directory, _DIRECTORY)
+            try:
+                _destroy_below(fd)
+            finally:
+                os.close(fd)
         super().remove(directory)
 
 
-def _walk(top: str) -> "list[tuple[str, os.stat_result]]":
-    """Return the path and status of a directory and all below it, a file of several names once."""
-    found = [(top, os.lstat(top))]
-    pending, linked = [top], set[int]()
+def _walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the path and status of a directory and all below it, a file of several names once.
+
+    What vanishes meanwhile, or cannot be reached, is left out. Subvolumes are entered, each a device of its own; other
+    file systems are not.
+    """
+    status = os.lstat(top)
+    yield top, status
+    pending, linked = [(top, status.st_dev)], set[tuple[int, int]]()
     while pending:
-        with suppress(OSError), os.scandir(pending.pop()) as entries:
+        directory, device = pending.pop()
+        with suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 with suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
+                    key = (status.st_dev, status.st_ino)
                     if stat.S_ISDIR(status.st_mode):
-                        pending.append(entry.path)
-                    elif status.st_nlink > 1:
-                        if status.st_ino in linked:
+                        if status.st_dev != device and not btrfs.is_subvolume(status):
                             continue
-                        linked.add(status.st_ino)
-                    found.append((entry.path, status))
-    return found
+                        pending.append((entry.path, status.st_dev))
+                    elif status.st_nlink > 1:
+                        if key in linked:
+                            continue
+                        linked.add(key)
+                    yield entry.path, status
+
+
+def _destroy_below(top_fd: int) -> None:
+    """Remove the subvolumes below an open directory, from the inside out.
+
+    As deep as a container likes, with one descriptor at a time and no path; links are not followed. Raises OSError.
+    """
+    fd = os.dup(top_fd)
+    try:
+        levels = [_Level("", os.fstat(fd), _directories(fd))]
+        while True:
+            level = levels[-1]
+            if level.pending:
+                name = level.pending.pop()
+                fd = _moved(fd, name)
+                status = os.fstat(fd)
+                if btrfs.is_subvolume(status):
+                    btrfs.make_writable(fd)
+                levels.append(_Level(name, status, _directories(fd)))
+                continue
+            levels.pop()
+            if not levels:
+                return
+            fd = _moved(fd, "..")
+            if not os.path.samestat(os.fstat(fd), levels[-1].status):
+                raise OSError(errno.EBUSY, "a directory was moved meanwhile", level.name)
+            if btrfs.is_subvolume(level.status):
+                btrfs.destroy(fd, level.name)
+    finally:
+        os.close(fd)
+
+
+class _Level(NamedTuple):
+    """A directory on the way down: its name, its status, and what is still to be looked at below it."""
+
+    name: str
+    status: os.stat_result
+    pending: list[str]
+
+
+def _moved(fd: int, name: str) -> int:
+    """Open a directory from another one, which is closed."""
+    opened = os.open(name, _DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return opened
+
+
+def _directories(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -1,5 +1,6 @@
 """Btrfs snapshots: what a subvolume of a container's own must not keep from going."""
 
+import os
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,14 @@ def test_subvolumes_that_a_container_has_made_go_with_its_snapshot(tmp_path: Pat
             btrfs.create(directory / "fs" / name)
         (directory / "fs/deep/er/one/two/file").write_text("x")
         (directory / "fs/link").symlink_to(tmp_path)
+        subprocess.run(["btrfs", "property", "set", directory / "fs/deep/er/one", "ro", "true"], check=True)
+        fd = os.open(directory / "fs", os.O_RDONLY)
+        for _ in range(3000):  # deeper than a path can say, or a function call itself
+            os.mkdir("d", dir_fd=fd)
+            below = os.open("d", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(fd)
 
         driver.remove(directory)
 
