@@ -348,7 +348,7 @@ class Config(NamedTuple):
     @property
     def address(self) -> str:
         """The path of the socket that clients connect to."""
-        return self.grpc.address.removeprefix("unix://") or str(self.state / "pyctrd.sock")
+        return self.grpc.address.removeprefix("unix://").removeprefix("unix:") or str(self.state / "pyctrd.sock")
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -132,6 +132,7 @@ class Supervisor:
     async def _claim(self) -> None:
         """Make the directories, and refuse to share them or the socket with another daemon."""
         config = self._config
+        self._refuse_unusable_ports()
         handed_over = await self._predecessor.take(_version()) if self._predecessor is not None else []
         try:
             for directory, mode in ((config.root, 0o700), (config.state, 0o700 if in_user_namespace() else 0o711)):
@@ -153,12 +154,25 @@ class Supervisor:
         """Raise FailedPrecondition if another program serves one of our addresses."""
         for path in self._config.paths:
             public_socket.refuse_if_served(path)
-        ports = [port for port in (*self._config.ports, self._config.metrics_address) if port is not None]
-        if ports:
+        if self._config.metrics_address is not None:
             from pyctrd.server.remote_listener import refuse_if_taken  # most daemons serve this machine only
 
-            for port in ports:
-                refuse_if_taken(port)
+            refuse_if_taken(self._config.metrics_address)
+
+    def _refuse_unusable_ports(self) -> None:
+        """Raise Refused if other machines could not be served, before a predecessor stops doing so."""
+        if not self._config.ports:
+            return
+        from pyctrd.server.certificates import Certificates
+        from pyctrd.server.remote_listener import refuse_if_taken
+
+        grpc = self._config.grpc
+        try:
+            Certificates(grpc.tcp_tls_ca, grpc.tcp_tls_cert, grpc.tcp_tls_key).credentials()
+            for port in self._config.ports:
+                refuse_if_taken(port, but_by_predecessor=self._predecessor is not None)
+        except FailedPrecondition as error:
+            raise Refused(str(error)) from error
 
     def _build(self, group: asyncio.TaskGroup) -> Parts:
         """Build the parts; nothing runs in `group` before it is entered."""
@@ -282,6 +296,8 @@ class Supervisor:
                 # A port cannot be renamed as a path can: new connections come here too, until nobody listens here.
                 group.create_task(self._parts.remote_listener.stop(patience))
             await self._until_unused(patience)
+            if self._parts.remote_listener is not None:
+                await self._parts.remote_listener.stop(_STOP_GRACE)  # which shortens the other
         await self._parts.listener.stop(_STOP_GRACE)
         await change.calls.close()
 

@@ -10,12 +10,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from grpc.aio import ServicerContext
-
-from pyctr_wire.errors import ApiError, Code
 from pyctrd.log import Logger
+from pyctrd.server.outcomes import Context, outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -27,8 +25,6 @@ _OTLP: Final = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _LAST_EXPORT: Final = 2.0  # seconds
 
 _log = Logger("pyctrd.tracing")
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 def start(environment: Mapping[str, str]) -> "Spans | None":
@@ -89,19 +85,15 @@ class Spans:
         span = self._tracer.start_span(
             f"{service}/{name}", context=self._extract(metadata), kind=self._server, attributes=attributes
         )
-        code = Code.OK
+        ended: BaseException | None = None
         try:
             yield
-        except ApiError as error:
-            code = error.code
-            span.set_status(self._error, str(error))
-            raise
         except BaseException as error:
-            code = Code.CANCELLED if not isinstance(error, Exception) else Code.UNKNOWN
-            span.set_status(self._error, type(error).__name__)
+            ended = error
+            span.set_status(self._error, context.details() or type(error).__name__)
             raise
         finally:
-            span.set_attribute("rpc.grpc.status_code", int(code))
+            span.set_attribute("rpc.grpc.status_code", int(outcome(ended, context)))
             span.end()
 
     def close(self) -> None:

@@ -107,14 +107,12 @@ def _find(status: os.stat_result, mode: int) -> tuple[int, str] | None:
             continue
         name = f"/dev/{entry}"
         with suppress(OSError):  # ENXIO: it has just been freed
-            fd = os.open(name, mode | os.O_CLOEXEC)
-            buffer = bytearray(_INFO.size)
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)  # udev looks at what was opened for writing
             try:
+                buffer = bytearray(_INFO.size)
                 ioctl(fd, _GET_STATUS, buffer)
-            except OSError:
+                if _INFO.unpack(buffer)[:2] == wanted:  # and it stays that while we have it open
+                    return os.open(name, mode | os.O_CLOEXEC), name
+            finally:
                 os.close(fd)
-                raise
-            if _INFO.unpack(buffer)[:2] == wanted:
-                return fd, name
-            os.close(fd)
     return None

@@ -22,7 +22,9 @@ PROGRAMS = ("sh", "bash", "cat", "date", "echo", "grep", "id", "ls", "seq", "sle
 
 def test_version_and_info(pyctr: Pyctr) -> None:
     assert str(pyctr.daemon.address) in pyctr("version")
-    assert json.loads(pyctr("info", "--format", "json"))["Snapshotters"] == ["overlayfs", "native"]
+    found = json.loads(pyctr("info", "--format", "json"))["Snapshotters"]
+    assert found[0] == "overlayfs"  # the default; others are there where the machine has what they need
+    assert "native" in found
     assert "io.containerd.snapshotter.v1" in pyctr("plugin", "ls")
     assert pyctr("ops").startswith("ID")
 

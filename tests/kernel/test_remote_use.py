@@ -151,6 +151,20 @@ def test_an_upgrade_serves_the_port_all_the_time(served: Served) -> None:
         assert served.version(served.client)
 
 
+def test_an_upgrade_that_could_not_serve_the_port_changes_nothing(served: Served) -> None:
+    pid, certificate = served.daemon.pid, served.daemon.base / "server.pem"
+    good = certificate.read_bytes()
+    certificate.write_text("nonsense")
+    try:
+        command = [*served.daemon.command, "upgrade"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    finally:
+        certificate.write_bytes(good)
+    assert done.returncode
+    assert (served.daemon.pid, Path(f"/proc/{pid}").exists()) == (pid, True)
+    assert served.version(served.client)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

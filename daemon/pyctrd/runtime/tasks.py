@@ -142,13 +142,10 @@ class Tasks:
             try:
                 reply = await self.call(task, "Delete", request, shim.DeleteResponse, DRAIN_TIMEOUT)
             except NotFound:  # the shim has forgotten it by itself
-                task.execs.pop(exec_id, None)
-                process.vanish(NotFound(f"process does not exist {exec_id}"))
+                _forget(task, process)
                 raise
             deleted = Deleted.of(reply, process.exit)
-        task.bundle.forget_exec(exec_id)
-        task.execs.pop(exec_id, None)
-        process.vanish(NotFound(f"process does not exist {exec_id}"))
+        _forget(task, process)
         return deleted
 
     async def kill(self, namespace: str, request: shim.KillRequest) -> None:
@@ -284,3 +281,10 @@ class Tasks:
             _log.info("task.responsive", namespace=task.namespace, container=task.id)
             break
         task.unresponsive_since = None
+
+
+def _forget(task: Task, process: Process) -> None:
+    """Leave nothing of an exec that is gone."""
+    task.bundle.forget_exec(process.exec_id)
+    task.execs.pop(process.exec_id, None)
+    process.vanish(NotFound(f"process does not exist {process.exec_id}"))

@@ -1,16 +1,11 @@
 """Calls by method and by how they ended, for those who watch this daemon from outside."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
 
-from grpc.aio import ServicerContext
-
-from pyctr_wire.errors import ApiError, Code
-
-Context: TypeAlias = "ServicerContext[Any, Any]"
+from pyctr_wire.errors import Code
+from pyctrd.server.outcomes import Context, outcome
 
 
 class CallCounts:
@@ -25,17 +20,11 @@ class CallCounts:
     def observe(self, method: str, context: Context) -> Iterator[None]:
         """Count a call that lasts as long as the context does; its errors pass."""
         self.started[method] += 1
-        code = Code.OK
+        ended: BaseException | None = None
         try:
             yield
-        except ApiError as error:
-            code = error.code
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            code = Code.CANCELLED
-            raise
-        except BaseException:
-            code = Code.UNKNOWN
+        except BaseException as error:
+            ended = error
             raise
         finally:
-            self.handled[method, code] += 1
+            self.handled[method, outcome(ended, context)] += 1

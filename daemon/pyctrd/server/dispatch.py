@@ -45,7 +45,7 @@ _log = Logger("pyctrd.server")
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Any]
-# Entered for the time of a call, with the method's name; it sees the call's error, and lets it pass.
+# Entered for the time of a call, with the method's name; it sees what ends the call, and lets it pass.
 Observer: TypeAlias = Callable[[str, Context], AbstractContextManager[None]]
 PassOn: TypeAlias = Callable[[str, bytes, Context], Awaitable[bytes]]
 
@@ -106,11 +106,10 @@ class Dispatch(_GenericHandler):
         """Serve `method`, a name with slashes, by `behaviour`; `kind` makes a handler of it."""
         if method in _PARKED:
             behaviour = self._parking(method, behaviour, unary=kind is grpc.unary_unary_rpc_method_handler)
-        if self._observers:
-            behaviour = _observed(method, behaviour, self._observers)
         guard = _guard_generator if inspect.isasyncgenfunction(behaviour) else _guard
+        guarded: Behaviour = guard(method, behaviour, self._calls)
         self._methods[method] = kind(
-            guard(method, behaviour, self._calls),
+            _observed(method, guarded, self._observers) if self._observers else guarded,
             request_deserializer=deserialize,
             response_serializer=_passing_bytes(serialize),
         )

@@ -49,17 +49,20 @@ class RemoteListener:
         await self._server.stop(grace)
 
 
-def refuse_if_taken(address: Tcp) -> None:
+def refuse_if_taken(address: Tcp, *, but_by_predecessor: bool = False) -> None:
     """Raise FailedPrecondition if `address` is not this machine's, or another program listens there.
 
-    grpc would share the port with one that shares it too.
+    grpc would share the port with one that shares it too, as a predecessor of this daemon does.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, place in found:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if but_by_predecessor:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 probe.bind(place)
-                probe.listen()
+                if not but_by_predecessor:  # of connections to both, some would come here
+                    probe.listen()
     except OSError as error:
         raise FailedPrecondition(f"address {address}: {error.strerror}") from error

@@ -5,13 +5,16 @@ never from a container's namespaces, which it would keep. Source: mount.fuse3(8)
 """
 
 import os
+import select
 import signal
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from pyctr_shim.oci.errors import OciError
 
 _MOST: Final = 4096  # bytes of a program's complaint
+_PATIENCE: Final = 10.0  # seconds
 
 
 def mount_fuse(kind: str, source: str, target: str, options: Sequence[str]) -> None:
@@ -37,8 +40,22 @@ def mount_fuse(kind: str, source: str, target: str, options: Sequence[str]) -> N
         raise OciError(f"rootfs: mount of type {kind}: {program}: {error.strerror}", error.errno or 0) from None
     finally:
         os.close(write_fd)
-    with open(read_fd, "rb") as errors:
-        said = errors.read(_MOST).decode(errors="replace").strip()  # ends when it goes to the background
+    said = _said(read_fd, pid)
     _pid, status = os.waitpid(pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         raise OciError(f"rootfs: mount of type {kind}: {program} ended with {code}: {said}")
+
+
+def _said(read_fd: int, pid: int) -> str:
+    """Return what a program complains of until it goes to the background; one that does not in time is ended."""
+    deadline, said = time.monotonic() + _PATIENCE, b""
+    with open(read_fd, "rb", buffering=0) as errors, select.epoll() as epoll:
+        epoll.register(errors, select.EPOLLIN)
+        while len(said) < _MOST:
+            if not epoll.poll(max(deadline - time.monotonic(), 0)):
+                os.killpg(pid, signal.SIGKILL)
+                return f"nothing was mounted within {_PATIENCE:g} s"
+            if not (part := errors.read(_MOST)):
+                break
+            said += part
+    return said.decode(errors="replace").strip()

@@ -11,7 +11,9 @@ bounded ring, then the oldest are dropped and counted, and a marker line says ho
 Source: docker's json-file driver; Kubernetes' CRI log format.
 """
 
+import errno
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable
@@ -334,9 +336,16 @@ def _open_below(directory: Path, name: Path) -> int:
     root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.close(make_directories(root_fd, str(name.parent), 0o700))
-        return openat2(root_fd, str(name), _OPEN_FLAGS, Resolve.BENEATH | Resolve.NO_SYMLINKS, 0o640)
+        resolve = Resolve.BENEATH | Resolve.NO_SYMLINKS
+        fd = openat2(
+            root_fd, str(name), _OPEN_FLAGS | os.O_NONBLOCK, resolve, 0o640
+        )  # of a FIFO, nobody waits for a reader
     finally:
         os.close(root_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a file", f"{directory}/{name}")
+    return fd
 
 
 def _first_line(data: bytes) -> int:
