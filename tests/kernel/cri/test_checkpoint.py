@@ -327,3 +327,23 @@ def test_an_image_can_be_a_checkpoint(cri: CriClient, counter: str, tmp_path: Pa
     assert int(cri.log("back").splitlines()[0].rpartition(" ")[2]) > 2
     assert cri.exec(made, "cat", "/mine").stdout == b"mine\n"
     assert cri.status(made).image.image == IMAGE
+
+
+def test_a_daemon_that_dies_meanwhile_leaves_nothing(cri: CriClient, counter: str, tmp_path: Path) -> None:
+    """But a lease, which ends by itself."""
+    request = runtime_pb2.CheckpointContainerRequest(container_id=counter, location=str(tmp_path / "one.tar"))
+    call = cri.runtime.CheckpointContainer.future(request)
+    folders = cri.daemon.root / "checkpoints"
+    wait_until(lambda: any(folders.iterdir()) or call.done(), "it is under way")
+    assert not call.done()
+    cri.daemon.kill()
+    assert isinstance(call.exception(), grpc.RpcError)
+    cri.daemon.start()
+
+    assert goes_on(cri)
+    assert list(tmp_path.iterdir()) == []
+    wait_until(lambda: not any(folders.glob("*")), "its files are swept")
+    save(cri, counter, tmp_path / "one.tar")
+    assert goes_on(cri)
+    for line in cri.daemon.ctr("leases", "ls", "-q", namespace="k8s.io").splitlines():
+        cri.daemon.ctr("leases", "rm", line, namespace="k8s.io")
