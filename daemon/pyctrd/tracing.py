@@ -1,4 +1,4 @@
-"""A span for each call, where OpenTelemetry is installed (`pip install pyctr[otel]`) and an exporter is named.
+"""A span for each call, where OpenTelemetry is installed (the extra `otel`) and an exporter is named.
 
 What the environment says is read by OpenTelemetry's SDK: OTEL_EXPORTER_OTLP_ENDPOINT and what belongs to it,
 OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_BSP_…, OTEL_PROPAGATORS, OTEL_SDK_DISABLED.
@@ -24,6 +24,8 @@ _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_P
 _OTLP: Final = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _LAST_EXPORT: Final = 2.0  # seconds
 
+_REMEDY: Final = "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
+
 _log = Logger("pyctrd.tracing")
 
 
@@ -40,7 +42,7 @@ def start(environment: Mapping[str, str]) -> "Spans | None":
         (found,) = entry_points(group="opentelemetry_traces_exporter", name=exporter)
         processor = BatchSpanProcessor(found.load()())
     except (ImportError, ValueError) as error:
-        _log.warning("tracing.off", exporter=exporter, error=str(error), remedy="pip install 'pyctr[otel]'")
+        _log.warning("tracing.off", exporter=exporter, error=str(error), remedy=_REMEDY)
         return None
     ours = {SERVICE_VERSION: version("pyctr")}
     if not environment.get("OTEL_SERVICE_NAME"):

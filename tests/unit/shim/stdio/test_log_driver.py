@@ -204,10 +204,10 @@ def test_no_link_leads_to_a_log_from_its_directory(loop: Loop, tmp_path: Path) -
     with pytest.raises(UnknownError, match=r"log file .*/link/0.log: openat2: Too many levels"):
         log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/logs/link/0.log?{query}"))
     os.mkfifo(tmp_path / "real/fifo")
-    with pytest.raises(UnknownError, match="log file .*/fifo"):  # at once, although nobody reads
+    with pytest.raises(UnknownError, match=r"log file .*/fifo"):  # at once, although nobody reads
         log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/logs/fifo?{query}"))
     reader = os.open(tmp_path / "real/fifo", os.O_RDONLY | os.O_NONBLOCK)
-    with pytest.raises(UnknownError, match="log file .*/fifo: not a file"):
+    with pytest.raises(UnknownError, match=r"log file .*/fifo: not a file"):
         log_driver.open_file_log(loop, urlsplit(f"cri://{tmp_path}/logs/fifo?{query}"))
     os.close(reader)
     for path in ("logs/../0.log", "0.log", "logs"):
