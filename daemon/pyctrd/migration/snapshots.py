@@ -85,6 +85,9 @@ class Copier:
                 raise AlreadyExists("the target has another snapshot by this name, which stays")
             return False
         if there is not None:
+            mark = there.labels[LABEL]
+            if mark != Mark.UNFINISHED and mark != self._as_copied(info.name):
+                raise AlreadyExists("the target's own has been written to since it was copied, and stays")
             self._remove(info.name)
         match info.kind:
             case pb.VIEW:
@@ -95,10 +98,16 @@ class Copier:
             case pb.ACTIVE:
                 self._prepare(info.name, info)
                 self._apply_difference(info, info.name)
-                self._finish(info, {LABEL: Mark.WHILE_RUNNING} if running else {})
+                self._finish(info, {LABEL: self._as_copied(info.name)} if running else {})
             case _:
                 self._copy_committed(info)
         return True
+
+    def _as_copied(self, name: str) -> str:
+        """Return the mark of a snapshot that was copied while a task wrote to it: with how large it is now."""
+        request = pb.UsageRequest(snapshotter=self._name, key=name)
+        usage = self._target.call(f"{_SERVICE}Usage", request, pb.UsageResponse)
+        return f"{Mark.WHILE_RUNNING} {usage.size} {usage.inodes}"
 
     def look_up(self, name: str) -> pb.Info | None:
         """Return what the target knows of a snapshot, None if it is not there."""

@@ -12,7 +12,13 @@ from pyctrd.core.mounts import Mount
 
 # Seconds in which the kernel lets go of a file whose last user has ended.
 PATIENCE: Final = 10.0
-_NOT_OPTIONS: Final = frozenset({"loop", "rw", "ro"})
+# What mount(8) or the kernel keeps with a mount, not with its file system; ours is nowhere.
+_NOT_OPTIONS: Final = frozenset(
+    {
+        *("loop", "rw", "ro", "defaults", "suid", "nosuid", "dev", "nodev", "exec", "noexec"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "strictatime"),
+    }
+)
 
 
 @contextmanager

@@ -103,5 +103,8 @@ def _make(path: Path, settings: Settings) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target))
-    target.chmod(0o600)
+    """Make a copy; one that is cut off has another name."""
+    temporary = target.with_name(f"{target.name}.new")
+    run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(temporary))
+    temporary.chmod(0o600)
+    temporary.rename(target)

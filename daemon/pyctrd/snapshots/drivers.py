@@ -51,11 +51,11 @@ def built_in(root: Path, settings: Snapshotters) -> Drivers:
     refused = {"aufs": _AUFS}
     for name, (make, root_path) in makers.items():
         directory = Path(root_path) if root_path else root / name
-        directory.mkdir(parents=True, exist_ok=True)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             driver = make(directory)
             driver.root = directory
             usable.append(driver)
-        except Unusable as unusable:
-            refused[name] = str(unusable)
+        except (Unusable, OSError) as reason_not:
+            refused[name] = str(reason_not)
     return Drivers(tuple(usable), refused)

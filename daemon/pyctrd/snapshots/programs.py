@@ -1,5 +1,6 @@
 """Programs that make file systems: cp, mkfs, dmsetup."""
 
+import os
 import subprocess
 
 from pyctr_wire.errors import Internal, ResourceExhausted
@@ -7,7 +8,8 @@ from pyctr_wire.errors import Internal, ResourceExhausted
 
 def run(*command: str) -> str:
     """Return what a program prints; waits for it. Raises ResourceExhausted for a full disk, Internal."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "LC_ALL": "C"}  # its words are looked at
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         kind = ResourceExhausted if "No space left" in result.stderr else Internal
         raise kind(f"{command[0]}: {result.stderr.strip()[-500:]}")

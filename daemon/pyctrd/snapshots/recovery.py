@@ -1,5 +1,6 @@
 """What a start repairs: rows lost with the database, directories lost in a power cut."""
 
+from pyctr_wire.errors import ApiError
 from pyctrd.core.leases import Resource
 from pyctrd.core.snapshots import Kind, SnapshotInfo, Usage
 from pyctrd.core.times import from_microseconds
@@ -56,11 +57,15 @@ def recreate(database: Database, directories: Directories, driver: Driver) -> No
         chains = {row.id: rows.chain(reader, row.id)[1:] for _, row in missing}
     for ns, row in missing:
         directory = directories.path(row.id)
-        directory.mkdir(mode=0o700, exist_ok=True)
         note = note_of(ns, row)
-        driver.create(directory, [directories.path(parent) for parent in chains[row.id]], note)
-        directories.write_note(row.id, note)
-        _log.warning("snapshot made again", directory=str(directory))
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            driver.create(directory, [directories.path(parent) for parent in chains[row.id]], note)
+            directories.write_note(row.id, note)
+        except (ApiError, OSError) as error:  # its disk is not there, say: the others are to be
+            _log.error("snapshot not made again", directory=str(directory), error=str(error))
+        else:
+            _log.warning("snapshot made again", directory=str(directory))
 
 
 def _row(snapshot_id: int, note: Note) -> rows.SnapshotRow:
