@@ -1,5 +1,6 @@
-"""What the metrics are made of, gathered anew for each look: nothing is kept up to date for nobody."""
+"""What the metrics are made of, gathered when somebody looks: nothing is kept up to date for nobody."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -71,11 +72,13 @@ class Gatherer:
         self._collections = collections
         self._version = version
         self._run = run
+        self._gathering = asyncio.Lock()
 
     async def text(self) -> bytes:
         """Return the metrics as they are now; a shim that does not answer in time is left out."""
-        subjects = await self._subjects()
-        return await self._run(render, subjects, self._state())
+        async with self._gathering:  # each look asks every shim: whoever looks, they are asked one question at a time
+            subjects = await self._subjects()
+            return await self._run(render, subjects, self._state())
 
     async def _subjects(self) -> list[Subject]:
         tasks = [task for task in self._tasks.table if task.init.status.value in ("running", "paused")]
