@@ -15,6 +15,7 @@ from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 
 _FREEZE_SECONDS: Final = 10.0
+_FREEZE_TO_KILL_SECONDS: Final = 0.5
 
 
 class CgroupV1:
@@ -163,22 +164,17 @@ class CgroupV1:
         if not directory:
             raise OciError("cgroup controller freezer is not mounted")
         name = f"{directory}/freezer.state"
-        deadline = time.monotonic() + _FREEZE_SECONDS
-        files.write(name, state)
-        while files.read(name).strip() != state:
-            if time.monotonic() > deadline:
-                files.write(name, "THAWED")
-                raise OciError(f"{name} does not become {state}: {files.read(name).strip()}")
-            # A process forked while freezing can keep it at FREEZING until it is asked again.
-            time.sleep(0.001)
-            files.write(name, state)
+        if not _reached(name, state, _FREEZE_SECONDS):
+            files.write(name, "THAWED")
+            raise OciError(f"{name} does not become {state}: {files.read(name).strip()}")
 
     def kill(self) -> None:
         """Send SIGKILL to everything in it, frozen first so that nothing is forked past us; nothing if it is gone."""
         directory = self._directory("freezer")
         frozen = bool(directory) and os.path.exists(directory)
         if frozen:
-            files.write(f"{directory}/freezer.state", "FROZEN")
+            # What cannot be frozen, as it waits for a disk, cannot fork either.
+            _reached(f"{directory}/freezer.state", "FROZEN", _FREEZE_TO_KILL_SECONDS)
         try:
             for pid in self.pids():
                 try:
@@ -218,6 +214,19 @@ class CgroupV1:
         """Remove it from every hierarchy. Raises OSError: EBUSY while processes are in it."""
         for directory in self.directories():
             files.remove_tree(directory)
+
+
+def _reached(name: str, state: str, seconds: float) -> bool:
+    """Ask a freezer for a state, and return whether it came to that in time."""
+    deadline = time.monotonic() + seconds
+    files.write(name, state)
+    while files.read(name).strip() != state:
+        if time.monotonic() > deadline:
+            return False
+        # A process forked while freezing can keep it at FREEZING until it is asked again.
+        time.sleep(0.001)
+        files.write(name, state)
+    return True
 
 
 class PlacesV1(CgroupV1):
