@@ -49,6 +49,7 @@ class Found:
     apparmor: str  # a profile's name, "" for none
     selinux: Labels
     cgroup_namespaces: bool
+    hugepage_limits: bool  # whether the kernel has them
     image_name: str
 
 
@@ -66,7 +67,7 @@ def build_spec(pod: Pod, config: runtime_pb2.ContainerConfig, image: ProcessConf
     linux["namespaces"] = [
         {"type": kind, "path": path} if path else {"type": kind} for kind, path in found.namespaces.items()
     ]
-    linux["resources"].update(resources(config.linux.resources))
+    linux["resources"].update(resources(config.linux.resources, hugepages=found.hugepage_limits))
     linux["maskedPaths"] = [] if privileged else list(security.masked_paths)
     linux["readonlyPaths"] = [] if privileged else list(security.readonly_paths)
     if found.devices:
@@ -105,8 +106,8 @@ def task_options(pod: Pod) -> AnyMessage | None:
     return AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
 
 
-def resources(limits: image_pb2.LinuxContainerResources) -> dict[str, Any]:
-    """Return the OCI resources that these limits ask for, without devices."""
+def resources(limits: image_pb2.LinuxContainerResources, *, hugepages: bool) -> dict[str, Any]:
+    """Return the OCI resources that these limits ask for, without devices; no `hugepages` where the kernel has none."""
     result: dict[str, Any] = {}
     cpu = {
         "shares": limits.cpu_shares,
@@ -120,7 +121,7 @@ def resources(limits: image_pb2.LinuxContainerResources) -> dict[str, Any]:
         result["cpu"] = cpu
     if memory := {key: value for key, value in memory.items() if value}:
         result["memory"] = memory
-    if limits.hugepage_limits:
+    if limits.hugepage_limits and hugepages:
         result["hugepageLimits"] = [{"pageSize": one.page_size, "limit": one.limit} for one in limits.hugepage_limits]
     if limits.unified:
         result["unified"] = dict(limits.unified)

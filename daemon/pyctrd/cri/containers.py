@@ -31,7 +31,7 @@ from pyctr_wire.errors import (
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.tasks import Exit, Status
-from pyctrd.cri import container_spec
+from pyctrd.cri import container_spec, hugepages
 from pyctrd.cri.creation import Maker, PodImage, Request
 from pyctrd.cri.events import Events
 from pyctrd.cri.image_volumes import FAILED, Wanted, asked_for
@@ -364,7 +364,8 @@ class Containers:
                 raise FailedPrecondition(f"container is in {container.state_name} state")
             row = await self._threads.run(self._rows.get, NAMESPACE, container.id)
             assert row.spec is not None
-            spec, changed = json.loads(row.spec.value), container_spec.resources(limits)
+            changed = container_spec.resources(limits, hugepages=hugepages.can_be_limited())
+            spec = json.loads(row.spec.value)
             for name, values in changed.items():
                 spec["linux"]["resources"][name] = container_spec.merged(spec["linux"]["resources"].get(name), values)
             if container.started_at and changed:

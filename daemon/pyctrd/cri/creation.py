@@ -23,7 +23,7 @@ from pyctrd.core.containers import Container
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
-from pyctrd.cri import host_mounts, selinux
+from pyctrd.cri import host_mounts, hugepages, selinux
 from pyctrd.cri.confinement import apparmor_profile
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
 from pyctrd.cri.image_volumes import ImageVolumes, Wanted, asked_for
@@ -222,6 +222,7 @@ class Maker:
             apparmor=apparmor_profile(security),
             selinux=_labels(pod, security),
             cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
+            hugepage_limits=hugepages.can_be_limited(),
             image_name=request.image.record,
         )
 

@@ -98,7 +98,7 @@ def spec_of(config: runtime_pb2.ContainerConfig, labels: selinux.Labels) -> dict
         "container_id": "c", "user": User(0, 0, (), "/"), "capabilities": frozenset(), "machine": "x86_64",
         "hostname": "h", "files": {}, "namespaces": {"mount": ""}, "volumes": {}, "sources": {}, "images": {},
         "devices": [], "seccomp": None, "apparmor": "", "selinux": labels, "cgroup_namespaces": False,
-        "image_name": "i",
+        "image_name": "i", "hugepage_limits": False,
     }  # fmt: skip
     return build_spec(Pod(POD, image_pb2.PodSandboxConfig(), "", 0), config, ProcessConfig(), Found(**found))
 
