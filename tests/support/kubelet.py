@@ -40,9 +40,7 @@ class Kubelet:
         """Prepare its directories below the daemon's; `features` are its gates."""
         program = peers.look_for("kubelet")
         if program is None:
-            pytest.skip(
-                "no kubelet in $PYCTR_TEST_BIN or PATH: test_kubelet.py says how to build one"
-            )
+            pytest.skip("no kubelet in $PYCTR_TEST_BIN or PATH: test_kubelet.py says how to build one")
         self._program = str(program)
         self._daemon = daemon
         self.base = daemon.base / f"kubelet-{uuid.uuid4().hex[:8]}"
