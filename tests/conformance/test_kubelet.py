@@ -137,7 +137,7 @@ def test_a_pod_with_probes_logs_and_figures(kubelet: Kubelet, run: Callable[...,
     assert kubelet.status(pod.name)["podIP"].startswith("10.")
     assert sorted(pod.logs().splitlines()) == ["begun", "trouble"]
     assert pod.logs("tailLines=1&timestamps=true").count("\n") == 1
-    stats = json.loads(kubelet.get("/stats/summary"))
+    stats = json.loads(kubelet.get("/stats/summary?only_cpu_and_memory=true"))
     figures = next(one for one in stats["pods"] if one["podRef"]["name"] == f"{pod.name}-{NODE}")
     assert figures["containers"][0]["memory"]["workingSetBytes"] > 0
 
@@ -207,8 +207,19 @@ def test_a_pod_that_is_to_end_ends(kubelet: Kubelet, run: Callable[..., Pod]) ->
 def test_first_containers_come_first(run: Callable[..., Pod]) -> None:
     """One that ends before the others begin, and one that runs beside them."""
     mounts = [{"name": "data", "mountPath": "/data"}]
-    before = {"name": "before", "image": IMAGE, "command": ["sh", "-c", "echo before >/data/order"]}
-    beside = {"name": "beside", "image": IMAGE, "command": ["sleep", "100000"], "restartPolicy": "Always"}
+    before = {
+        "name": "before",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", "echo before >/data/order"],
+    }
+    beside = {
+        "name": "beside",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sleep", "100000"],
+        "restartPolicy": "Always",
+    }
     pod = run(
         "cat /data/order; exec sleep 100000",
         pod={"initContainers": [{**one, "volumeMounts": mounts} for one in (before, beside)]},

@@ -173,6 +173,8 @@ class Kubelet:
         """Stop it, and put the machine's settings back."""
         if self.process is not None:
             self.stop()
+        # It makes this a mount of its own, for what its pods mount there.
+        subprocess.run(["umount", "--lazy", "--quiet", self.base / "root"], check=False)
         for name, value in self._settings.items():
             (Path("/proc/sys") / name).write_text(value)
         if not self._had_links:
