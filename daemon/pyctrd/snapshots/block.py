@@ -8,7 +8,9 @@ from typing import Final
 
 from pyctr_sys import loop
 from pyctr_sys.mount import new_file_system
+from pyctrd.core.idmaps import Maps, mapped_root
 from pyctrd.core.mounts import Mount
+from pyctrd.snapshots.owners import shift
 
 # Seconds in which the kernel lets go of a file whose last user has ended.
 PATIENCE: Final = 10.0
@@ -39,3 +41,12 @@ def opened(mount: Mount) -> Iterator[Path]:
         fd = new_file_system(mount.type, {"source": source, **options})
         stack.callback(os.close, fd)
         yield Path(f"/proc/self/fd/{fd}")
+
+
+def give_tree(mount: Mount, maps: Maps, *, is_filled: bool) -> None:
+    """Change the owners of all files of a mount, which has none but its root unless it `is_filled`. Raises OSError."""
+    with opened(mount) as tree:
+        if is_filled:
+            shift(tree, maps)
+        else:
+            os.chown(tree, *mapped_root(maps))

@@ -4,7 +4,6 @@
 <root>/<id>/disk        what a snapshot is                             0600
 """
 
-import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -15,15 +14,14 @@ from typing import Final
 from pyctr_sys import loop
 from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import FailedPrecondition
-from pyctrd.core.idmaps import Maps, mapped_root
+from pyctrd.core.idmaps import Maps
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
 from pyctrd.core.snapshotter_settings import Blockfile as Settings
 from pyctrd.metadata.durable import replacing
-from pyctrd.snapshots.block import PATIENCE, opened
+from pyctrd.snapshots.block import PATIENCE, give_tree
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
-from pyctrd.snapshots.owners import shift
 from pyctrd.snapshots.programs import run
 
 _BLOCK: Final = 512  # bytes, of st_blocks; see stat(2)
@@ -68,11 +66,7 @@ class Blockfile(Driver):
 
     def give(self, directory: Path, parents: Sequence[Path], maps: Maps) -> None:
         """Change the owners of all files in it."""
-        with opened(self.mounts(directory, parents, Kind.ACTIVE)[0]) as tree:
-            if parents:
-                shift(tree, maps)
-            else:
-                os.chown(tree, *mapped_root(maps))
+        give_tree(self.mounts(directory, parents, Kind.ACTIVE)[0], maps, is_filled=bool(parents))
 
     def commit(self, directory: Path, parents: Sequence[Path], note: Note) -> Note:
         """Measure a file that nobody has mounted any more. Raises FailedPrecondition if somebody has."""

@@ -10,7 +10,6 @@ device without a directory, which only a power cut leaves, is replaced by the ne
 Source: kernel Documentation/admin-guide/device-mapper/thin-provisioning.rst; dmsetup(8).
 """
 
-import os
 import re
 import shutil
 import threading
@@ -22,14 +21,13 @@ from typing import Final
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import DataLoss, FailedPrecondition, Internal, ResourceExhausted
-from pyctrd.core.idmaps import Maps, mapped_root
+from pyctrd.core.idmaps import Maps
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
 from pyctrd.core.snapshotter_settings import Devmapper as Settings
-from pyctrd.snapshots.block import PATIENCE, opened
+from pyctrd.snapshots.block import PATIENCE, give_tree
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
-from pyctrd.snapshots.owners import shift
 from pyctrd.snapshots.programs import run
 
 _SECTOR: Final = 512  # bytes
@@ -103,11 +101,7 @@ class Devmapper(Driver):
 
     def give(self, directory: Path, parents: Sequence[Path], maps: Maps) -> None:
         """Change the owners of all files in it."""
-        with opened(self.mounts(directory, parents, Kind.ACTIVE)[0]) as tree:
-            if parents:
-                shift(tree, maps)
-            else:
-                os.chown(tree, *mapped_root(maps))
+        give_tree(self.mounts(directory, parents, Kind.ACTIVE)[0], maps, is_filled=bool(parents))
 
     def commit(self, directory: Path, parents: Sequence[Path], note: Note) -> Note:
         """Measure a device that nobody has mounted any more. Raises FailedPrecondition if somebody has."""
