@@ -8,6 +8,8 @@ elsewhere are refused, at the moment of opening and not a moment before.
 import errno
 import os
 import stat
+from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntFlag
 from typing import Final
 
@@ -31,6 +33,7 @@ class Resolve(IntFlag):
 
 
 IN_ROOT: Final = int(Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+_NO_LINK: Final = int(Resolve.BENEATH | Resolve.NO_SYMLINKS)
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -78,7 +81,10 @@ def make_directories(root_fd: int, path: str, mode: int = 0o755) -> int:
         return open_in_root(root_fd, path, _DIRECTORY)
     except FileNotFoundError:
         pass
-    done, left, links = "/", _components(path), 0
+    left = _components(path)
+    with suppress(FileNotFoundError, FileExistsError):  # mostly it is but the last one that is missing
+        return _make_last(root_fd, left, mode)
+    done, links = "/", 0
     while left:
         name = left.pop(0)
         if name != "..":
@@ -92,6 +98,20 @@ def make_directories(root_fd: int, path: str, mode: int = 0o755) -> int:
                 continue
         done = f"{done}{name}/"
     return open_in_root(root_fd, done, _DIRECTORY)
+
+
+def _make_last(root_fd: int, names: Sequence[str], mode: int) -> int:
+    """Make the directory that a path ends in, and return an O_PATH fd of it.
+
+    Raises FileNotFoundError if its parent is missing, or it can be no name, FileExistsError if something has it.
+    """
+    *parents, name = names
+    parent_fd = open_in_root(root_fd, "/" + "/".join(parents), _DIRECTORY)
+    try:
+        os.mkdir(name, mode, dir_fd=parent_fd)
+        return openat2(parent_fd, name, _DIRECTORY, _NO_LINK)
+    finally:
+        os.close(parent_fd)
 
 
 def _make_directory(root_fd: int, parent: str, name: str, mode: int) -> str:

@@ -245,8 +245,6 @@ class _Creation:
         build = self._build
         stub.tell(self._settling())
         stub.await_done()
-        stub.await_done()
-        self._take_proc(stub)
         process_fd = os.open(f"/proc/{stub.pid}", _PATH)
         try:
             master_fd, directory_fd, path = self._set_up(stub, process_fd)
@@ -257,8 +255,9 @@ class _Creation:
         try:
             identity = Identity(build.process, build.filter, *capabilities.inherited())
             self._give_stdio()
-            stub.run(self._becoming(identity, path))
+            stub.tell(self._becoming(identity, path))
             start = stubs.prepare(self._departure(identity, path))
+            stub.await_done()
         except ValueError as error:
             raise _NotThisWay from error
         if len(start.image) > stubs.LARGEST:
@@ -269,16 +268,22 @@ class _Creation:
         return Waiting(build, stub, start, path, master_fd)
 
     def _set_up(self, stub: Stub, process_fd: int) -> tuple[int, int, str]:
-        """In the stub's namespaces, with its directory in /proc: do what is to be done there.
+        """In the stub's namespaces, with its directory in /proc: do what is to be done there, while it settles.
 
         Returns the terminal's master, a descriptor of the working directory, and the path of the program. What goes
         wrong may do so only because we are not in the PID namespace, and /proc/self leads nowhere.
         """
         build = self._build
         kinds = (build.plan.flags & _JOINED) | Clone.NEWNS
+        settled = bool(kinds & Clone.NEWCGROUP)  # it makes that once it is in its cgroup
+        if settled:
+            stub.await_done()
         with namespaces.visited(stub.pidfd, kinds), lockdown.without_imports():
             init.prepare_root(build)
             init.set_up_namespaces(build)
+            if not settled:
+                stub.await_done()
+            self._take_proc(stub)
             init.mount_everything(build)
             master_fd = init.open_console(build)
             init.hide(build)
