@@ -137,7 +137,7 @@ class Bundle:
 
     def write_other_shim(self, shim: OtherShim) -> None:
         """Note what is known of it now."""
-        _write(self.path / "bootstrap.json", json.dumps(shim._asdict()).encode())
+        _write(f"{self.path}", "bootstrap.json", json.dumps(shim._asdict()).encode())
 
     def note_init(self, pid: int) -> None:
         """Note that the container has a first process now."""
@@ -187,21 +187,22 @@ class Bundle:
             "oom_killed": ended.oom_killed,
             "reason": ended.reason,
         }
-        _write(folder / _record_name(exec_id), json.dumps(record).encode())
+        _write(f"{folder}", _record_name(exec_id), json.dumps(record).encode())
 
     def write_exec(self, exec_id: str, names: StdioNames) -> None:
         """Note that the shim has this exec, so that its end can be told even if the shim is lost."""
         data = json.dumps(names._asdict()).encode()
         try:
-            _write(self.path / "execs" / f"{exec_id}.json", data)
+            _write(f"{self.path}/execs", f"{exec_id}.json", data)
         except FileNotFoundError:
             (self.path / "execs").mkdir(mode=0o700, exist_ok=True)
-            _write(self.path / "execs" / f"{exec_id}.json", data)
+            _write(f"{self.path}/execs", f"{exec_id}.json", data)
 
     def forget_exec(self, exec_id: str) -> None:
         """Take the note back, and the record of its end, if its shim has not done that."""
-        (self.path / "execs" / f"{exec_id}.json").unlink(missing_ok=True)
-        (self.path / "exits" / _record_name(exec_id)).unlink(missing_ok=True)
+        for name in (f"execs/{exec_id}.json", f"exits/{_record_name(exec_id)}"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.path}/{name}")
 
     def execs(self) -> dict[str, StdioNames]:
         """Return the execs that have been noted, by id."""
@@ -396,7 +397,7 @@ def _exit(record: dict[str, Any]) -> Exit:
     )
 
 
-def _write_new(path: Path | str, data: bytes) -> None:
+def _write_new(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         while data:
@@ -405,8 +406,12 @@ def _write_new(path: Path | str, data: bytes) -> None:
         os.close(fd)
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)
-    _write_new(temporary, data)
-    os.rename(temporary, path)
+def _write(folder: str, name: str, data: bytes) -> None:
+    """Write a file, whole or not at all. Raises FileNotFoundError without its folder."""
+    temporary = f"{folder}/.{name}"
+    try:
+        _write_new(temporary, data)
+    except FileExistsError:  # an earlier daemon did not get to its end
+        os.unlink(temporary)
+        _write_new(temporary, data)
+    os.rename(temporary, f"{folder}/{name}")

@@ -10,7 +10,8 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import (
@@ -48,6 +49,7 @@ _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
 _HERE: Final = -100  # AT_FDCWD
 _PATH: Final = O_PATH | os.O_CLOEXEC
+_REMEMBERED: Final = 4
 _NOT_STRAIGHT: Final = ("terminal", "scheduler", "ioPriority", "execCPUAffinity")
 
 
@@ -77,12 +79,13 @@ class Joiner:
     def __init__(self, request: Request) -> None:
         """Plan, and open what the child needs. Raises OciError for a process document that cannot be followed."""
         self.request = request
-        self._process = validate.load_process(request.process)
+        self._process = _load(request.process)
         self._env = user.environment(self._process)
         self._uid: int = (self._process.get("user") or {}).get("uid") or 0
         self._filter = seccomp.read(request.seccomp, request.seccomp_flags)
         # Joining a user namespace brings capabilities of its own: the child plans then.
-        self._identity = None if request.namespaces & Clone.NEWUSER else self._plan_identity(capabilities.inherited())
+        own = None if request.namespaces & Clone.NEWUSER else capabilities.inherited()
+        self._identity = None if own is None else _plan_identity(request.process, self._filter, *own)
         self._lowest = _STDIO + request.preserve_fds
         self._opened: list[int] = []
         try:
@@ -177,9 +180,6 @@ class Joiner:
         steps.call(purpose, "write", lowest_free, steps.buffer("char[]", data), len(data))
         steps.call(purpose, "close_range", lowest_free, lowest_free)
 
-    def _plan_identity(self, own: tuple[int, int]) -> Identity:
-        return Identity(self._process, self._filter, *own)
-
     def _plan_steps(self) -> None:
         zero = self._join.buffer("char[]", b"0")
         for fd in self._cgroup_fds:
@@ -260,13 +260,26 @@ class Joiner:
             _open_terminal(process, self.request.console_size, self._uid, channel)
         else:
             user.give_stdio(self._uid)
-        identity = self._identity or self._plan_identity(capabilities.own())
+        identity = self._identity or Identity(process, self._filter, *capabilities.own())
         identity.assume()
         user.add_home(self._env, self._uid)
         path = program.find(process["args"][0], self._env)
         self._leave.run()
         identity.seal(channel)
         return program.execute(path, process["args"], self._env)
+
+
+# A probe executes the same process again and again.
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _load(document: bytes) -> Mapping[str, Any]:
+    return MappingProxyType(validate.load_process(document))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _plan_identity(document: bytes, filter_: seccomp.Filter | None, bounding: int, permitted: int) -> Identity:
+    return Identity(_load(document), filter_, bounding, permitted)
 
 
 def _join_keyring(container: str) -> None:
