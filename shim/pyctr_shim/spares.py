@@ -44,7 +44,7 @@ from pyctr_sys.immortal import immortalize
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2
-_MOST_SPARES: Final = 8  # while shims come back as fast as they are taken
+_MOST_SPARES: Final = 24  # while shims come back as fast as they are taken, as those of sixteen at once do
 _SURPLUS_AFTER: Final = 2.0  # seconds without a change
 _REFILL_AFTER: Final = 0.03  # seconds; by then a container that has just been asked for is running
 _PAUSE_AFTER_DEATH: Final = 0.5
@@ -109,7 +109,7 @@ def keep_spares(nest: Nest, offered: socket.socket) -> None:
 
     while True:
         changes = poll.poll(_patience(len(spares)))
-        if not changes and len(spares) > _SPARES:
+        while not changes and len(spares) > _SPARES:
             forget(next(iter(spares)))
         while not changes and len(spares) < _SPARES:
             keep(fork_spare(nest, (offered.fileno(), *spares)))

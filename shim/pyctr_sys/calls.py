@@ -46,8 +46,8 @@ def address(buffer: Any) -> int:
     return int(ffi.cast("uintptr_t", buffer))
 
 
-def syscall(name: str, *arguments: int) -> int:
+def syscall(name: str, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
     """Make a system call that the C library has no wrapper for; -1 and errno on failure, as in C."""
-    words = [argument & _MASK for argument in arguments]
-    words += [0] * (6 - len(words))
-    return int(libc.syscall(NUMBERS[name], *words))
+    # One expression: making a container takes hundreds of them.
+    result: int = libc.syscall(NUMBERS[name], a & _MASK, b & _MASK, c & _MASK, d & _MASK, e & _MASK, f & _MASK)
+    return result

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import IntFlag
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 from pyctr_sys.calls import address, check, ffi, syscall
 
@@ -19,6 +20,8 @@ O_PATH: Final = 0o10000000
 _DIRECTORY: Final = O_PATH | os.O_DIRECTORY
 # Renames and mounts elsewhere make the kernel give up with EAGAIN although nothing is wrong.
 _ATTEMPTS: Final = 128
+_TRANSIENT: Final = frozenset({errno.EAGAIN, errno.EINTR})
+_HOW_SIZE: Final = ffi.sizeof("struct open_how")
 _MOST_LINKS: Final = 40  # as the kernel follows
 
 
@@ -42,14 +45,20 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     Raises OSError: ELOOP for a symlink that is refused, EXDEV for an escape, ENOENT and the rest.
     """
     text = ffi.new("char[]", os.fsencode(path))
-    how = ffi.new("struct open_how *", (flags | os.O_CLOEXEC, mode, resolve))
+    how = _how(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_ATTEMPTS):
-        fd = syscall("openat2", dir_fd, address(text), address(how), ffi.sizeof("struct open_how"))
+        fd = syscall("openat2", dir_fd, address(text), address(how), _HOW_SIZE)
         if fd >= 0:
             return fd
-        if ffi.errno not in {errno.EAGAIN, errno.EINTR}:
+        if ffi.errno not in _TRANSIENT:
             break
     return check(fd, "openat2", path)
+
+
+@lru_cache(maxsize=32)
+def _how(flags: int, mode: int, resolve: int) -> Any:
+    """Return what the kernel reads of an opening; there are a handful, and a container takes a hundred openings."""
+    return ffi.new("struct open_how *", (flags, mode, resolve))
 
 
 def open_in_root(root_fd: int, path: str, flags: int = O_PATH, mode: int = 0) -> int:
