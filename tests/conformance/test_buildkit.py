@@ -96,13 +96,14 @@ def test_nerdctl_builds_with_it(works: Works, tmp_path: Path) -> None:
     """nerdctl loads what buildkitd has exported into a namespace of its own."""
     context, secret = stages(tmp_path, works.base)
 
-    done = works.build.nerdctl_build(context, secret, "--tag", "example.com/made:v1")
+    done = works.build.by_nerdctl("build", "--progress", "plain", secret, "--tag", "example.com/made:v1", str(context))
 
     assert done.returncode == 0, done.stderr
     nerdctl = works.build.nerdctl
     assert nerdctl.run("run", "--rm", "--network", "none", "example.com/made:v1").stdout == PRINTS
     nerdctl("rmi", "example.com/made:v1")
-    nerdctl("builder", "prune", "--all", "--force", "--buildkit-host", works.build.host)
+    done = works.build.by_nerdctl("builder", "prune", "--all", "--force")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.full

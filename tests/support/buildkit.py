@@ -121,10 +121,10 @@ class Buildkit:
             finally:
                 process.kill()
 
-    def nerdctl_build(self, context: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-        """Run `nerdctl build` to its end, whatever comes of it."""
+    def by_nerdctl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of nerdctl that asks buildkitd, through buildctl, to its end, whatever comes of it."""
         return subprocess.run(
-            self.nerdctl.command("build", "--progress", "plain", *options, str(context)),
+            self.nerdctl.command(*arguments),
             capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=self.environment,
         )  # fmt: skip
 
