@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import importlib
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -290,28 +291,32 @@ class Supervisor:
         change.outcome.set_result(serving)
         self._parts.dispatch.end_parked(change.calls.unary)
         _log.info("handed over", successor=serving.pid, version=serving.version)
-        patience = 2 * self._config.grpc.connection_age
-        async with asyncio.TaskGroup() as group:
-            if self._parts.remote_listener is not None:
-                # A port cannot be renamed as a path can: new connections come here too, until nobody listens here.
-                group.create_task(self._parts.remote_listener.stop(patience))
-            await self._until_unused(patience)
-            if self._parts.remote_listener is not None:
-                await self._parts.remote_listener.stop(_STOP_GRACE)  # which shortens the other
-        await self._parts.listener.stop(_STOP_GRACE)
+        await self._until_unused(change.calls)
+        await self._stop_serving()
         await change.calls.close()
 
-    async def _until_unused(self, seconds: float) -> None:
-        """Return when no client is connected any more, a signal says stop, or after so many seconds.
+    async def _until_unused(self, calls: PassThrough) -> None:
+        """Return when no client is connected any more, or a signal says stop.
 
-        Each connection is asked to move on when it has reached its age; calls that wait on it may stay for days.
+        Each connection is asked to move on when it has reached its age, and does unless there is a call on it: one that
+        waits may stay for days, but a subscription is no reason to.
         """
-        end = asyncio.get_running_loop().time() + seconds
-        while self._parts.listener.connections and asyncio.get_running_loop().time() < end:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_PAUSE):
-                    await self._stop.wait()
-                    return
+        loop, remote = asyncio.get_running_loop(), self._parts.remote_listener
+        moved_on = loop.time() + 2 * self._config.grpc.connection_age
+        async with asyncio.TaskGroup() as group:
+            # A port cannot be renamed as a path can: new connections come here too, until nobody listens here.
+            drained = group.create_task(remote.drain()) if remote is not None else None
+            while self._parts.listener.connections or (drained is not None and not drained.done()):
+                if loop.time() > moved_on:
+                    _log.info("staying for calls that wait", connections=self._parts.listener.connections)
+                    calls.end_subscriptions()
+                    moved_on = math.inf
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_PAUSE):
+                        await self._stop.wait()
+                        break
+            if remote is not None:
+                await remote.stop(_STOP_GRACE)  # which shortens what is left of the other
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

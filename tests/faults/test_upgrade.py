@@ -4,14 +4,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
+from pyctr_wire.cri import runtime_pb2
 from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
 from support.containers import Containers, EventLog
+from support.cri_client import CriClient
 from support.daemon_process import DaemonProcess, wait_until
 from support.tracing import KillAt, needs_strace
 
@@ -87,6 +90,36 @@ def test_events_across_an_upgrade(containers: Containers, daemon: DaemonProcess)
         gate.open()
         after.wait_for(lambda: after.topics("web") == ["exit"], "the exit is told by the new daemon")
     assert containers.delete("web").status == 5
+
+
+def test_who_waits_for_days_is_waited_for(tmp_path: Path) -> None:
+    """The old daemon stays for a call that was there before the change, for longer than any connection is to live."""
+    with (
+        DaemonProcess(config="[grpc]\nconnection_age = 1\n") as daemon,
+        Containers(daemon) as containers,
+    ):
+        containers.run("web", "sleep", "1000")
+        waiting = containers.future("Wait", tasks_pb2.WaitRequest(container_id="web"), timeout=600)
+        daemon.upgrade()
+        (old,) = daemon.replaced
+        wait_until(lambda: "staying for calls that wait" in daemon.log_text(), "the time of connections is over")
+        daemon.upgrade()
+        containers.kill("web")
+        assert waiting.result().exit_status == 137
+        containers.close()
+        wait_until(lambda: old.poll() == 0, "the old daemon has ended")
+
+
+def test_who_listens_to_pods_does_not_hold_an_upgrade_up(daemon: DaemonProcess) -> None:
+    """His stream is none of the calls that are let come to their end: it has none."""
+    with CriClient(daemon) as cri:
+        stream: Any = cri.runtime.GetContainerEvents(runtime_pb2.GetEventsRequest(), timeout=600)
+        pod = cri.run_pod()
+        assert next(stream).container_id == pod.annotations["id"]
+        daemon.upgrade()
+        with pytest.raises(grpc.RpcError, match="the daemon is stopping") as ended:
+            list(stream)
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_program_that_does_not_start_changes_nothing(containers: Containers, daemon: DaemonProcess) -> None:

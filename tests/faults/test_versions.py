@@ -21,9 +21,7 @@ LOOP = 'while read -r line; do echo "got $line"; [ "$line" = end ] && exit 43; d
 
 @contextmanager
 def running(environment: Environment) -> Iterator[tuple[DaemonProcess, Containers]]:
-    daemon = DaemonProcess()
-    daemon.command = (str(environment.python), *daemon.command[1:])
-    with daemon, Containers(daemon) as containers:
+    with DaemonProcess(python=environment.python) as daemon, Containers(daemon) as containers:
         yield daemon, containers
 
 

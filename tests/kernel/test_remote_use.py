@@ -10,8 +10,11 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
+from pyctr_wire.containerd.services.tasks.v1.tasks_pb2 import WaitRequest
+from pyctr_wire.containerd.services.tasks.v1.tasks_pb2_grpc import TasksStub
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from support.authority import Authority, Pair
+from support.containers import Containers
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.pyctr_command import Pyctr
 from support.registry_process import free_port
@@ -24,6 +27,7 @@ addresses = ["unix://{base}/second.sock", "tcp://localhost:{port}"]
 tcp_tls_ca = "{base}/clients.pem"
 tcp_tls_cert = "{base}/server.pem"
 tcp_tls_key = "{base}/server.key"
+connection_age = 3
 """
 
 
@@ -50,13 +54,16 @@ class Served:
             staged.write_bytes(source.read_bytes())
             staged.rename(self.daemon.base / name)
 
-    def version(self, client: Pair | None, authority: Authority | None = None) -> str:
-        """Ask on a connection of its own; raises grpc.RpcError."""
+    def channel(self, client: Pair | None, authority: Authority | None = None) -> grpc.Channel:
+        """Return a connection of its own."""
         roots = (authority or self.authority).own.certificate.read_bytes()
         pair = (client.key.read_bytes(), client.certificate.read_bytes()) if client else (None, None)
         credentials = grpc.ssl_channel_credentials(roots, *pair)
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        with grpc.secure_channel(f"localhost:{self.port}", credentials, options) as channel:
+        return grpc.secure_channel(f"localhost:{self.port}", credentials, [("grpc.use_local_subchannel_pool", 1)])
+
+    def version(self, client: Pair | None, authority: Authority | None = None) -> str:
+        """Ask on a connection of its own; raises grpc.RpcError."""
+        with self.channel(client, authority) as channel:
             return str(VersionStub(channel).Version(Empty(), timeout=DEADLINE).version)
 
     def refuses(self, client: Pair | None, authority: Authority | None = None) -> bool:
@@ -149,6 +156,21 @@ def test_an_upgrade_serves_the_port_all_the_time(served: Served) -> None:
     assert served.daemon.pid != pid
     for _ in range(20):
         assert served.version(served.client)
+
+
+def test_who_waits_on_another_machine_goes_on_waiting(served: Served) -> None:
+    """The old daemon stays for the call, though nobody on this machine uses it any more."""
+    with Containers(served.daemon) as containers, served.channel(served.client) as channel:
+        containers.run("web", "sleep", "1000")
+        request = WaitRequest(container_id="web")
+        waiting = TasksStub(channel).Wait.future(request, metadata=(("containerd-namespace", "default"),), timeout=600)
+        wait_until(lambda: waiting.running(), "it waits")
+        containers.close()
+        served.daemon.upgrade()
+        wait_until(lambda: "staying for calls that wait" in served.daemon.log_text(), "the time of connections is over")
+        containers.kill("web")
+        assert waiting.result().exit_status == 137
+    wait_until(lambda: all(old.poll() == 0 for old in served.daemon.replaced), "the old daemons have ended")
 
 
 def test_an_upgrade_that_could_not_serve_the_port_changes_nothing(served: Served) -> None:

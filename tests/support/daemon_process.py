@@ -85,11 +85,12 @@ class DaemonProcess:
         log_level: str = "debug",
         base: Path | None = None,
         state: Path | None = None,
+        python: str | Path = sys.executable,
     ) -> None:
         """Prepare directories; `config` is TOML, `wrapper` a command that runs the daemon (strace, say).
 
         A `log_level` of "" leaves it to `config`. The directories are new ones, unless `base`, and maybe `state`, name
-        those of a daemon that there was.
+        those of a daemon that there was. `python` is an interpreter that finds the daemon's packages.
         """
         # Short: a socket's path has 108 bytes at most, and pytest's own directories are long.
         self.base = base or Path(tempfile.mkdtemp(prefix="pyctr-", dir="/tmp"))
@@ -101,7 +102,7 @@ class DaemonProcess:
         self.environment = {**os.environ, **(environment or {})}
         self.wrapper = tuple(wrapper)
         self.command = (
-            sys.executable, "-m", "pyctrd",
+            str(python), "-m", "pyctrd",
             "--config", str(self.base / "config.toml"),
             "--root", str(self.root),
             "--state", str(self.state),

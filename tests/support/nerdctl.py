@@ -127,14 +127,17 @@ class Nerdctl:
 
 
 @contextmanager
-def nerdctl_with_image() -> Iterator[Nerdctl]:
-    """Yield nerdctl on a new daemon that has the image NAME; when the daemon ends nothing may be left of it."""
+def nerdctl_with_image(**options: Any) -> Iterator[Nerdctl]:
+    """Yield nerdctl on a new daemon, with DaemonProcess's `options`, that has the image NAME.
+
+    When the daemon ends nothing may be left of it.
+    """
     peers.find("nerdctl")
     if not REAL_PLUGINS.is_dir():
         pytest.skip("no CNI plugins are installed (Debian: containernetworking-plugins)")
     with private_machine() as machine:
         mounts = machine.mounts()
-        with DaemonProcess(wrapper=machine.wrapper) as daemon:
+        with DaemonProcess(wrapper=machine.wrapper, **options) as daemon:
             nerdctl = Nerdctl(daemon, machine, f"test-{uuid.uuid4().hex[:8]}")
             write_layout(daemon.base / "layout", {NAME: busybox_with_applets()})
             with tarfile.open(daemon.base / "image.tar", "w") as archive:

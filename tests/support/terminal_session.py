@@ -89,6 +89,11 @@ class TerminalSession:
         self._ended = True
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
+    @property
+    def rest(self) -> str:
+        """What came after all that was expected."""
+        return self._seen.decode(errors="replace")
+
     def _read(self) -> bytes:
         try:
             return os.read(self._fd, 1 << 16)

@@ -27,16 +27,21 @@ _STATUS: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in
 
 _EXHAUSTED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
-# Calls that end when something happens elsewhere, perhaps in days: a daemon that stops does not wait for them.
-_PARKED: Final = frozenset(
+# Streams that never end by themselves: whoever reads one opens it again when it is cut.
+SUBSCRIPTIONS: Final = frozenset(
     {
         "/containerd.services.events.v1.Events/Subscribe",
-        "/containerd.services.sandbox.v1.Controller/Wait",
-        "/containerd.services.streaming.v1.Streaming/Stream",
-        "/containerd.services.tasks.v1.Tasks/Wait",
         "/grpc.health.v1.Health/Watch",
+        "/runtime.v1.RuntimeService/GetContainerEvents",
     }
 )
+
+# Calls that end when something happens elsewhere, perhaps in days: a daemon that stops does not wait for them.
+_PARKED: Final = SUBSCRIPTIONS | {
+    "/containerd.services.sandbox.v1.Controller/Wait",
+    "/containerd.services.streaming.v1.Streaming/Stream",
+    "/containerd.services.tasks.v1.Tasks/Wait",
+}
 
 _REPLACED: Final = "the daemon is being replaced; try again"
 

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from grpc.aio import ServicerContext
 
+from pyctrd.server.dispatch import SUBSCRIPTIONS
 from pyctrd.server.listener import MAX_MESSAGE_BYTES
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
@@ -27,6 +28,7 @@ class PassThrough:
     def __init__(self) -> None:
         """Hold calls back."""
         self._channel: asyncio.Future[grpc.aio.Channel] = asyncio.get_running_loop().create_future()
+        self._subscriptions: set[grpc.aio.Call] = set()
 
     def open(self, address: Path) -> None:
         """Let all calls go, to the server that listens at `address`."""
@@ -35,6 +37,12 @@ class PassThrough:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ]
         self._channel.set_result(grpc.aio.insecure_channel(f"unix:{address}", options))
+
+    def end_subscriptions(self) -> None:
+        """End the streams that would never end with UNAVAILABLE; their readers come back, to the successor itself."""
+        ended, self._subscriptions = self._subscriptions, set()
+        for call in ended:
+            call.cancel()
 
     async def close(self) -> None:
         """Close the connection to the successor; calls under way fail."""
@@ -66,6 +74,8 @@ class PassThrough:
         call = channel.stream_stream(method, None, None)(
             requests, metadata=_passed_on(context), timeout=context.time_remaining()
         )
+        if method in SUBSCRIPTIONS:
+            self._subscriptions.add(call)
         try:
             await context.send_initial_metadata(await call.initial_metadata())
             async for response in call:
@@ -74,6 +84,12 @@ class PassThrough:
                 await context.abort(await call.code(), await call.details())
         except grpc.aio.AioRpcError as error:
             await _abort(context, error)
+        except asyncio.CancelledError:
+            if method not in SUBSCRIPTIONS or call in self._subscriptions:
+                raise  # the client has left
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the daemon is stopping")
+        finally:
+            self._subscriptions.discard(call)
 
 
 async def _abort(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:

@@ -1,5 +1,6 @@
 """The gRPC server on TCP, with mutual TLS: who shows a certificate of the right authority is as good as root."""
 
+import math
 import socket
 from collections.abc import Sequence
 
@@ -43,6 +44,10 @@ class RemoteListener:
             except RuntimeError as error:
                 raise FailedPrecondition(f"address {address}: cannot listen on it") from error
         await self._server.start()
+
+    async def drain(self) -> None:
+        """Stop accepting, and return when the last call under way has ended, or `stop` has ended it."""
+        await self._server.stop(math.inf)
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give calls under way `grace` seconds, then cancel them."""

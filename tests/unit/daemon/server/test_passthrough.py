@@ -15,6 +15,7 @@ from pyctrd.server.listener import Listener
 from pyctrd.server.passthrough import PassThrough
 
 Call = Any
+SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"
 
 
 async def unary(request: str, context: Call) -> str:
@@ -36,6 +37,11 @@ async def both(requests: AsyncIterator[str], context: Call) -> None:
         await context.write(request.upper())
 
 
+async def endless(request: str, context: Call) -> None:
+    await context.write(request)
+    await asyncio.Event().wait()
+
+
 async def serve(dispatch: Dispatch, path: Path) -> Listener:
     listener = Listener(dispatch, [path], uid=-1, gid=-1, connection_age=600)
     await listener.start()
@@ -52,6 +58,7 @@ async def passthrough(tmp_path: Path) -> AsyncIterator[PassThrough]:
         ("Both", grpc.stream_stream_rpc_method_handler, both),
     ):
         new.register(f"/t.T/{name}", kind, behaviour, bytes.decode, str.encode)
+    new.register(SUBSCRIBE, grpc.unary_stream_rpc_method_handler, endless, bytes.decode, str.encode)
     passing = PassThrough()
     old.divert(passing.handler_for)
     listeners = [await serve(new, tmp_path / "new"), await serve(old, tmp_path / "old")]
@@ -116,3 +123,23 @@ async def test_cancellation_passes(tmp_path: Path, passthrough: PassThrough, cli
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call.read()
+
+
+async def test_a_subscription_is_ended_and_other_streams_are_not(
+    tmp_path: Path, passthrough: PassThrough, client: grpc.aio.Channel
+) -> None:
+    passthrough.open(tmp_path / "new")
+    both_ways = client.stream_stream("/t.T/Both")()
+    await both_ways.write(b"x")
+    assert await both_ways.read() == b"X"
+    subscription = client.unary_stream(SUBSCRIBE)(b"a")
+    assert await subscription.read() == b"a"
+
+    passthrough.end_subscriptions()
+
+    with pytest.raises(grpc.aio.AioRpcError, match="the daemon is stopping") as ended:
+        await subscription.read()
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    await both_ways.write(b"y")
+    assert await both_ways.read() == b"Y"
+    await both_ways.done_writing()
