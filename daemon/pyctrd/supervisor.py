@@ -111,7 +111,7 @@ class Supervisor:
                 await self._hand_over(self._change)
 
     async def upgrade(self) -> Serving:
-        """Let the program that is installed now take over, and return when it serves.
+        """Let the program that is installed now take over, and return when it serves and has been loaded whole.
 
         Raises FailedPrecondition, and serves on, if it cannot be started or if work under way does not end.
         """
@@ -211,6 +211,8 @@ class Supervisor:
         await asyncio.sleep(_FIRST_CALLS)
         await self._parts.bulk.run(self._load_late, recovered)
         self._parts.dispatch.complete()
+        if self._predecessor is not None:
+            self._predecessor.loaded()
         # What is loaded and built by now stays: no collection of Python's need look at it again.
         gc.freeze()
         gc.enable()
@@ -288,9 +290,10 @@ class Supervisor:
         self._locks.close()
         # The public path, not the successor's own: that one may be restarted while we drain.
         change.calls.open(Path(self._config.address))
-        change.outcome.set_result(serving)
         self._parts.dispatch.end_parked(change.calls.unary)
         _log.info("handed over", successor=serving.pid, version=serving.version)
+        await change.successor.loaded()
+        change.outcome.set_result(serving)
         await self._until_unused(change.calls)
         await self._stop_serving()
         await change.calls.close()

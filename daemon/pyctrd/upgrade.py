@@ -9,15 +9,18 @@
     take: the locks' descriptors     ──►  claims the locks, opens the stores, adopts the shims,
                                           serves at a path of its own, shows it at the public one
                                      ◄──  serving
-    passes late calls through, and
-    ends when its connections are gone
+    passes late calls through             loads the rest of its program
+                                     ◄──  closes its end
+    tells who asked, and ends when
+    its connections are gone
 
 Every message is one JSON datagram. If the new one ends before `take`, nothing has happened; if the old one does, the
-new one finds the locks free and starts as ever.
+new one finds the locks free and starts as ever. Whoever is told that it is done may install another program at once.
 """
 
 import array
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -82,6 +85,12 @@ class Successor:
         message = await _receive(self._connection, SERVING_TIMEOUT)
         return Serving(self.pid, str(message["version"]))
 
+    async def loaded(self) -> None:
+        """Return when it needs the files of its program no more, has ended, or takes longer than a minute for that."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(SERVING_TIMEOUT):
+                await asyncio.get_running_loop().sock_recv(self._connection, _MAX_DATAGRAM)
+
     def give_up(self) -> None:
         """Kill it and reap it."""
         self._connection.close()
@@ -113,6 +122,9 @@ class Predecessor:
     def serving(self, version: str) -> None:
         """Say that the public paths are ours."""
         self._send({"step": "serving", "version": version})
+
+    def loaded(self) -> None:
+        """Let it know that the files of our program may change from now on."""
         self._connection.close()
 
     def _send(self, message: dict[str, Any]) -> None:

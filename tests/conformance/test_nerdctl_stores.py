@@ -69,7 +69,7 @@ def test_images(nerdctl: Nerdctl, tmp_path: Path) -> None:
         named = {one["annotations"]["io.containerd.image.name"]: one["digest"] for one in index["manifests"]}
         assert (set(named), named[name]) == ({name, NAME}, digest)
         nerdctl("rmi", name)
-        assert f"Loaded image: {name}" in nerdctl("load", "--input", str(saved))
+        nerdctl("load", "--input", str(saved))
         assert nerdctl("run", "--rm", name, "cat", "/etc/more") == "more\n"
         nerdctl("rmi", name)
 

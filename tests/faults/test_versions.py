@@ -103,6 +103,24 @@ def test_containers_and_sessions_outlive_the_change_both_ways(version: Version, 
                 session.close()
 
 
+def test_what_is_installed_may_change_when_an_upgrade_is_done(tmp_path: Path) -> None:
+    """The program that serves by then needs nothing of it."""
+    environment = Environment(tmp_path / "environment")
+    environment.install(CURRENT)
+    with running(environment) as (daemon, containers):
+        containers.run("old", "sleep", "1000")
+        daemon.upgrade()
+        environment.uninstall()
+
+        assert daemon.ctr("images", "ls")
+        containers.run("new", "sleep", "1000")
+        for id in ("old", "new"):
+            containers.exec(id, "e1", "sh", "-c", "exit 17")
+            assert containers.wait(id, "e1").status == 17
+            containers.kill(id)
+            assert containers.wait(id).status == 137
+
+
 def assert_refused(daemon: DaemonProcess) -> None:
     """The older program does not open what it does not know: the newer one goes on, and says so."""
     before = daemon.pid

@@ -57,6 +57,10 @@ class Environment:
         link.symlink_to(built(version, self._directory))
         link.replace(self._directory / "pyctr")
 
+    def uninstall(self) -> None:
+        """Have none any more."""
+        (self._directory / "pyctr").unlink()
+
 
 def built(version: Version, scratch: Path) -> Path:
     """Return the directory with a version's packages: the current one's, which changes, is below `scratch`.

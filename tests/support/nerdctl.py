@@ -142,7 +142,9 @@ def nerdctl_with_image(**options: Any) -> Iterator[Nerdctl]:
             write_layout(daemon.base / "layout", {NAME: busybox_with_applets()})
             with tarfile.open(daemon.base / "image.tar", "w") as archive:
                 archive.add(daemon.base / "layout", ".")
-            assert f"Loaded image: {NAME}" in nerdctl("load", "--input", f"{daemon.base}/image.tar")
+            nerdctl("load", "--input", f"{daemon.base}/image.tar")
+            # It does not always say so: what it is told last, it may hear after it was told that all is done.
+            assert nerdctl("images", "--format", "{{.Repository}}:{{.Tag}}") == f"{NAME}\n"
             nerdctl("run", "--rm", NAME, "true")  # the first one makes the bridge network
             yield nerdctl
             nerdctl("rmi", NAME)
