@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.patience import SLOWNESS
+
 pytest_plugins = ("support.daemon_fixtures", "support.store_fixtures")
 
 # A loaded machine is no failure: nothing here says how long an example may take.
@@ -17,10 +19,12 @@ settings.register_profile(
 settings.load_profile("pyctr")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where we are not."""
-    if os.geteuid() == 0:
-        return
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs root where we are not; give all more time where everything takes longer."""
     for item in items:
-        if item.get_closest_marker("root"):
+        if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+        if SLOWNESS != 1 and not item.get_closest_marker("vm"):  # whose limits are meant for there
+            limit = item.get_closest_marker("timeout")
+            seconds = limit.args[0] if limit else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds * SLOWNESS), append=False)

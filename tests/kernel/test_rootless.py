@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon_process import DaemonProcess, wait_until
+from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.images import busybox_with_applets, write_archive
 from support.ordinary_user import UNIFIED, OrdinaryUser, pid_of, status_of
 
@@ -228,7 +228,7 @@ def test_a_containers_other_users_get_at_no_socket(user: OrdinaryUser, daemon: D
 def test_root_may_use_it(user: OrdinaryUser, daemon: DaemonProcess, box: str) -> None:
     """As anything on this machine; what it attaches to is the user's shim, which looks at who comes."""
     command = [sys.executable, "-m", "pyctr", "--address", str(daemon.address), "run", "--rm", "-i", "demo:demo", "cat"]
-    done = subprocess.run(command, input="typed\n", capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, input="typed\n", capture_output=True, text=True, timeout=4 * DEADLINE, check=False)
 
     assert (done.returncode, done.stdout) == (0, "typed\n"), done.stderr
 

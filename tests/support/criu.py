@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from . import peers
+from .patience import DEADLINE
 
 
 def require_criu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +19,7 @@ def require_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     program = shutil.which("criu", path=path)
     if program is None:
         pytest.skip("criu is not installed")
-    done = subprocess.run([program, "check"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program, "check"], capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
     if done.returncode:
         pytest.skip(f"{program} cannot work here: {(done.stdout + done.stderr).strip().splitlines()[:1]}")
     monkeypatch.setenv("PATH", path)

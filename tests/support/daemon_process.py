@@ -27,10 +27,7 @@ import grpc
 from pyctr_sys.pidfd import start_ticks
 from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 
-from .virtual_machine import REPORTS_VARIABLE
-
-# Seconds until a wait is given up; generous, for machines under load, the more so for emulated ones.
-DEADLINE = 300.0 if REPORTS_VARIABLE in os.environ else 30.0
+from .patience import DEADLINE as DEADLINE
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
@@ -164,7 +161,9 @@ class DaemonProcess:
 
     def upgrade(self) -> None:
         """Run `pyctrd upgrade`; the new daemon is ours from then on, the old one ends when nobody uses it."""
-        done = subprocess.run([*self.command, "upgrade"], capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            [*self.command, "upgrade"], capture_output=True, text=True, timeout=6 * DEADLINE, check=False
+        )
         assert done.returncode == 0, f"{done.stderr}\n{self.log_text()}"
         self.adopt(int(done.stdout.rpartition("pid ")[2]))
 

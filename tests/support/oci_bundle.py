@@ -17,6 +17,8 @@ from pyctr_shim.oci import runtime
 from pyctr_shim.oci.cgroups import files, mounted
 from pyctr_sys.mount import MNT_DETACH, umount2
 
+from .patience import DEADLINE
+
 BUSYBOX = Path("/bin/busybox")
 needs_systemd = pytest.mark.skipif(not Path("/run/systemd/private").exists(), reason="systemd does not run here")
 APPLETS = [
@@ -42,7 +44,6 @@ APPLETS = [
     "wc",
 ]
 NAMESPACES = ("pid", "ipc", "uts", "mount", "network")
-DEADLINE_SECONDS = 30.0
 MAPS = [{"containerID": 0, "hostID": 100_000, "size": 1000}, {"containerID": 1000, "hostID": 200_000, "size": 10}]
 Spec = dict[str, Any]
 
@@ -226,7 +227,7 @@ def _output():  # type: ignore[no-untyped-def]
 
 def wait(pidfd: int) -> int:
     """Return a child's exit status, 128 + N for a signal, -1 if it was reaped before; fails after the deadline."""
-    ready, _, _ = select.select([pidfd], [], [], DEADLINE_SECONDS)
+    ready, _, _ = select.select([pidfd], [], [], DEADLINE)
     assert ready, "the process does not end"
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -240,7 +241,7 @@ def read_all(fd: int) -> str:
     """Read to the end of a pipe or terminal; fails after the deadline."""
     chunks: list[bytes] = []
     while True:
-        ready, _, _ = select.select([fd], [], [], DEADLINE_SECONDS)
+        ready, _, _ = select.select([fd], [], [], DEADLINE)
         assert ready, f"no end of output after {b''.join(chunks)!r}"
         try:
             data = os.read(fd, 65536)
@@ -260,7 +261,7 @@ def eventually(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds; fails after the deadline."""
     waiting, waker = os.pipe()
     try:
-        for _ in range(int(DEADLINE_SECONDS / 0.01)):
+        for _ in range(int(DEADLINE / 0.01)):
             if condition():
                 return
             select.select([waiting], [], [], 0.01)

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .patience import DEADLINE
+
 
 class Command:
     """Runs the command with a root of its own; `close` removes what is left."""
@@ -16,7 +18,7 @@ class Command:
     def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(self.root), *arguments]
         settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.run(line, text=True, check=False, timeout=60, **{**settings, **options})
+        return subprocess.run(line, text=True, check=False, timeout=2 * DEADLINE, **{**settings, **options})
 
     def status(self, name: str) -> str:
         found = self("state", name)

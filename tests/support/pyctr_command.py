@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from support.daemon_process import DaemonProcess
+from support.daemon_process import DEADLINE, DaemonProcess
 from support.terminal_session import TerminalSession
 
-TIMEOUT = 120  # seconds for one command
+TIMEOUT = 4 * DEADLINE  # seconds for one command
 
 
 class Pyctr:

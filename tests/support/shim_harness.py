@@ -29,9 +29,8 @@ from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2
 from pyctr_wire.errors import NotFound
 
-from . import virtual_machine
+from .patience import DEADLINE as DEADLINE
 
-DEADLINE = 300.0 if virtual_machine.REPORTS_VARIABLE in os.environ else 30.0  # seconds
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESPONSES: dict[str, type[Message]] = {
     "Create": pb.CreateTaskResponse,

@@ -72,12 +72,17 @@ def thin_pool(directory: Path) -> Iterator[str]:
     try:
         yield pool
     finally:
-        listed = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout.split()
-        for device in [name for name in listed if name.startswith(f"{pool}-snap-")]:
+        for device in thin_devices(pool):
             subprocess.run(["dmsetup", "remove", "--retry", device], check=True)
         subprocess.run(["dmsetup", "remove", "--retry", pool], check=True)
         for device in devices:
             subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def thin_devices(pool: str) -> list[str]:
+    """Return the snapshots of a thin pool that have a device now."""
+    listed = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout.split()
+    return [name for name in listed if name.startswith(f"{pool}-snap-")]
 
 
 class Places:

@@ -12,7 +12,7 @@ from pyctrd.cri.streaming import spdy_frames as frames
 from pyctrd.cri.streaming.remote_command import Output, Streams
 from pyctrd.cri.streaming.spdy_frames import Flag
 
-DEADLINE = 30.0
+from .patience import DEADLINE
 
 
 class ScriptedSession:

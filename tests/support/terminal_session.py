@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-DEADLINE = 30.0  # seconds until an expectation is given up
+from .patience import DEADLINE
 
 
 class TerminalSession:

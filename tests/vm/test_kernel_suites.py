@@ -18,18 +18,27 @@ CLONE = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "suite",
     [
-        "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "cgroups", "containers",
-        "create_ways", "exec_ways", "id_maps", "identity", "lasting", "listener", "mounts", "namespaces", "net_devices",
-        "systemd_scopes", "restore_rules",
+        *(
+            f"oci/test_{name}.py"
+            for name in (
+                "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "behaviours", "cgroups",
+                "command", "containers", "crashes", "create_ways", "exec_ways", "hooks", "hostile_specs", "id_maps",
+                "identity", "lasting", "listener", "mounts", "namespaces", "net_devices", "restore_rules",
+                "rootless_command", "scratch", "systemd_scopes",
+            )
+        ),
+        "cri/test_attacks.py", "cri/test_user_namespaces.py", "shim/test_attacks.py", "shim/test_oom_log.py",
+        "test_remap.py", "test_rootless.py",
     ],
 )  # fmt: skip
 def test_suite(suite: str) -> None:
-    run(f"tests/kernel/oci/test_{suite}.py")
+    run(f"tests/kernel/{suite}")
 
 
 def test_devices_of_a_thin_pool() -> None:
-    """Snapshots that need the device mapper, by the contract of all snapshotters."""
+    """Snapshots that need the device mapper, by the contract of all snapshotters, and containers on them."""
     run("tests/contract/test_snapshotters.py", "-k", "devmapper")
+    run("tests/kernel/test_snapshotters.py", "-k", "devmapper")
 
 
 def test_checkpoints() -> None:
@@ -46,6 +55,7 @@ def test_another_runtime(runtime: str) -> None:
 
 
 def run(*arguments: str) -> None:
+    """Run tests in a process of their own, where some at least must have something to do."""
     command = [
         sys.executable,
         "-m",
@@ -56,7 +66,6 @@ def run(*arguments: str) -> None:
         "no:cacheprovider",
         "-p",
         "no:randomly",
-        "--timeout=300",
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
 
@@ -66,3 +75,4 @@ def run(*arguments: str) -> None:
 
     sys.stdout.write(done.stdout[-2000:])
     assert done.returncode == 0, done.stdout[-8000:]
+    assert " passed" in done.stdout.splitlines()[-1]

@@ -16,6 +16,7 @@ from pyctr_shim.oci import forks
 from pyctr_shim.oci.errors import OciError
 from support.attackers import X86_ONLY, elf_interpreter, loader, private_interpreter
 from support.oci_bundle import Lab, eventually, process
+from support.patience import DEADLINE
 
 pytestmark = pytest.mark.root
 # What is made without a fork has no interpreter: its init is a stub. This takes a fork.
@@ -72,9 +73,11 @@ def test_cve_2019_5736_the_interpreter_cannot_be_overwritten(
         path.chmod(0o755)
 
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "run", "--detach", "--bundle", str(bundle), "c1"], check=True, timeout=60, **quiet)
+    subprocess.run(
+        [*command, "run", "--detach", "--bundle", str(bundle), "c1"], check=True, timeout=2 * DEADLINE, **quiet
+    )
     if way == "exec":
-        subprocess.run([*command, "exec", "--detach", "c1", "/evil"], check=False, timeout=60, **quiet)
+        subprocess.run([*command, "exec", "--detach", "c1", "/evil"], check=False, timeout=2 * DEADLINE, **quiet)
 
     eventually(lambda: (root / "tried").exists())
     assert hashlib.sha256(interpreter.read_bytes()).hexdigest() == before

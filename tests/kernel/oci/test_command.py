@@ -16,6 +16,7 @@ import pytest
 from pyctr_shim.oci.cgroups import mounted
 from support.oci_bundle import Lab, eventually, read_all
 from support.oci_command import Command, detached
+from support.patience import DEADLINE
 
 pytestmark = pytest.mark.root
 
@@ -174,7 +175,7 @@ def test_fds_are_preserved(lab: Lab, oci: Command) -> None:
     command = f"{sys.executable} -m pyctr_shim.oci --root {oci.root} run --preserve-fds 1 --bundle {bundle} c1"
     line = f"exec {command} 3</etc/hostname"
 
-    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, timeout=2 * DEADLINE)
 
     assert ended.stdout == Path("/etc/hostname").read_text()
 
@@ -270,7 +271,7 @@ def test_exec_waits_for_a_paused_container_if_told_to(lab: Lab, oci: Command) ->
         eventually(lambda: len(json.loads(oci("ps", "--format", "json", "c1").stdout)) == 2)
         oci("resume", "c1")
 
-        assert process.communicate(timeout=60)[0] == "at last\n"
+        assert process.communicate(timeout=2 * DEADLINE)[0] == "at last\n"
         assert process.returncode == 0
 
 

@@ -21,7 +21,7 @@ from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.types import mount_pb2
 from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound
 from support.attackers import STARTS, X86_ONLY, elf_interpreter, exchanging, loader, private_interpreter, snapshot
-from support.shim_harness import PROCESS_URL, Host, Running, eventually, host, process
+from support.shim_harness import DEADLINE, PROCESS_URL, Host, Running, eventually, host, process
 
 pytestmark = pytest.mark.root
 Spec = dict[str, Any]
@@ -319,7 +319,9 @@ def test_cve_2019_5736_the_interpreter_cannot_be_overwritten(tmp_path: Path) -> 
             assert interpreter.read_bytes() == before
         finally:
             command = [sys.executable, "-m", "pyctr_shim", "-namespace", "ns", "-address", "/x", "-id", "overwriting"]
-            subprocess.run([*command, "delete"], cwd=container.bundle, capture_output=True, check=True, timeout=60)
+            subprocess.run(
+                [*command, "delete"], cwd=container.bundle, capture_output=True, check=True, timeout=2 * DEADLINE
+            )
             container.client.close()
 
 
@@ -336,7 +338,7 @@ def connect_as_root_of_a_user_namespace(path: str) -> str:
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
             with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(30)
+                client.settimeout(DEADLINE)
                 client.connect(path)
                 client.sendall(b"x" * 100)
                 os.write(write_fd, b"answered" if client.recv(100) else b"closed")

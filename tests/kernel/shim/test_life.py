@@ -13,7 +13,7 @@ import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented, UnknownError
-from support.shim_harness import Host, Running, eventually, host
+from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 
@@ -224,7 +224,7 @@ def test_processes_without_a_pid_namespace_of_their_own_end_with_the_first(shims
     pidfd = os.pidfd_open(pids[0])
     container.kill()
     container.wait()
-    assert select.select([pidfd], [], [], 30)[0]
+    assert select.select([pidfd], [], [], DEADLINE)[0]
     os.close(pidfd)
     # The orphan came to the shim, which has reaped it.
     children = Path(f"/proc/{container.shim_pid}/task/{container.shim_pid}/children")

@@ -20,7 +20,7 @@ from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import NotFound, UnknownError
 from support import runtimes
-from support.shim_harness import Host, Running, eventually, host
+from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 
@@ -353,11 +353,11 @@ def test_a_lost_shims_container_is_buried(shims: Host, create: Run, runtime: str
     os.kill(container.shim_pid, signal.SIGKILL)
     command = [sys.executable, "-m", "pyctr_shim", "-namespace", "ns", "-address", "x", "-id", container.id]
     done = subprocess.run(
-        [*command, "-bundle", str(container.bundle), "delete"], capture_output=True, timeout=60, check=True
+        [*command, "-bundle", str(container.bundle), "delete"], capture_output=True, timeout=2 * DEADLINE, check=True
     )
     assert pb.DeleteResponse.FromString(done.stdout).pid == container.pid
     assert pb.DeleteResponse.FromString(done.stdout).exit_status == 255
-    assert select.select([pidfd], [], [], 30)[0]
+    assert select.select([pidfd], [], [], DEADLINE)[0]
     os.close(pidfd)
     container.client.close()
 

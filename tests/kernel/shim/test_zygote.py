@@ -127,7 +127,7 @@ def test_delete_buries_what_a_killed_shim_left(tmp_path: Path) -> None:
         os.kill(container.shim_pid, signal.SIGKILL)
         command = [sys.executable, "-m", "pyctr_shim", "-namespace", "ns", "-address", "/x", "-id", "buried", "delete"]
         for _ in range(2):
-            done = subprocess.run(command, cwd=container.bundle, capture_output=True, check=True, timeout=60)
+            done = subprocess.run(command, cwd=container.bundle, capture_output=True, check=True, timeout=2 * DEADLINE)
         response = pb.DeleteResponse.FromString(done.stdout)
         assert response.exit_status == 255
         assert response.exited_at.seconds > 0
@@ -144,7 +144,7 @@ def test_delete_tells_what_the_shim_still_recorded() -> None:
         container.wait()
         os.kill(container.shim_pid, signal.SIGKILL)
         command = [sys.executable, "-m", "pyctr_shim", "-id", "recorded", "-bundle", str(container.bundle), "delete"]
-        done = subprocess.run(command, cwd="/", capture_output=True, check=True, timeout=60)
+        done = subprocess.run(command, cwd="/", capture_output=True, check=True, timeout=2 * DEADLINE)
         response = pb.DeleteResponse.FromString(done.stdout)
         assert (response.pid, response.exit_status) == (container.pid, 7)
         container.client.close()

@@ -13,7 +13,8 @@ from pyctrd.config import Streaming
 from pyctrd.cri.streaming.remote_command import Output, Streams
 from pyctrd.cri.streaming.requests import Attach, Exec
 from pyctrd.cri.streaming.server import StreamingServer
-from support.streaming_clients import DEADLINE, ScriptedSession, ScriptedSessions, until, within_deadline
+from support.patience import DEADLINE
+from support.streaming_clients import ScriptedSession, ScriptedSessions, until, within_deadline
 
 ALL = Streams(stdin=True, stdout=True, stderr=True)
 TERMINAL = Streams(tty=True, stdin=True, stdout=True)

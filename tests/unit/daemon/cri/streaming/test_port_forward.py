@@ -13,8 +13,8 @@ from pyctrd.config import Streaming
 from pyctrd.cri.streaming import spdy_frames as frames
 from pyctrd.cri.streaming.requests import PortForward
 from pyctrd.cri.streaming.server import StreamingServer
+from support.patience import DEADLINE
 from support.streaming_clients import (
-    DEADLINE,
     LocalPorts,
     SpdyClient,
     SpdyStream,
