@@ -66,6 +66,8 @@ def run(*arguments: str) -> None:
         "no:cacheprovider",
         "-p",
         "no:randomly",
+        "-m",
+        "not full",
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
 
