@@ -33,6 +33,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         yield Places(tmp_path_factory.mktemp("places"), opened)
 
 
+@pytest.fixture(autouse=True)
+def tidied(places: Places) -> Iterator[None]:
+    yield
+    places.tidy()
+
+
 @pytest.fixture(params=NAMES)
 def driver(places: Places, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
     yield places.driver(request.param, tmp_path)

@@ -131,8 +131,12 @@ def private_interpreter(directory: Path) -> Path:
     environment = Path(sys.prefix)
     (directory / "bin").mkdir(parents=True)
     shutil.copy(os.path.realpath(sys.executable), directory / "bin/python")
-    shutil.copy(environment / "pyvenv.cfg", directory)
-    (directory / "lib").symlink_to(environment / "lib")
+    if sys.prefix == sys.base_prefix:  # ours is in none, and has the packages of the machine
+        settings = f"home = {environment / 'bin'}\ninclude-system-site-packages = true\n"
+        (directory / "pyvenv.cfg").write_text(settings)
+    else:
+        shutil.copy(environment / "pyvenv.cfg", directory)
+        (directory / "lib").symlink_to(environment / "lib")
     return directory / "bin/python"
 
 

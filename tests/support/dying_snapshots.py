@@ -31,7 +31,7 @@ MAKERS: dict[str, Callable[[str], Driver]] = {
     "erofs": lambda place: Erofs(),
     "blockfile": lambda place: Blockfile(Path(place), BlockfileSettings(scratch_size=32 << 20)),
     "devmapper": lambda place: Devmapper(
-        DevmapperSettings(os.environ["PYCTR_TEST_POOL"], base_image_size="32MB", async_remove=True)
+        Path(place), DevmapperSettings(os.environ["PYCTR_TEST_POOL"], base_image_size="32MB", async_remove=True)
     ),
 }
 

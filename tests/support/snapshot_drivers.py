@@ -86,13 +86,14 @@ def thin_devices(pool: str) -> list[str]:
 
 
 class Places:
-    """Where drivers work: file systems that are made when the first test wants one, and stay for the others."""
+    """Where drivers work: file systems stay from the first test that wants one to the last, a thin pool for a test."""
 
     def __init__(self, directory: Path, opened: ExitStack) -> None:
         """Make them below `directory`; they are gone with `opened`."""
         self._directory = directory
         self._opened = opened
         self._mounted: dict[str, Path] = {}
+        self._of_one_test = opened.enter_context(ExitStack())
         self.pool = ""
 
     def driver(self, name: str, scratch: Path) -> Driver:
@@ -115,10 +116,15 @@ class Places:
                     self._on("btrfs") / scratch.name,
                 )
             case "devmapper":
-                self.pool = self.pool or self._opened.enter_context(thin_pool(self._directory))
+                self.pool = self.pool or self._of_one_test.enter_context(thin_pool(scratch))
                 settings = DevmapperSettings(self.pool, base_image_size="32MB", async_remove=True)
-                return _or_skip(lambda: Devmapper(settings))
+                return _at(lambda root: Devmapper(root, settings), scratch / "thin")
         raise ValueError(name)
+
+    def tidy(self) -> None:
+        """Remove what the next test is to have anew: its snapshots have the same numbers."""
+        self._of_one_test.close()
+        self.pool = ""
 
     def _on(self, kind: str) -> Path:
         if kind not in self._mounted:

@@ -1,11 +1,13 @@
 """Devmapper snapshots: each a thin device of a pool that the administrator has made, with a file system in it.
 
+    <root>/pool                  the pool's name: whatever is in it is ours
     <root>/<id>/device           the device's size, in sectors; written when it is complete
     /dev/mapper/<pool>-snap-<id> the device, there while somebody needs it
 
 The number of a device in the pool is its snapshot's. The pool's own metadata are transactional, and a message to it is
 on disk when it is answered; the directory, made before and removed after the device, says what a crash has left. A
-device without a directory, which only a power cut leaves, is replaced by the next one of its number.
+device without a directory, which only a power cut leaves, is replaced by the next one of its number: so a pool that
+somebody else has filled is refused.
 
 Source: kernel Documentation/admin-guide/device-mapper/thin-provisioning.rst; dmsetup(8).
 """
@@ -25,6 +27,7 @@ from pyctrd.core.idmaps import Maps
 from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
 from pyctrd.core.snapshotter_settings import Devmapper as Settings
+from pyctrd.metadata.durable import replacing
 from pyctrd.snapshots.block import PATIENCE, give_tree
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
@@ -42,8 +45,8 @@ class Devmapper(Driver):
 
     name = "devmapper"
 
-    def __init__(self, settings: Settings) -> None:
-        """Use the pool that is configured. Raises Unusable."""
+    def __init__(self, root: Path, settings: Settings) -> None:
+        """Use the pool that is configured, for the snapshots of `root` alone. Raises Unusable."""
         if not settings.pool_name:
             raise Unusable("snapshotters.devmapper.pool_name is not set; docs/snapshotters.md tells how a pool is made")
         if in_user_namespace():
@@ -63,6 +66,7 @@ class Devmapper(Driver):
             pass  # what is there can be used and removed
         except Internal as error:
             raise Unusable(f"snapshotters.devmapper.pool_name: {self._pool}: {error}") from None
+        self._take(root)
 
     def create(self, directory: Path, parents: Sequence[Path], note: Note) -> Sequence[Mount]:
         """Make a device: a snapshot of the nearest of `parents`, or a new one with an empty file system."""
@@ -176,14 +180,37 @@ class Devmapper(Driver):
             return False
         return run("dmsetup", "info", "-c", "--noheadings", "-o", "open", self._device(directory)).strip() != "0"
 
-    def _require_space(self) -> None:
-        """Raise ResourceExhausted if less data or metadata are free than there must be, Internal without a pool."""
+    def _take(self, root: Path) -> None:
+        """Note that the pool is for the snapshots of `root`. Raises Unusable if somebody else has something in it."""
+        note = root / "pool"
+        if note.exists() and note.read_text() == self._pool:
+            return
+        # Earlier versions made no note.
+        is_ours = not note.exists() and any(path.name.isdecimal() for path in root.iterdir())
+        used, _ = self._use()["data"]
+        if used and not is_ours:
+            raise Unusable(
+                f"snapshotters.devmapper.pool_name: {self._pool} holds devices that are not of {root}: a pool is for"
+                " one daemon, so make another one"
+            )
+        with replacing(note) as temporary:
+            temporary.write_text(self._pool)
+
+    def _use(self) -> dict[str, tuple[int, int]]:
+        """Return how much of its metadata and data the pool has in use, and has at all. Raises Internal without one."""
         fields = run("dmsetup", "status", "--target", "thin-pool", self._pool).split()
         if len(fields) < 6:
             raise Internal("it is not a thin pool")
         # "start length thin-pool TRANSACTION USED/ALL USED/ALL ..."
+        found = {}
         for what, field in (("metadata", fields[4]), ("data", fields[5])):
-            used, total = map(int, field.split("/"))
+            used, _, total = field.partition("/")
+            found[what] = int(used), int(total)
+        return found
+
+    def _require_space(self) -> None:
+        """Raise ResourceExhausted if less data or metadata are free than there must be, Internal without a pool."""
+        for what, (used, total) in self._use().items():
             if (total - used) * 100 < total * self._least_free:
                 raise ResourceExhausted(
                     f"the pool {self._pool} has {(total - used) * 100 // total} % of its {what} free, less than the"

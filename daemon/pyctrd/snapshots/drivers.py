@@ -45,7 +45,7 @@ def built_in(root: Path, settings: Snapshotters) -> Drivers:
         "erofs": (lambda place: Erofs(), ""),
         "fuse-overlayfs": (lambda place: FuseOverlayfs(), ""),
         "blockfile": (lambda place: Blockfile(place, settings.blockfile), settings.blockfile.root_path),
-        "devmapper": (lambda place: Devmapper(settings.devmapper), settings.devmapper.root_path),
+        "devmapper": (lambda place: Devmapper(place, settings.devmapper), settings.devmapper.root_path),
     }
     usable: list[Driver] = list(first if reason is None else reversed(first))
     refused = {"aufs": _AUFS}
