@@ -47,6 +47,13 @@ def find(rows: Rows, ns: str, snapshotter: str, name: str) -> SnapshotRow | None
     return _row(row) if row else None
 
 
+def identify(rows: Rows, ns: str, snapshotter: str, name: str) -> tuple[int, Kind] | None:
+    """Return id and kind of the snapshot of that key or name: a fraction of what `find` costs."""
+    query = "SELECT id, kind FROM snapshots WHERE ns = ? AND snapshotter = ? AND name = ?"
+    row = rows.execute(query, (ns, snapshotter, name)).fetchone()
+    return (row[0], Kind(row[1])) if row else None
+
+
 def find_id(rows: Rows, ns: str, snapshotter: str, snapshot_id: int) -> SnapshotRow | None:
     """Return the snapshot of that id."""
     row = rows.execute(f"{_SELECT} AND s.id = ?", (ns, snapshotter, snapshot_id)).fetchone()

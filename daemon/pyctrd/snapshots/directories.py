@@ -10,13 +10,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyctrd.core.times import to_microseconds
 from pyctrd.log import Logger
 from pyctrd.metadata.durable import replacing
 from pyctrd.metadata.snapshots import SnapshotRow
 
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _log = Logger(__name__)
 
 
@@ -81,7 +84,7 @@ class Directories:
         with self._lock:
             self._pending.add(snapshot_id)
         try:
-            self.path(snapshot_id).mkdir(mode=0o700)
+            os.mkdir(f"{self._root}/{snapshot_id}", 0o700)
             yield snapshot_id
         finally:
             with self._lock:
@@ -94,7 +97,13 @@ class Directories:
         container. If the power fails within seconds, the row may be there and the directory not;
         then `SnapshotManager` makes it again, as empty as it was.
         """
-        (self.path(snapshot_id) / "meta.json").write_text(_to_json(note))
+        fd = os.open(f"{self._root}/{snapshot_id}/meta.json", _NEW_FILE, 0o644)
+        try:
+            data = _to_json(note).encode()
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
 
     def replace_note(self, snapshot_id: int, note: Note) -> None:
         """Replace meta.json, durably."""
@@ -137,4 +146,4 @@ def replace_note(directory: Path, note: Note) -> None:
 
 
 def _to_json(note: Note) -> str:
-    return json.dumps(note._asdict(), ensure_ascii=False)
+    return _encode(note._asdict())

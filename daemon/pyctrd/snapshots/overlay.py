@@ -8,6 +8,7 @@ Source: kernel Documentation/filesystems/overlayfs.rst.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -33,22 +34,25 @@ class Overlay(Driver):
 
     def create(self, directory: Path, parents: Sequence[Path], note: Note) -> Sequence[Mount]:
         """Make the directories of a snapshot on top of `parents`, the nearest first."""
-        upper = directory / "fs"
-        upper.mkdir(exist_ok=True)
-        upper.chmod(0o755)
+        upper = f"{directory}/fs"
+        _make_directory(upper, 0o755)
         if parents:
-            owner = (parents[0] / "fs").stat()
+            owner = os.stat(f"{parents[0]}/fs")
             os.chown(upper, owner.st_uid, owner.st_gid)
         if note.kind == Kind.ACTIVE:
-            work = directory / "work"
-            work.mkdir(exist_ok=True)
-            work.chmod(0o711)
+            _make_directory(f"{directory}/work", 0o711)
         return self.mounts(directory, parents, Kind(note.kind))
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mounts that show a snapshot."""
-        index = ("index=off",) if Path(_INDEX_PARAMETER).exists() else ()
+        index = ("index=off",) if os.path.exists(_INDEX_PARAMETER) else ()
         return stack(directory, parents, kind, (*self._extra, *index))
+
+
+def _make_directory(path: str, mode: int) -> None:
+    with suppress(FileExistsError):
+        os.mkdir(path)
+    os.chmod(path, mode)
 
 
 def stack(directory: Path, parents: Sequence[Path], kind: Kind, extra: Sequence[str] = ()) -> Sequence[Mount]:

@@ -215,12 +215,12 @@ class Snapshotter:
         validate_labels("info.Labels", labels)
         if not key:
             raise InvalidArgument("a snapshot needs a key")
-        with self._database.snapshot() as reader:
-            taken = self._taken(reader, ns, key, labels)
-            parent_id = None if taken else self._committed(reader, ns, parent)
-            parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
+        # Known before any directory is made; the transaction below decides.
+        reader = self._database.read()
+        taken = self._taken(reader, ns, key, labels)
+        parent_id = None if taken else self._committed(reader, ns, parent)
+        parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
         if taken:
-            # Known before any directory is made; the transaction below decides.
             raise self._leased(ns, lease, taken, _already_exists(taken, labels))
         maps = maps_of(labels)
         now = self._database.now()
@@ -327,18 +327,19 @@ class Snapshotter:
     def _taken(self, reader: rows.Rows, ns: str, key: str, labels: Labels) -> str:
         """Return which of the promised snapshot and `key` is there already, "" if neither is."""
         candidates = (labels.get(TARGET_LABEL, ""), key)
-        return next((name for name in candidates if name and rows.find(reader, ns, self.name, name)), "")
+        return next((name for name in candidates if name and rows.identify(reader, ns, self.name, name)), "")
 
     def _committed(self, reader: rows.Rows, ns: str, parent: str) -> int | None:
         """Return the id of the snapshot that is to be a parent, None for none."""
         if not parent:
             return None
-        row = rows.find(reader, ns, self.name, parent)
-        if row is None:
+        found = rows.identify(reader, ns, self.name, parent)
+        if found is None:
             raise NotFound(f"parent snapshot {parent} does not exist")
-        if row.info.kind is not Kind.COMMITTED:
+        snapshot_id, kind = found
+        if kind is not Kind.COMMITTED:
             raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
-        return row.id
+        return snapshot_id
 
     def _rebased(self, reader: rows.Rows, ns: str, row: rows.SnapshotRow, parent: str) -> int | None:
         """Return the parent's id after a commit that may name one."""
