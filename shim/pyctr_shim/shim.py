@@ -23,7 +23,7 @@ from pyctr_shim import journal
 from pyctr_shim.identity import Identity, write_file
 from pyctr_shim.keeper import ASLEEP, Common
 from pyctr_shim.loop import READ, Loop
-from pyctr_shim.oci import runtime
+from pyctr_shim.oci import forks, runtime
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.reaper import Reaper
 from pyctr_shim.server import Server, listen_at, same_user
@@ -140,6 +140,7 @@ class Shim:
         if self._loop.has_plans:
             return
         self._drowsy = _DROWSY
+        forks.dismiss()  # the next worker does not know of it
         try:
             data = pickle.dumps((journal.current(), self), pickle.HIGHEST_PROTOCOL)
         except (TypeError, AttributeError, pickle.PicklingError):  # a call or a logger is under way

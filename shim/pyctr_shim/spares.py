@@ -36,6 +36,7 @@ from pyctr_shim.identity import Identity, Inheritance, make_inheritance
 from pyctr_shim.keeper import Common, Keeper, read_notices, share
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import forks
+from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.cgroups import stats as _stats  # noqa: F401 - so that all shims share it
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
@@ -55,13 +56,15 @@ _LIVES: Final = 100  # of one worker: what Python never gives back must not add 
 class Nest(NamedTuple):
     """What a spare has of the zygote: where requests come, where it offers itself, and what was made once.
 
-    `pages` are those that a shim touches until its container runs.
+    `pages` are those that a shim touches until its container runs; with `stubs`, it starts that container's first
+    process before it is asked for.
     """
 
     requests: socket.socket
     offers: socket.socket
     inheritance: Inheritance
     pages: pagemap.Ranges
+    stubs: bool
 
 
 def serve(request_fd: int) -> None:
@@ -80,7 +83,8 @@ def serve(request_fd: int) -> None:
     gc.disable()
     immortalize()
     gc.freeze()
-    keep_spares(Nest(requests, offers, inheritance, touched_pages(inheritance)), offered)
+    pages = touched_pages(inheritance)
+    keep_spares(Nest(requests, offers, inheritance, pages, not mounted().is_v2), offered)
 
 
 # -- the zygote
@@ -162,6 +166,8 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
     def begin(common: Common) -> NoReturn:
         forks.fork_siblings()
         pagemap.populate(nest.pages)
+        if nest.stubs:
+            forks.start_ahead()
         live(nest, common, kept, tell_fd)
 
     def go_on(common: Common) -> NoReturn:
@@ -210,6 +216,7 @@ def be_taken(nest: Nest, common: Common, tell_fd: int) -> Shim:
 def live_out(shim: Shim, common: Common) -> None:
     """Be a shim to its end; ends the process if that leaves anything behind."""
     shim.run()
+    forks.dismiss()
     if not shim.spotless or has_other_children(common):
         os._exit(0)
 
@@ -228,6 +235,8 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
         os.dup2(epoll.fileno(), common.epoll_fd, inheritable=False)
     for _ in read_notices(common):
         continue
+    if nest.stubs:
+        forks.start_ahead()
     told_fd, tell_fd = os.pipe()
     try:
         socket.send_fds(nest.offers, [b"x"], [told_fd])

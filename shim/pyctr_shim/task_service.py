@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from pyctr_shim import placement
 from pyctr_shim.container import Program
 from pyctr_shim.exit_record import Exit
-from pyctr_shim.oci import runtime
+from pyctr_shim.oci import forks, runtime
 from pyctr_shim.process import Process, Status
 from pyctr_shim.publisher import Publisher
 from pyctr_shim.stdio.streams import Names
@@ -73,6 +73,7 @@ class TaskService:
             raise Unimplemented(f"Create from a checkpoint by another OCI runtime, {program.path}")
         if options.shim_cgroup:
             placement.enter(options.shim_cgroup)
+            forks.dismiss()  # what has been started elsewhere
             self.has_moved = True
         created = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs)
         created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr

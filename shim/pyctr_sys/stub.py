@@ -84,8 +84,9 @@ _MEMORY_SIZE: Final = 0x20000
 LARGEST: Final = 0x10000
 """The size of a table, with what belongs to it, that is sent in one packet whatever the socket's limits are."""
 _CONTROL_FD: Final = 3
+_PROGRAM_FD: Final = 4
 FIRST_EXTRA_FD: Final = 4
-_CLEAR_OF_ALL: Final = 32  # no descriptor that a stub is given is that large
+_INT: Final = 4  # bytes
 _ANSWER: Final = struct.Struct("=Qq")
 _MFD_EXEC: Final = 0x10  # source: memfd_create(2), since Linux 6.3
 _AT_EMPTY_PATH: Final = 0x1000
@@ -142,6 +143,16 @@ class Stub:
             purpose = purposes[(where - elf.MEMORY) // STEP_BYTES]
             raise StepFailed(-result, f"{purpose}: {os.strerror(-result)}")
 
+    def give(self, fds: Sequence[int]) -> None:
+        """Send descriptors (borrowed), for which a step of `add_receipt` that it was told waits. Raises StubEnded."""
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=self._control_fd)
+        try:
+            socket.send_fds(control, [b"\0"], fds)
+        except (BrokenPipeError, ConnectionResetError):
+            raise StubEnded(0, "the stub has ended") from None
+        finally:
+            control.detach()
+
     def wake(self) -> None:
         """Have it go on where a step of what it was told waits for a packet. Raises StubEnded."""
         try:
@@ -174,8 +185,8 @@ def prepare(steps: Steps) -> Prepared:
     return Prepared(steps.image(elf.MEMORY), steps.purposes())
 
 
-def start(fds: Sequence[int], flags: int, exit_signal: int, cgroup_fd: int = 0) -> Stub:
-    """Start a stub: `fds` (borrowed) are its 0, 1 and 2, and those from FIRST_EXTRA_FD on; it has no other.
+def start(flags: int, exit_signal: int, cgroup_fd: int = 0) -> Stub:
+    """Start a stub, which has no other descriptor than the one by which it is told; `add_receipt` has it take some.
 
     `flags`, `exit_signal` and `cgroup_fd` are those of clone3. It is killed when its parent ends. Raises OSError,
     StepFailed; ENOSYS where there is no stub.
@@ -186,16 +197,16 @@ def start(fds: Sequence[int], flags: int, exit_signal: int, cgroup_fd: int = 0) 
     try:
         steps = Steps()
         steps.call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-        wanted = [*fds[:_CONTROL_FD], theirs.fileno(), *fds[_CONTROL_FD:], program_fd]
-        for number, fd in enumerate(wanted):
-            if fd < _CLEAR_OF_ALL:  # or it could be overwritten before its turn
-                fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _CLEAR_OF_ALL)
+        for number, fd, flag in ((_CONTROL_FD, theirs.fileno(), 0), (_PROGRAM_FD, program_fd, os.O_CLOEXEC)):
+            if fd <= _PROGRAM_FD:  # or it could be overwritten before its turn
+                fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PROGRAM_FD + 1)
                 opened.append(fd)
-            steps.call("dup3", "dup3", fd, number, os.O_CLOEXEC if number == len(wanted) - 1 else 0)
-        steps.call("close_range", "close_range", len(wanted), LAST_FD)
+            steps.call("dup3", "dup3", fd, number, flag)
+        steps.call("close_range", "close_range", 0, _CONTROL_FD - 1)
+        steps.call("close_range", "close_range", _PROGRAM_FD + 1, LAST_FD)
         name, nothing = steps.buffer("char[]", b""), steps.strings(())
         argv = steps.strings(("pyctr-init",))
-        steps.call("execveat", "execveat", len(wanted) - 1, name, argv, nothing, _AT_EMPTY_PATH)
+        steps.call("execveat", "execveat", _PROGRAM_FD, name, argv, nothing, _AT_EMPTY_PATH)
         pid, pidfd = spawn(steps, flags, exit_signal, cgroup_fd)
         return Stub(pid, pidfd, ours.detach())
     finally:
@@ -203,6 +214,19 @@ def start(fds: Sequence[int], flags: int, exit_signal: int, cgroup_fd: int = 0) 
         theirs.close()
         for fd in opened:
             os.close(fd)
+
+
+def add_receipt(steps: Steps, count: int) -> None:
+    """Have a stub take so many descriptors that `Stub.give` sends: the first become its 0, 1 and 2.
+
+    Those that follow are FIRST_EXTRA_FD and so on, if it has taken none before.
+    """
+    space = socket.CMSG_SPACE(count * _INT)
+    data, control = steps.buffer("char[]", 1), steps.buffer("char[]", space)
+    vector = steps.buffer("uintptr_t[]", [data, 1], {0: data})
+    # Name, its length, vector, its length, control data, its length, flags. Source: recvmsg(2), with words of 8 bytes.
+    message = steps.buffer("uintptr_t[]", [0, 0, vector, 1, control, space, 0], {16: vector, 32: control})
+    steps.call("taking descriptors", "recvmsg", _CONTROL_FD, message, 0)
 
 
 @cache

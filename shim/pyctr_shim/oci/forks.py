@@ -10,7 +10,7 @@ import gc
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,7 @@ class Child:
 
 _UNDO_SECONDS: Final = 20.0
 _kinship: tuple[int, int] = (0, signal.SIGCHLD)  # clone's flag and signal: this process's children
+_ahead: Stub | None = None
 
 
 def fork_siblings() -> None:
@@ -133,10 +134,36 @@ def _clone(flags: int, become: Callable[[], NoReturn], cgroup_fd: int = 0) -> tu
     return pid, pidfd
 
 
-def start_stub(fds: Sequence[int], cgroup_fd: int = 0) -> Stub:
+def start_ahead() -> None:
+    """Start a stub now that the next container takes, whose creation then does not wait for that."""
+    global _ahead  # like kinship
+    if in_user_namespace() or os.geteuid():
+        return  # nobody takes one there
+    with suppress(OSError):  # what is wrong is found out by whoever needs one
+        _ahead = _start_stub()
+
+
+def dismiss() -> None:
+    """Let a stub end that has been started ahead and that nobody has taken."""
+    taken = _take()
+    if taken is not None:
+        taken.end()
+
+
+def start_stub(cgroup_fd: int = 0) -> Stub:
     """Start a stub in a new PID namespace, and in a cgroup if its directory is given. As `stub.start`."""
+    return (None if cgroup_fd else _take()) or _start_stub(cgroup_fd)
+
+
+def _take() -> Stub | None:
+    global _ahead  # as above
+    taken, _ahead = _ahead, None
+    return taken
+
+
+def _start_stub(cgroup_fd: int = 0) -> Stub:
     flags, exit_signal = _kinship
-    return stub.start(fds, flags | Clone.NEWPID | (Clone.INTO_CGROUP if cgroup_fd else 0), exit_signal, cgroup_fd)
+    return stub.start(flags | Clone.NEWPID | (Clone.INTO_CGROUP if cgroup_fd else 0), exit_signal, cgroup_fd)
 
 
 def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:

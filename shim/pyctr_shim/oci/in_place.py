@@ -209,23 +209,28 @@ class _Creation:
         own_pidfd = [os.pidfd_open(os.getpid())] if self._has_terminal else []
         fds = [*build.request.stdio, *own_pidfd, *build.plan.joined.values()]
         try:
-            stub = forks.start_stub(fds, cgroup_fd)
+            stub = forks.start_stub(cgroup_fd)
         except OSError as error:
             raise _NotThisWay from error
+        try:
+            stub.tell(self._arrival(len(fds)))
+            stub.give(fds)
+        except StubEnded as error:  # one that was started ahead can have been killed meanwhile
+            stub.end()
+            raise _NotThisWay from error
+        except BaseException:
+            stub.end()
+            raise
         finally:
             for fd in own_pidfd:
                 os.close(fd)
         build.plan.close()
-        try:
-            stub.tell(self._arrival())
-        except BaseException:
-            stub.end()
-            raise
         return stub
 
-    def _arrival(self) -> Steps:
-        """Return the stub's first steps: its namespaces, and what belongs to nobody else."""
+    def _arrival(self, descriptors_given: int) -> Steps:
+        """Return the stub's first steps: its descriptors and namespaces, and what belongs to nobody else."""
         build, steps = self._build, Steps()
+        stubs.add_receipt(steps, descriptors_given)
         steps.call("prctl", "prctl", PR_SET_DUMPABLE, 0)
         steps.call("prctl", "prctl", PR_SET_NAME, steps.buffer("char[]", b"pyctr-init"))
         steps.call("fcntl", "fcntl", _CONTROL_FD, fcntl.F_SETFD, fcntl.FD_CLOEXEC)

@@ -325,6 +325,7 @@ def _create(request: "init.Request") -> Container | None:
     """Fork a child, and follow it to CREATED; None if it asks for a stager."""
     from pyctr_shim.oci import forks
 
+    forks.dismiss()
     request = replace(request, staged=request.staged or request.hierarchies.is_v2)
     child = forks.fork_init(request) if request.checkpoint is None else forks.fork_restorer(request)
     console_fd = restorer_fd = -1

@@ -3,12 +3,13 @@
 import os
 import platform
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyctr_shim.oci import in_place, practice
+from pyctr_shim.oci import forks, in_place, practice
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import stub
 from support.oci_bundle import Ended, Lab, Spec, needs_systemd, process, read_all, wait
@@ -269,6 +270,47 @@ def test_one_that_is_killed_before_its_start(lab: Lab, ways: list[bool]) -> None
     with pytest.raises(OciError, match="has ended before it was started"):
         container.start()
     assert ways == [True]
+
+
+@pytest.fixture
+def ahead() -> Iterator[int]:
+    """Start a stub ahead, as a spare shim does; its pid."""
+    before = children()
+    forks.start_ahead()
+    (pid,) = children() - before
+    yield pid
+    forks.dismiss()
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def test_a_stub_that_was_started_ahead_is_taken(lab: Lab, ways: list[bool], ahead: int) -> None:
+    container = lab.create(lab.spec("sleep", "1000"))
+    assert container.pid == ahead
+    assert sorted(os.listdir(f"/proc/{ahead}/fd")) == ["0", "1", "2", "3"]
+    container.start()
+
+    assert lab.run(lab.spec("echo", "the next")).output == "the next\n"  # by a stub of its own
+    assert ways == [True, True]
+
+
+@pytest.mark.usefixtures("ahead")
+def test_one_that_nobody_takes_is_let_go(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(in_place, "suits", lambda _request: False)
+
+    assert lab.run(lab.spec("echo", "forked")).output == "forked\n"
+    assert not children()
+    assert len(os.listdir("/proc/self/fd")) == len(before) - 2
+
+
+def test_one_that_has_been_killed_is_replaced(lab: Lab, ways: list[bool], ahead: int) -> None:
+    os.kill(ahead, signal.SIGKILL)
+
+    assert lab.run(lab.spec("echo", "anyway")).output == "anyway\n"
+    assert ways == [False]
 
 
 def test_a_stub_that_fails_is_replaced_by_a_fork(lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
