@@ -125,6 +125,10 @@ class Shim:
 
     def _idle(self) -> float:
         """Nothing has happened for a while; return in how many seconds that is to be told again."""
+        if self._tasks.over and not os.fstat(self._lock_fd).st_nlink:
+            journal.log("the bundle has been removed: nobody can find this shim")
+            self._loop.spawn(self._bury())
+            return _DROWSY
         if not self._tasks.empty:
             self._sleep()
             # Somebody's call is under way, perhaps for as long as the container lives.
@@ -134,6 +138,11 @@ class Shim:
             journal.log("nobody uses this shim")
             self._shut_down()
         return _DROWSY
+
+    async def _bury(self) -> None:
+        """Remove what is left of containers that have ended, and end."""
+        await self._tasks.delete_all()
+        self._shut_down()
 
     def _sleep(self) -> None:
         """Write everything down for the next worker and end; returns if that cannot be done now."""

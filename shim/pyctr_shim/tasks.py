@@ -88,6 +88,12 @@ class Tasks:
         """Whether the shim has nothing to keep: no container, and none on its way."""
         return not self._tasks and not self._being_created
 
+    @property
+    def over(self) -> bool:
+        """Whether there are containers, and all of their processes have ended."""
+        found = [process for task in self._tasks.values() for process in task.processes()]
+        return bool(found) and not self._being_created and all(process.end is not None for process in found)
+
     def find(self, task_id: str) -> Task:
         """Return a container; raises NotFound."""
         try:
@@ -392,6 +398,14 @@ class Tasks:
         if isinstance(outcome, ApiError):
             raise outcome
         return outcome
+
+    async def delete_all(self) -> None:
+        """Delete every container that has ended; what cannot be removed is logged."""
+        for task_id in list(self._tasks):
+            try:
+                await self.delete(task_id, "")
+            except ApiError as error:
+                journal.log("not deleted", container=task_id, error=str(error))
 
     async def _delete_task(self, task: Task, told: Future[Exit | ApiError]) -> None:
         try:

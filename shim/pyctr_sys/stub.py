@@ -125,7 +125,7 @@ class Stub:
         """Do the same with what `prepare` has returned."""
         try:
             os.write(self._control_fd, prepared.image)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise StubEnded(0, "the stub has ended") from None
         self._told.append(prepared.purposes)
 
@@ -157,7 +157,7 @@ class Stub:
         """Have it go on where a step of what it was told waits for a packet. Raises StubEnded."""
         try:
             os.write(self._control_fd, b"\1")
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise StubEnded(0, "the stub has ended") from None
 
     def run(self, steps: Steps) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import platform
 import select
+import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,3 +291,21 @@ def test_a_shim_needs_one_thread_and_no_big_library(shims: Host) -> None:
     assert os.readlink(f"/proc/{container.shim_pid}/exe").startswith("/memfd:")
     assert "grpc" not in Path(f"/proc/{container.shim_pid}/maps").read_text()
     container.end()
+
+
+def test_one_whose_bundle_was_removed_is_no_shim_any_more_once_its_container_has_ended(shims: Host) -> None:
+    container = shims.run("lost", "sleep", "1000")
+    lines = Path(f"/proc/{container.pid}/cgroup").read_text().splitlines()
+    (cgroup,) = {path for line in lines if "lost" in (path := line.split(":")[2])}
+    shutil.rmtree(container.bundle)
+    pidfd = os.pidfd_open(container.pid)
+
+    time.sleep(2.5)  # it looks when it is idle
+    assert os.path.exists(container.request["socket"])
+    assert list(Path("/sys/fs/cgroup").glob(f"*{cgroup}"))
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    eventually(lambda: not os.path.exists(container.request["socket"]), "the shim ends, or is a spare again")
+    assert not list(Path("/sys/fs/cgroup").glob(f"*{cgroup}"))
+    container.client.close()
+    os.close(pidfd)
