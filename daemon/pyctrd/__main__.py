@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from pyctr_wire import standard_streams
-from pyctrd import config as configuration
-from pyctrd.config import Config, ConfigError, Grpc, LogLevel
+from pyctrd.config import checks, loading
+from pyctrd.config.tables import Config, Grpc, LogLevel
+from pyctrd.config.values import ConfigError
 
 _DESCRIPTION: Final = """\
 Supervise containers: serve containerd's API, and keep the containers running whatever happens to
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyctrd", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {configuration.default_path()}")
+    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {loading.default_path()}")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
     parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
     parser.add_argument(
@@ -90,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "config" and options.file:
         options.config = options.file
     if options.command == "config" and options.action == "default":
-        from pyctrd.config_example import render
+        from pyctrd.config.example import render
 
-        sys.stdout.write(render(configuration.defaults()))
+        sys.stdout.write(render(loading.defaults()))
         return 0
     try:
         config = _configured(options)
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"pyctrd: {error}\n")
         return 1
     if options.command == "config":
-        sys.stdout.write(f"{options.config or configuration.default_path()}: good\n")
+        sys.stdout.write(f"{options.config or loading.default_path()}: good\n")
         return 0
     if options.command == "upgrade":
         return _upgrade(config)
@@ -157,7 +158,7 @@ def _publish(config: Config, options: argparse.Namespace) -> int:
 
 def _configured(options: argparse.Namespace) -> Config:
     """Return the configuration, with what the command line says on top. Raises ConfigError."""
-    config = configuration.load(options.config)
+    config = loading.load(options.config)
     if options.root:
         config = config._replace(root=options.root.absolute())
     if options.state:
@@ -166,7 +167,7 @@ def _configured(options: argparse.Namespace) -> Config:
         config = config._replace(grpc=_addressed(config.grpc, options.address))
     if options.log_level:
         config = config._replace(log=config.log._replace(level=options.log_level))
-    configuration.check(config, "command line")
+    checks.check(config, "command line")
     return config
 
 

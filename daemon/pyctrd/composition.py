@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pyctr_wire.errors import FailedPrecondition
-from pyctrd.config import Config
+from pyctrd.config.tables import Config
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import (
     ContainerCreate,

@@ -16,7 +16,7 @@ from pyctr_sys.namespaces import in_user_namespace
 from pyctrd import late_cri
 from pyctrd.cdi.registry import Registry as DescribedDevices
 from pyctrd.composition import CHECKPOINTS
-from pyctrd.config import ProxyKind
+from pyctrd.config.tables import ProxyKind
 from pyctrd.content.store import ContentStore
 from pyctrd.core.addresses import Tcp
 from pyctrd.core.platforms import Platform, normalize

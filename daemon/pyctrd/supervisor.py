@@ -18,7 +18,8 @@ from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
 from pyctrd.composition import Parts
-from pyctrd.config import Config, ConfigError
+from pyctrd.config.tables import Config
+from pyctrd.config.values import ConfigError
 from pyctrd.core.values import dataclass
 from pyctrd.log import Logger
 from pyctrd.metadata.lock import StateLock

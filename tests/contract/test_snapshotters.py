@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyctr_wire.errors import AlreadyExists, ApiError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from pyctrd import config
+from pyctrd.config import checks
 from pyctrd.core.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.mounts import FUSE_OVERLAY, Mount
@@ -441,8 +441,8 @@ def test_what_this_machine_cannot_have_says_why(tmp_path: Path, stores: Stores) 
 def test_every_snapshotter_is_built_in_and_no_other_program_can_have_its_name(tmp_path: Path) -> None:
     """The configuration is read before the drivers are loaded."""
     usable, refused_ones = built_in(tmp_path, Snapshotters())
-    assert {driver.name for driver in usable} | set(refused_ones) == config.BUILT_IN
-    assert config.BUILT_IN - {"aufs"} == set(NAMES)
+    assert {driver.name for driver in usable} | set(refused_ones) == checks.BUILT_IN
+    assert checks.BUILT_IN - {"aufs"} == set(NAMES)
 
 
 @pytest.mark.root

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from pyctrd.__main__ import main
-from pyctrd.config import Config, ConfigError, LogLevel, load, parse
-from pyctrd.config_example import render
+from pyctrd.config.example import render
+from pyctrd.config.loading import load, parse
+from pyctrd.config.tables import Config, LogLevel
+from pyctrd.config.values import ConfigError
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "config.toml"
 

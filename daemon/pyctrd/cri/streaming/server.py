@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 from pyctr_wire.errors import FailedPrecondition, Unavailable
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming.port_forward import Ports
 from pyctrd.cri.streaming.remote_command import Sessions
 from pyctrd.cri.streaming.requests import Attach, Exec, Request, check

@@ -10,7 +10,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctr_wire.pyctr import runtime_pb2
-from pyctrd.config import Runtime
+from pyctrd.config.tables import Runtime
 from pyctrd.offload import Offload
 from pyctrd.runtime.runtime_versions import RuntimeVersions, judge, unsafe
 from pyctrd.runtime.runtimes import Resolved, Runtimes

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import pytest
 import uvloop
 
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming.server import StreamingServer
 from pyctrd.offload import Offload
 from support.streaming_clients import LocalPorts, ScriptedSessions

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pyctr_wire.errors import NotFound
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming import spdy_frames as frames
 from pyctrd.cri.streaming.remote_command import Output, Streams
 from pyctrd.cri.streaming.requests import Attach, Exec

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming.remote_command import Output, Streams
 from pyctrd.cri.streaming.requests import Attach, Exec
 from pyctrd.cri.streaming.server import StreamingServer

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming.remote_command import Streams
 from pyctrd.cri.streaming.requests import Attach, Exec, PortForward, Request
 from pyctrd.cri.streaming.server import StreamingServer

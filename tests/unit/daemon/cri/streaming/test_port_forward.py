@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from pyctr_wire.errors import UnknownError
-from pyctrd.config import Streaming
+from pyctrd.config.tables import Streaming
 from pyctrd.cri.streaming import spdy_frames as frames
 from pyctrd.cri.streaming.requests import PortForward
 from pyctrd.cri.streaming.server import StreamingServer

@@ -1,43 +1,19 @@
-"""The configuration: a TOML file becomes frozen values, checked once, before anything is built.
+"""What can be set: a class for each table, with the default and the explanation of each key."""
 
-Each setting is declared here with its default and its explanation; config_example.py makes a commented
-file of them.
-"""
-
-import builtins
 import enum
-import os
-import re
-import types
-import typing
-from collections import abc
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
-from pyctr_wire.errors import ApiError
 from pyctrd.core.addresses import Tcp, parse_address
 from pyctrd.core.content import Sharing
 from pyctrd.core.pod_addresses import Preference
 from pyctrd.core.settings import Least
 from pyctrd.core.snapshotter_settings import Snapshotters
 from pyctrd.diff.limits import Limits
-from pyctrd.rootless import paths
-
-DEFAULT_PATH: Final = Path("/etc/pyctr/config.toml")
 
 _LIMITS: Final = Limits()
-
-
-# Snapshotters: what no other program's can be called.
-BUILT_IN: Final = frozenset(
-    {"overlayfs", "native", "btrfs", "erofs", "fuse-overlayfs", "blockfile", "devmapper", "aufs"}
-)
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the text names the file, the key and what is wrong."""
 
 
 class LogLevel(enum.StrEnum):
@@ -372,176 +348,3 @@ class Config(NamedTuple):
     def ttrpc_address(self) -> str:
         """The path of the socket on which shims report."""
         return self.address + ".ttrpc"
-
-
-def load(path: Path | None) -> Config:
-    """Return the configuration in `path`; None is the default file if it is there, else the defaults.
-
-    Raises ConfigError if the file cannot be read or used.
-    """
-    source = path or default_path()
-    try:
-        text = source.read_text()
-    except FileNotFoundError as error:
-        if path is None:
-            return defaults()
-        raise ConfigError(f"{source}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: {error}") from error
-    return parse(text, str(source)) if text else defaults()
-
-
-def default_path() -> Path:
-    """Return where the configuration is if nobody says otherwise."""
-    return paths.configuration() / "config.toml" if paths.is_rootless() else DEFAULT_PATH
-
-
-def defaults() -> Config:
-    """Return what holds where the configuration says nothing: root's defaults, or an ordinary user's own."""
-    config = Config()
-    if not paths.is_rootless():
-        return config
-    registry = config.registry._replace(
-        config_path=(str(paths.configuration() / "certs.d"), *config.registry.config_path),
-        docker_config=str(Path.home() / ".docker/config.json"),
-    )
-    return config._replace(root=paths.data(), state=paths.state(), registry=registry)
-
-
-def parse(text: str, source: str) -> Config:
-    """Return the configuration that `text` is; `source` names it in the ConfigError that is raised otherwise."""
-    import tomllib  # not needed, and not loaded, where there is no file
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    config: Config = _build(defaults(), table, source, "")
-    check(config, source)
-    return config
-
-
-def check(config: Config, source: str) -> None:
-    """Raise ConfigError for values that are well-formed and cannot work."""
-    for key, path in (("root", config.root), ("state", config.state)):
-        if not path.is_absolute():
-            raise ConfigError(f'{source}: {key} must be an absolute path, not "{path}"')
-    if config.userns.remap:
-        from pyctrd.remapping import maps_for  # not loaded where nobody wants it
-
-        try:
-            maps_for(config.userns.remap)
-        except ApiError as error:
-            raise ConfigError(f"{source}: userns.remap: {error}") from error
-    _check_proxies(config.proxy_plugins, source)
-    _check_addresses(config, source)
-    for directory in config.cdi.directories:
-        if not directory.startswith("/"):
-            raise ConfigError(f'{source}: cdi.directories must be absolute paths, not "{directory}"')
-    streaming = config.cri.streaming
-    if streaming.port >= 1 << 16:
-        raise ConfigError(f"{source}: cri.streaming.port must be below 65536, not {streaming.port}")
-    if bool(streaming.certificate) != bool(streaming.key):
-        raise ConfigError(f"{source}: cri.streaming.certificate and cri.streaming.key need each other")
-
-
-def _check_addresses(config: Config, source: str) -> None:
-    for key, addresses in (("address", (config.address,)), ("addresses", config.grpc.addresses)):
-        for address in addresses:
-            try:
-                parsed = parse_address(address)
-            except ValueError as error:
-                raise ConfigError(f"{source}: grpc.{key} {error}") from error
-            if key == "address" and isinstance(parsed, Tcp):
-                raise ConfigError(f"{source}: grpc.address must be a path; {address} belongs in grpc.addresses")
-    try:
-        _ = config.metrics_address
-    except ValueError as error:
-        raise ConfigError(f"{source}: metrics.address must be HOST:PORT, not {config.metrics.address}") from error
-    tls = config.grpc
-    if config.ports and not (tls.tcp_tls_ca and tls.tcp_tls_cert and tls.tcp_tls_key):
-        raise ConfigError(
-            f"{source}: {config.ports[0]} is served with mutual TLS only: set grpc.tcp_tls_ca, grpc.tcp_tls_cert and"
-            " grpc.tcp_tls_key"
-        )
-
-
-def _check_proxies(proxies: Mapping[str, ProxyPlugin], source: str) -> None:
-    for name, proxy in proxies.items():
-        if name in BUILT_IN:
-            raise ConfigError(f"{source}: proxy_plugins.{name}: a snapshotter of that name is built in")
-        if not os.path.isabs(proxy.address.removeprefix("unix://")):
-            raise ConfigError(f'{source}: proxy_plugins.{name}.address must be an absolute path, not "{proxy.address}"')
-        if not re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
-            raise ConfigError(f'{source}: proxy_plugins."{name}": its name must be letters and digits, joined by . _ -')
-    if len(stores := [name for name, proxy in proxies.items() if proxy.type is ProxyKind.CONTENT]) > 1:
-        raise ConfigError(f"{source}: proxy_plugins: only one can keep the content, not {', '.join(stores)}")
-
-
-def settings_of(section: type[Any] | Any) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Return each key of a table with its type, its explanation, and what limits it."""
-    hints = typing.get_type_hints(section if isinstance(section, type) else type(section), include_extras=True)
-    return {name: (hint.__origin__, hint.__metadata__) for name, hint in hints.items()}
-
-
-def is_section(kind: type[Any]) -> bool:
-    """Return whether `kind` is the type of a table."""
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
-
-
-def _build(section: Any, table: Mapping[str, Any], source: str, prefix: str) -> Any:
-    """Return `section` with the values of `table` in place of its own."""
-    settings = settings_of(section)
-    values = {}
-    for key, value in table.items():
-        if key not in settings:
-            import difflib
-
-            near = difflib.get_close_matches(key, settings, n=1, cutoff=0.0)[0]
-            raise ConfigError(f'{source}: unknown key "{prefix}{key}"; the nearest that there is: "{prefix}{near}"')
-        kind, (_, *limits) = settings[key]
-        values[key] = _convert(kind, value, source, prefix + key, getattr(section, key))
-        for limit in limits:
-            if value < limit.value:
-                raise ConfigError(f"{source}: {prefix}{key} must be at least {limit.value:g}, not {value}")
-    return section._replace(**values)
-
-
-def _convert(kind: Any, value: Any, source: str, key: str, default: Any) -> Any:
-    """Return `value` as an instance of `kind`, a table's missing keys from `default`, or raise ConfigError."""
-    match kind:
-        case type() if is_section(kind) and isinstance(value, dict):
-            return _build(default, value, source, key + ".")
-        case type() if issubclass(kind, enum.StrEnum) and isinstance(value, str):
-            if value in list(kind):
-                return kind(value)
-            raise ConfigError(f'{source}: {key} must be one of {", ".join(kind)}, not "{value}"')
-        case type() if kind in (Path, str) and isinstance(value, str):
-            return kind(value)
-        case type() if kind is bool and isinstance(value, bool):
-            return value
-        case type() if kind in (int, float) and type(value) in (int, kind):
-            return kind(value)
-        case types.GenericAlias(__origin__=abc.Mapping) if isinstance(value, dict):
-            section = kind.__args__[1]
-            return {
-                name: _convert(section, table, source, f'{key}."{name}"', section()) for name, table in value.items()
-            }
-        case types.GenericAlias(__origin__=builtins.tuple) if isinstance(value, list) and all(
-            isinstance(one, str) for one in value
-        ):
-            return tuple(value)
-    raise ConfigError(f"{source}: {key} must be {_name_of(kind)}, not {value!r}")
-
-
-def _name_of(kind: Any) -> str:
-    match kind:
-        case types.GenericAlias(__origin__=builtins.tuple):
-            return "a list of texts"
-        case types.GenericAlias():
-            return "a table of tables"
-        case type() if is_section(kind):
-            return "a table"
-        case type() if issubclass(kind, str | Path):
-            return "a text"
-    return {bool: "true or false", int: "a whole number", float: "a number"}[kind]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pyctrd.config import Config, is_section, settings_of
+from pyctrd.config.tables import Config
+from pyctrd.config.values import is_section, settings_of
 
 _CALLED: Final = {"credentials": "HOST"}  # tables of which there may be many, and what each is called after
 
