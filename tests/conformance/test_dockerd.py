@@ -14,8 +14,9 @@ import pytest
 
 from support import runtimes
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.dockerd import IMAGE, Dockerd, in_netns_of, private_dockerd, touch
+from support.dockerd import IMAGE, Dockerd, in_netns_of, moby, private_dockerd, touch
 from support.footprint import cgroup_value
+from support.pod_networks import own_host
 from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
@@ -26,19 +27,27 @@ UNTIL_STOPPED: Final = "until [ -e /stop ]; do sleep 0.1; done; exit 5"
 COUNTING: Final = "i=0; until [ -e /stop ]; do i=$((i + 1)); echo $i; sleep 0.02; done; exit 5"
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("runc", marks=pytest.mark.full)])
-def pyctrd(request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
-    """The daemon below dockerd, with the runtime that docker's request for runc leads to."""
-    if request.param == "runc":
+@pytest.fixture(
+    scope="module", params=["embedded", *(pytest.param(name, marks=pytest.mark.full) for name in ("runc", "moby"))]
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The runtime that the request of Debian's dockerd for runc leads to, or "moby": the current one, and our own."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pyctrd(kind: str) -> Iterator[DaemonProcess]:
+    """The daemon below dockerd."""
+    if kind == "runc":
         runtimes.path_of("runc")
-    config = OURS if request.param == "embedded" else ""
-    with DaemonProcess(config=config, environment={"PATH": runtimes.search_path()}) as daemon:
+    config = "" if kind == "runc" else OURS
+    with own_host(), DaemonProcess(config=config, environment={"PATH": runtimes.search_path()}) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="module")
-def docker(pyctrd: DaemonProcess) -> Iterator[Dockerd]:
-    with private_dockerd(pyctrd.address) as docker:
+def docker(kind: str, pyctrd: DaemonProcess) -> Iterator[Dockerd]:
+    with moby(pyctrd.address) if kind == "moby" else private_dockerd(pyctrd.address) as docker:
         yield docker
 
 
@@ -49,14 +58,14 @@ def name(docker: Dockerd) -> Iterator[str]:
     docker.run("rm", "--force", "c1")
 
 
-def test_which_runtime_runs(docker: Dockerd, pyctrd: DaemonProcess, name: str, request: pytest.FixtureRequest) -> None:
+def test_which_runtime_runs(docker: Dockerd, pyctrd: DaemonProcess, name: str, kind: str) -> None:
     """docker's options name runc. The shim is ours in any case; what it executes is as configured."""
     pid = docker.started(name, "--network", "none", IMAGE, "sleep", "1000")
 
     bundle = pyctrd.state / "tasks" / "moby" / docker.inspect(name)["Id"]
     record = bundle / "runtime.json"
     program = json.loads(record.read_text())["program"] if record.exists() else "embedded"
-    assert program == (runtimes.path_of("runc") if "[runc" in request.node.name else "embedded")
+    assert program == (runtimes.path_of("runc") if kind == "runc" else "embedded")
     shim = json.loads((bundle / "shim.json").read_text())["pid"]
     assert parent_of(pid) == shim
 
@@ -245,7 +254,7 @@ def test_networks(docker: Dockerd, name: str) -> None:
     assert "inet 10.213.0.2/24" in in_netns_of(pid, "ip", "address", "show", "eth0")
 
     assert docker("run", "--rm", "--network", "n1", IMAGE, "wget", "-qO-", f"http://{name}/") == "page\n"
-    on_host = docker("run", "--rm", "--network", "host", IMAGE, "wget", "-qO-", "http://127.0.0.1:8080/")
+    on_host = docker("run", "--rm", "--network", "host", IMAGE, "wget", "-qO-", "http://10.213.0.1:8080/")
     assert on_host == "page\n"
     docker("network", "connect", "bridge", name)
     assert "eth1" in in_netns_of(pid, "ip", "link")

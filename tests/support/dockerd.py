@@ -1,22 +1,26 @@
-"""Debian's dockerd on a daemon with containerd's API, with networks of its own, killed and started at will.
+"""A dockerd on a daemon with containerd's API, with networks of its own, killed and started at will.
 
-    with private_dockerd(daemon.address) as docker:
+    with own_host(), DaemonProcess() as daemon, private_dockerd(daemon.address) as docker:
         docker("run", "--rm", IMAGE, "true")
         docker.kill(); docker.start()
 
-Whatever it does to networks and firewalls it does in a network namespace that ends with it. Leaving the context
-asserts that no container, process, mount or cgroup is left.
+It is Debian's, which has a store of images of its own, unless another program is named.
+
+Whatever it does to networks and firewalls it does in the network namespace of this thread, which has to be one of its
+own. The other daemon is to be in the same: a current dockerd leaves containers with the host's network to that one's.
+Leaving the context asserts that no container, process, mount or cgroup is left.
 """
 
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from . import peers
 from .daemon_process import DEADLINE, wait_until
 from .engines import Client, Ground, installed, make_root, private_ground
 
@@ -28,16 +32,18 @@ START_TIMEOUT: Final = 120.0  # seconds; it waits for its own child processes an
 class Dockerd(Client):
     """Its command line, and its daemon, which keeps containers alive without itself."""
 
-    def __init__(self, ground: Ground, containerd: Path, netns: str) -> None:
-        """Use the daemon at the socket `containerd` and the network namespace `netns`."""
-        daemon, program = installed("dockerd", "docker.io"), installed("docker", "docker.io")
+    def __init__(self, ground: Ground, containerd: Path, words: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Use the program that `words` start on the socket `containerd`."""
+        program = installed("docker", "docker.io")
         base = ground.base
-        super().__init__(ground, [program, "--host", f"unix://{base}/d.sock"], {"DOCKER_CONFIG": str(base)})
-        # Not `ip netns exec`: containers' mounts have to be where the other daemon sees them.
-        self._daemon = ["nsenter", f"--net=/run/netns/{netns}", daemon, "--containerd", str(containerd)]
+        own = {"DOCKER_CONFIG": str(base), "DOCKER_BUILDKIT": "0"}  # the builder that every dockerd has
+        super().__init__(ground, [program, "--host", f"unix://{base}/d.sock"], own)
+        self._daemon = [*words, "--containerd", str(containerd)]
         self._daemon += ["--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
         self._daemon += ["--host", f"unix://{base}/d.sock", "--cgroup-parent", f"/{ground.cgroup}", "--live-restore"]
-        self._daemon += ["--oom-score-adjust", "0", "--default-ulimit", "nofile=1024:1024"]
+        self._daemon += ["--default-ulimit", "nofile=1024:1024"]
+        self._daemon += ["--config-file", f"{base}/daemon.json"]
+        (base / "daemon.json").write_text(json.dumps(config))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -47,7 +53,12 @@ class Dockerd(Client):
         pidfile.unlink(missing_ok=True)  # one that was killed leaves it, and its number may be in use again
         with (self.ground.base / "log").open("ab") as log:
             self._process = subprocess.Popen(self._daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(lambda: self.run("version").returncode == 0, f"dockerd answers:\n{self.log()}", START_TIMEOUT)
+        wait_until(self._answers, "dockerd answers", START_TIMEOUT)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"dockerd ended:\n{self.log()}"
+        return self.run("version").returncode == 0
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon."""
@@ -92,24 +103,26 @@ class Dockerd(Client):
 
 
 @contextmanager
-def private_dockerd(containerd: Path) -> Iterator[Dockerd]:
-    """Yield a dockerd with one image."""
+def private_dockerd(containerd: Path, program: Path | None = None, **config: Any) -> Iterator[Dockerd]:
+    """Yield a dockerd with one image, `program` or Debian's; `config` is what its daemon.json says."""
+    # Debian's lowers its own score unless it is told not to, which not every machine allows.
+    words = [str(program)] if program else [installed("dockerd", "docker.io"), "--oom-score-adjust", "0"]
     with private_ground() as ground:
-        netns = ground.base.name
-        command("ip", "netns", "add", netns)
+        docker = Dockerd(ground, containerd, words, config)
         try:
-            command("ip", "-n", netns, "link", "set", "lo", "up")
-            docker = Dockerd(ground, containerd, netns)
-            try:
-                docker.start()
-                _import_image(docker)
-                yield docker
-                assert docker("ps", "--all", "--quiet") == ""
-            finally:
-                docker.end()
-                _unmount(ground)
+            docker.start()
+            _import_image(docker)
+            yield docker
+            assert docker("ps", "--all", "--quiet") == ""
         finally:
-            command("ip", "netns", "delete", netns)
+            docker.end()
+            _unmount(ground)
+
+
+def moby(containerd: Path) -> AbstractContextManager[Dockerd]:
+    """Return a current dockerd, whose images are containerd's; skips the test where there is none."""
+    config = {"features": {"containerd-snapshotter": True}, "userland-proxy": False}  # there is Debian's proxy only
+    return private_dockerd(containerd, peers.find("dockerd-28"), **config)
 
 
 def command(*words: str) -> str:

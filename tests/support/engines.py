@@ -28,6 +28,7 @@ from .daemon_process import DEADLINE, wait_until
 from .footprint import cgroups_below, remove_cgroup
 
 IMAGE: Final = "busybox:1"
+_ENGINES_OWN: Final = ("conmon", "buildkit")  # cgroups
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class Ground:
         return [point for line in reversed(lines) if (point := line.split()[4]).startswith(f"{self.base}/")]
 
     def cgroups(self) -> list[str]:
-        """Return the containers' cgroups; an engine may have one for its monitors, which stays."""
-        return [path for path in cgroups_below(self.cgroup) if Path(path).name != "conmon"]
+        """Return the containers' cgroups; an engine may have one above those of monitors or builds, which stays."""
+        return [path for path in cgroups_below(self.cgroup) if Path(path).name not in _ENGINES_OWN]
 
     def containers(self) -> list[str]:
         """Return the containers that the runtime knows, but for those of an engine that names its own place."""
@@ -90,7 +91,7 @@ def _clear(ground: Ground) -> None:
             os.kill(pid, signal.SIGKILL)
     for mount in ground.mounts():
         umount2(mount, MNT_DETACH)
-    for path in (root / ground.cgroup / "conmon" for root in hierarchies()):
+    for path in (root / ground.cgroup / name for root in hierarchies() for name in _ENGINES_OWN):
         if path.is_dir():
             path.rmdir()
     if not cgroups_below(ground.cgroup):
