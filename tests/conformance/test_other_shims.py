@@ -77,10 +77,10 @@ def ctr(daemon: DaemonProcess) -> Iterator[Ctr]:
             ctr.run("tasks", "rm", "--force", id)
             ctr.run("containers", "rm", id)
     folder = daemon.state / "tasks" / namespace
-    wait_until(lambda: not list(folder.glob("*")), f"bundles go, but {list(folder.glob('*'))}")
-    wait_until(lambda: shims_of(namespace) == [], f"shims end, but {shims_of(namespace)}")
+    wait_until(lambda: not list(folder.glob("*")), lambda: f"bundles go, but {list(folder.glob('*'))}")
+    wait_until(lambda: shims_of(namespace) == [], lambda: f"shims end, but {shims_of(namespace)}")
     assert [id for id in IDS if socket_of(ctr, id).exists()] == []
-    wait_until(lambda: cgroups_below(namespace) == [], f"cgroups go, but {cgroups_below(namespace)}")
+    wait_until(lambda: cgroups_below(namespace) == [], lambda: f"cgroups go, but {cgroups_below(namespace)}")
     remove_cgroup(namespace)
 
 

@@ -112,4 +112,4 @@ def test_two_hundred_exits_at_once(containers: Containers) -> None:
         for number, id in enumerate(ids):
             assert events.topics(id) == ["create", "start", "exit", "delete"]
             assert events.of(id)[2].status == number
-    wait_until(lambda: not containers.leftovers(), f"nothing is left, but: {containers.leftovers()}")
+    wait_until(lambda: not containers.leftovers(), lambda: f"nothing is left, but: {containers.leftovers()}")

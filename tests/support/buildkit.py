@@ -57,7 +57,7 @@ class Buildkit:
                 [*self.nerdctl.machine.wrapper, str(self._daemon), *words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
             )  # fmt: skip
-        wait_until(self._answers, f"buildkitd answers:\n{self.log()}")
+        wait_until(self._answers, lambda: f"buildkitd answers:\n{self.log()}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon."""

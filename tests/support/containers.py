@@ -263,7 +263,7 @@ class Containers:
             for id in self.ids():
                 self.remove(id)
             assert self.task_ids() == []
-            wait_until(lambda: not self.leftovers(), f"nothing is left, but: {self.leftovers()}")
+            wait_until(lambda: not self.leftovers(), lambda: f"nothing is left, but: {self.leftovers()}")
         except (AssertionError, grpc.RpcError) as failure:
             if error is None:
                 raise

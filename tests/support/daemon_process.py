@@ -30,11 +30,14 @@ from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 from .patience import DEADLINE as DEADLINE
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
-    """Return when `condition` holds; fail the test, naming `what` was awaited, after `deadline` seconds."""
+def wait_until(condition: Callable[[], bool], what: str | Callable[[], str], deadline: float = DEADLINE) -> None:
+    """Return when `condition` holds; fail the test, naming `what` was awaited, after `deadline` seconds.
+
+    A function is asked then, so it can tell how things are by then.
+    """
     end = time.monotonic() + deadline
     while not condition():
-        assert time.monotonic() < end, f"gave up after {deadline:g} s: {what}"
+        assert time.monotonic() < end, f"gave up after {deadline:g} s: {what() if callable(what) else what}"
         time.sleep(0.02)
 
 
@@ -238,7 +241,7 @@ class DaemonProcess:
                     status = status or process.wait(DEADLINE)
                 assert error or status == 0, f"pyctrd ended with {status}:\n{self.log_text()}"
             if error is None:
-                wait_until(lambda: not self.leftovers(), f"nothing left of the daemon, but: {self.leftovers()}")
+                wait_until(lambda: not self.leftovers(), lambda: f"nothing left of the daemon, but: {self.leftovers()}")
                 assert "Traceback" not in self.log_text(), self.log_text()
                 clean = True
         finally:

@@ -75,7 +75,7 @@ def private_ground() -> Iterator[Ground]:
     ground.runtime.chmod(0o755)
     try:
         yield ground
-        wait_until(lambda: not ground.processes(), f"processes end, but: {ground.processes()}")
+        wait_until(lambda: not ground.processes(), lambda: f"processes end, but: {ground.processes()}")
         assert ground.containers() == []
         assert ground.cgroups() == []
         assert ground.mounts() == []

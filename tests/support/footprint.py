@@ -44,7 +44,7 @@ class Footprint:
         """Wait until nothing is more than it was, what no longer has a use having been collected."""
         with self._daemon.channel() as channel:
             engine_pb2_grpc.EngineStub(channel).CollectGarbage(engine_pb2.CollectGarbageRequest(), timeout=DEADLINE)
-        wait_until(lambda: not self.excess(), f"nothing more is left, but: {dict(self.excess())}")
+        wait_until(lambda: not self.excess(), lambda: f"nothing more is left, but: {dict(self.excess())}")
 
     def _look(self) -> Counter[str]:
         return Counter(self._descriptors()) + Counter(self._rows()) + Counter(self._files())
