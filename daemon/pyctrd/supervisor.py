@@ -15,6 +15,7 @@ from typing import Any, Final
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
 from pyctr_sys.namespaces import in_user_namespace
+from pyctr_sys.process import trim_heap
 from pyctr_wire.errors import ApiError, FailedPrecondition
 from pyctrd import log
 from pyctrd.composition import Parts
@@ -217,6 +218,7 @@ class Supervisor:
         # What is loaded and built by now stays: no collection of Python's need look at it again.
         gc.freeze()
         gc.enable()
+        trim_heap()
         while True:
             await self._stop.wait()
             self._stop.clear()

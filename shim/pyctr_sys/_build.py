@@ -24,6 +24,7 @@ ffi.cdef(
     int mprotect(void *addr, size_t length, int prot);
     int madvise(uintptr_t addr, size_t length, int advice);
     int syncfs(int fd);
+    int malloc_trim(size_t pad);
 
     struct open_how { uint64_t flags; uint64_t mode; uint64_t resolve; };
     struct mount_attr { uint64_t attr_set; uint64_t attr_clr; uint64_t propagation; uint64_t userns_fd; };

@@ -52,6 +52,13 @@ def set_child_subreaper(*, on: bool = True) -> None:
     check(libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+def trim_heap() -> None:
+    """Give memory that has been freed back to the kernel, where the C library can. Source: malloc_trim(3)."""
+    trim = getattr(libc, "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
 def set_no_new_privs() -> None:
     """Give up gaining privileges by exec, for good."""
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
