@@ -15,7 +15,7 @@ import pytest
 
 from pyctr_shim.oci import state
 from pyctr_shim.oci.cgroups import mounted
-from pyctr_shim.oci.checkpoint import mount_table
+from pyctr_shim.oci.checkpoint import mount_table, verify
 from pyctr_shim.oci.checkpoint.choices import Common, Dump, Restore
 from pyctr_shim.oci.checkpoint.dump import dump
 from pyctr_shim.oci.errors import OciError
@@ -119,6 +119,31 @@ def test_a_container_goes_on_where_it_was(lab: Lab, tmp_path: Path) -> None:
     again.pause()
     again.resume()
     lab.remove(again)
+
+
+def test_who_has_ended_and_is_not_waited_for_comes_along(lab: Lab, tmp_path: Path) -> None:
+    """CRIU has a zombie end as root with all capabilities: that is nothing that anybody could use."""
+    spec, images = counting(lab), tmp_path / "images"
+    spec["process"]["args"] = ["sh", "-c", "true & exec sleep 1000"]
+    spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
+    container = lab.running(spec)
+    eventually(lambda: zombies(container.pid))
+    save(container, images)
+    wait(container.pidfd)
+    lab.remove(container)
+
+    again = restored(lab, spec, container.bundle, images)
+    again.start()
+
+    assert zombies(again.pid)
+    lab.remove(again)
+
+
+def zombies(pid: int) -> list[int]:
+    """Return the descendants of a process that have ended."""
+    return [
+        one for one in verify.tree(pid) if Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    ]
 
 
 def test_a_container_may_be_left_running(lab: Lab, tmp_path: Path) -> None:

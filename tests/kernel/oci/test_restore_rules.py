@@ -95,6 +95,17 @@ def test_cve_2026_95837_in_every_process(lab: Lab) -> None:
     assert resource.prlimit(child, resource.RLIMIT_CORE) == (0, 0)
 
 
+def test_who_has_ended_is_not_asked_what_he_may(lab: Lab) -> None:
+    """Zombies that CRIU makes have had all privileges, which nobody has any more."""
+    spec = with_capabilities(lab.spec("sh", "-c", "true & exec busybox setpriv --nnp sleep 1000"), *CAPABILITIES)
+    container = lab.running(spec)
+    eventually(lambda: Path(f"/proc/{container.pid}/comm").read_text() == "sleep\n")
+    eventually(lambda: "State:\tZ" in Path(f"/proc/{list(verify.tree(container.pid))[1]}/status").read_text())
+    spec["process"]["noNewPrivileges"] = True
+
+    check(container, spec)
+
+
 def test_cve_2026_119101(lab: Lab, tmp_path: Path) -> None:
     """A directory of the host that a crafted mount table shows is found, wherever it has been put."""
     secret = tmp_path / "secret"
