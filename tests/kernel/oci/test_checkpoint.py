@@ -127,7 +127,7 @@ def test_who_has_ended_and_is_not_waited_for_comes_along(lab: Lab, tmp_path: Pat
     spec["process"]["args"] = ["sh", "-c", "true & exec sleep 1000"]
     spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
     container = lab.running(spec)
-    eventually(lambda: zombies(container.pid))
+    eventually(lambda: bool(zombies(container.pid)))
     save(container, images)
     wait(container.pidfd)
     lab.remove(container)
