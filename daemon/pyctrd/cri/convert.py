@@ -83,6 +83,12 @@ def _container_item(container: PodContainer) -> runtime_pb2.Container:
     )
 
 
+def container_statuses(pod: Pod) -> list[runtime_pb2.ContainerStatus]:
+    """Return everything about a pod's containers, the youngest first: of those of one name, kubelets take the first."""
+    youngest_first = sorted(pod.containers.values(), key=lambda one: one.created_at, reverse=True)
+    return [container_status(one) for one in youngest_first]
+
+
 def container_status(container: PodContainer) -> runtime_pb2.ContainerStatus:
     """Return everything about a container."""
     config, image = container.config, container.image

@@ -42,7 +42,7 @@ class Events:
             container_event_type=kind,
             created_at=now(),
             pod_sandbox_status=convert.pod_status(pod),
-            containers_statuses=[convert.container_status(one) for one in pod.containers.values()],
+            containers_statuses=convert.container_statuses(pod),
         )
         if not self._listeners:
             self._kept.append((time.monotonic(), event))

@@ -162,7 +162,7 @@ class RuntimeService:
         return pb.PodSandboxStatusResponse(
             status=convert.pod_status(pod),
             info={"info": json.dumps(self._sandboxes.info(pod))} if request.verbose else {},
-            containers_statuses=[convert.container_status(one) for one in pod.containers.values()],
+            containers_statuses=convert.container_statuses(pod),
             timestamp=now(),
         )
 

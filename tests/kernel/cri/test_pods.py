@@ -415,6 +415,23 @@ def test_events_tell_what_happened_in_its_order(cri: CriClient) -> None:
     assert [kind for who, kind in heard if who == "pod"] == [made, started, stopped, deleted]
 
 
+def test_a_pod_s_youngest_container_is_told_first(cri: CriClient) -> None:
+    """A kubelet that hears of events takes the first of one name for its present one."""
+    pod = cri.run_pod()
+    stream = cri.runtime.GetContainerEvents(runtime_pb2.GetEventsRequest(), timeout=DEADLINE)
+    for attempt in range(3):
+        config = cri.container_config("main", "true")
+        config.metadata.attempt = attempt
+        youngest = cri.create(pod, config)
+
+    status = cri.runtime.PodSandboxStatus(runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=pod.annotations["id"]))
+    event = next(event for event in stream if event.container_id == youngest)
+
+    stream.cancel()
+    for statuses in (status.containers_statuses, event.containers_statuses):
+        assert [one.metadata.attempt for one in statuses] == [2, 1, 0]
+
+
 def test_sysctls_belong_to_the_pod_or_are_refused(cri: CriClient) -> None:
     config = cri.pod_config("sysctls", ipc=POD)
     config.linux.sysctls["kernel.shm_rmid_forced"] = "1"
