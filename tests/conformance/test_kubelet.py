@@ -1,11 +1,11 @@
 """A kubelet 1.36, unmodified, without an API server: its pods live, die and outlive whoever looks after them.
 
-    GOBIN="$PYCTR_TEST_BIN" CGO_ENABLED=0 go install k8s.io/kubernetes/cmd/kubelet
-
-in a module that requires k8s.io/kubernetes v1.36.0, and replaces by its v0.36.0 each module that is replaced there.
+Everything twice: by itself it asks for lists each second and measures cgroups; told to, it hears events and has its
+figures from the daemon. `tests/peers DIRECTORY kubelet` builds it, which takes a quarter of an hour and more.
 """
 
 import asyncio
+import gzip
 import json
 import urllib.parse
 import uuid
@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from pyctr_wire.cri import runtime_pb2
+from support import images
 from support.cri_client import IMAGE, CriClient
 from support.daemon_process import DaemonProcess, wait_until
 from support.kubelet import NODE, Kubelet
 from support.pod_bridge import pod_bridge
+from support.registry_process import running_registry
 from support.streaming_clients import request, streams, upgrade_to_spdy, within_deadline
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.full, pytest.mark.timeout(900)]
@@ -38,11 +40,20 @@ def cri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CriClient]:
         yield client
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["by-itself", "told-by-the-daemon"])
+def told(request: pytest.FixtureRequest) -> bool:
+    """Whether the daemon tells the kubelet of events and figures."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def kubelet(cri: CriClient) -> Iterator[Kubelet]:
-    """One for all tests."""
-    with Kubelet(cri.daemon) as kubelet:
+def kubelet(cri: CriClient, told: bool) -> Iterator[Kubelet]:
+    """One for all tests, and then another one: each takes the other's pods for its own that are to end."""
+    with Kubelet(cri.daemon, dict.fromkeys(("EventedPLEG", "PodAndContainerStatsFromCRI"), told)) as kubelet:
         yield kubelet
+        # It removes what is left of a pod that is gone once a minute only.
+        wait_until(lambda: not cri.pods(), "all pods are removed", _SECONDS)
+        wait_until(lambda: not kubelet.pod_cgroups(), f"no cgroups are left, but {kubelet.pod_cgroups()}", _SECONDS)
 
 
 class Pod:
@@ -96,6 +107,10 @@ class Pod:
     def logs(self, options: str = "") -> str:
         return self._kubelet.logs(self.name, options)
 
+    def exec(self, *command: str) -> bytes:
+        """Run a command in the container and return its output."""
+        return bytes(self._cri.exec(self.id, *command).stdout)
+
     def sandboxes(self) -> list[str]:
         return [one.id for one in self._cri.pods() if one.metadata.name == f"{self.name}-{NODE}"]
 
@@ -104,16 +119,10 @@ class Pod:
         encoded = urllib.parse.urlencode(query, doseq=True)
         return f"{self._kubelet.address}/{verb}/default/{self.name}-{NODE}{path}?{encoded}"
 
-    def gone(self) -> None:
-        """Have it removed, and wait until nothing of it is left."""
-        self._kubelet.withdraw(self.name)
-        wait_until(lambda: not self.sandboxes(), f"{self.name} is removed", _SECONDS)
-        wait_until(lambda: not self._kubelet.status(self.name), f"the kubelet forgets {self.name}", _SECONDS)
-
 
 @pytest.fixture
 def run(kubelet: Kubelet, cri: CriClient) -> Iterator[Callable[..., Pod]]:
-    """Runs pods, which are removed afterwards, all together."""
+    """Runs pods, which are to end afterwards."""
     pods: list[Pod] = []
 
     def run(script: str, **container: Any) -> Pod:
@@ -123,8 +132,6 @@ def run(kubelet: Kubelet, cri: CriClient) -> Iterator[Callable[..., Pod]]:
     yield run
     for pod in pods:
         kubelet.withdraw(pod.name)
-    wait_until(lambda: not any(pod.sandboxes() for pod in pods), "the pods are removed", _SECONDS)
-    wait_until(lambda: not kubelet.pod_cgroups(), f"no cgroups are left, but {kubelet.pod_cgroups()}", _SECONDS)
 
 
 def test_a_pod_with_probes_logs_and_figures(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
@@ -137,9 +144,28 @@ def test_a_pod_with_probes_logs_and_figures(kubelet: Kubelet, run: Callable[...,
     assert kubelet.status(pod.name)["podIP"].startswith("10.")
     assert sorted(pod.logs().splitlines()) == ["begun", "trouble"]
     assert pod.logs("tailLines=1&timestamps=true").count("\n") == 1
-    stats = json.loads(kubelet.get("/stats/summary?only_cpu_and_memory=true"))
-    figures = next(one for one in stats["pods"] if one["podRef"]["name"] == f"{pod.name}-{NODE}")
-    assert figures["containers"][0]["memory"]["workingSetBytes"] > 0
+
+
+def test_figures(kubelet: Kubelet, run: Callable[..., Pod], told: bool) -> None:
+    pod = run("exec sleep 100000").started()
+    name = f"{pod.name}-{NODE}"
+
+    def figures() -> dict[str, Any]:
+        pods = json.loads(kubelet.get("/stats/summary"))["pods"] or ()
+        found: dict[str, Any] = next((one for one in pods if one["podRef"]["name"] == name), {})
+        return found
+
+    def container() -> dict[str, Any]:
+        return dict(next((one for one in figures().get("containers", ()) if one["name"] == "main"), {}))
+
+    wait_until(lambda: container().get("memory", {}).get("workingSetBytes", 0) > 0, "it is measured")
+    assert container()["logs"]["capacityBytes"] > 0
+    assert ("network" in figures()) == told
+    samples = [line for line in kubelet.get("/metrics/cadvisor").splitlines() if f'pod="{name}"' in line]
+    memory = [line for line in samples if line.startswith("container_memory_working_set_bytes")]
+    assert any('container="main"' in line for line in memory)
+    assert any(line.startswith("container_network_receive_bytes_total") for line in samples) == told
+    assert (kubelet.figure("kubelet_evented_pleg_connection_success_count") > 0) == told
 
 
 async def test_commands_and_ports(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
@@ -162,17 +188,103 @@ async def test_commands_and_ports(kubelet: Kubelet, run: Callable[..., Pod]) -> 
         await within_deadline(receiving)
 
 
-def test_a_failing_probe_restarts_a_container(cri: CriClient, run: Callable[..., Pod]) -> None:
+async def test_an_attached_client_talks_to_a_container(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
+    pod = run("while read line; do echo got $line; done", stdin=True).started()
+    url = pod.url("attach", "/main", input=1, output=1)
+    async with streams(url, "stdin", "stdout", context=kubelet.context) as (_, stdin, stdout):
+        await stdin.write(b"this\n")
+        await stdout.read_until(b"got this\n")
+    wait_until(lambda: pod.logs() == "got this\n", "it is in the log, too")
+
+
+def test_hooks_run_before_others_are_asked_and_before_the_end(
+    kubelet: Kubelet, run: Callable[..., Pod], tmp_path: Path
+) -> None:
+    """What a container does at its beginning and its end, within its grace."""
+    say = {what: {"exec": {"command": ["sh", "-c", f"echo {what} >>/data/order"]}} for what in ("begun", "ending")}
+    pod = run(
+        "trap 'sleep 1; echo ended >>/data/order; exit 0' TERM; while :; do sleep 0.1; done",
+        lifecycle={"postStart": say["begun"], "preStop": say["ending"]},
+        readinessProbe={"exec": {"command": ["grep", "begun", "/data/order"]}, "periodSeconds": 1},
+        pod={
+            "volumes": [{"name": "data", "hostPath": {"path": str(tmp_path), "type": "Directory"}}],
+            "terminationGracePeriodSeconds": 60,
+        },
+    ).started()
+    kubelet.withdraw(pod.name)
+    order = tmp_path / "order"
+    wait_until(lambda: "ended" in order.read_text(), f"{pod.name} has ended", _SECONDS)
+    assert order.read_text() == "begun\nending\nended\n"
+
+
+def test_a_log_that_grows_is_rotated_and_loses_no_line(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
+    """The kubelet renames and compresses, the shim opens anew in the middle of writing."""
+    pod = run(
+        "i=0; until [ -e /data/stop ]; do"
+        " for _ in $(seq 500); do echo $((i += 1)); done; sleep 0.1; done; echo end $i; exec sleep 100000"
+    ).started()
+    directory = next((kubelet.base / "logs").glob(f"default_{pod.name}-{NODE}_*/main"))
+    wait_until(lambda: any(directory.glob("*.gz")), "it is rotated twice", _SECONDS)
+    pod.exec("touch", "/data/stop")
+
+    def written() -> bytes:
+        """Return all lines, once nothing more is renamed or compressed: what was renamed last is left as it is."""
+        files = sorted(directory.iterdir(), key=lambda path: (path.name == "0.log", path.name))
+        plain = [path for path in files if path.suffix != ".gz"]
+        if len(plain) != 2 or plain[-1].name != "0.log" or plain[-1].stat().st_size > 256 << 10:
+            return b""
+        contents = ((path, path.read_bytes()) for path in files)
+        return b"".join(gzip.decompress(data) if path.suffix == ".gz" else data for path, data in contents)
+
+    wait_until(lambda: b" end " in written(), "there is nothing more to rotate", _SECONDS)
+    *numbers, last = (int(line.split()[-1]) for line in written().splitlines())
+    assert numbers == list(range(numbers[0], last + 1))
+
+
+def test_a_user_namespace_and_an_image_as_a_volume(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
+    volumes = [
+        {"name": "data", "emptyDir": {}},
+        {"name": "image", "image": {"reference": IMAGE, "pullPolicy": "Never"}},
+    ]
+    mounts = [{"name": "data", "mountPath": "/data"}, {"name": "image", "mountPath": "/image", "readOnly": True}]
+    pod = run(
+        "touch /data/mine; cat /proc/self/uid_map; ls -n /data/mine /image/bin/busybox; exec sleep 100000",
+        volumeMounts=mounts,
+        pod={"hostUsers": False, "volumes": volumes},
+    ).started()
+    ids, *files = pod.logs().splitlines()
+    inside, outside, count = map(int, ids.split())
+    assert (inside, count) == (0, 65536)
+    assert outside >= 65536
+    assert [line.split()[2:4] for line in files] == [["0", "0"]] * 2
+
+
+def test_an_image_comes_from_a_registry(cri: CriClient, run: Callable[..., Pod], tmp_path: Path) -> None:
+    with running_registry(tmp_path) as address:
+        image = f"{address}/test/busybox:1"
+        # One of its own: once the kubelet has pulled one, it pulls it for all its other names, too.
+        cri.bring(image, images.busybox(Labels={"from": address}))
+        cri.daemon.ctr("images", "push", "--plain-http", image, namespace="k8s.io")
+        cri.daemon.ctr("images", "rm", "--sync", image, namespace="k8s.io")
+        command = ["busybox", "sleep", "100000"]
+        pod = run("", image=image, imagePullPolicy="Always", command=command).started()
+        assert pod.status["image"] == image
+    pod = run("exec sleep 100000", image=f"{address}/test/busybox:2", imagePullPolicy="Always")
+    status = pod.until(lambda status: "Pull" in str(status.get("state", "")), "there is no such image")
+    assert "RegistryUnavailable" in str(status["state"]["waiting"])
+
+
+def test_a_failing_probe_restarts_a_container(run: Callable[..., Pod]) -> None:
     pod = run(
         "touch /healthy; echo life >>/data/lives; exec sleep 100000",
         livenessProbe={"exec": {"command": ["cat", "/healthy"]}, "periodSeconds": 1, "failureThreshold": 1},
     ).started()
     first = pod.id
-    cri.exec(first, "rm", "/healthy")
+    pod.exec("rm", "/healthy")
     status = pod.until(lambda status: status.get("restartCount") == 1 and status["ready"], "it lives again")
     assert status["lastState"]["terminated"]["containerID"].endswith(first)
     assert status["lastState"]["terminated"]["exitCode"] == 137
-    assert cri.exec(pod.id, "cat", "/data/lives").stdout == b"life\nlife\n"
+    assert pod.exec("cat", "/data/lives") == b"life\nlife\n"
 
 
 def test_a_container_out_of_memory_says_so(run: Callable[..., Pod]) -> None:
@@ -266,14 +378,3 @@ def test_a_container_that_dies_while_nobody_looks_is_restarted(cri: CriClient, r
     cri.daemon.start()
     status = pod.until(lambda status: status.get("restartCount") == 1 and status["ready"], "it lives again")
     assert status["lastState"]["terminated"]["exitCode"] == 9
-
-
-def test_events_instead_of_lists(cri: CriClient) -> None:
-    """A kubelet that listens for events sees an end at once."""
-    with Kubelet(cri.daemon, {"EventedPLEG": True}) as kubelet:
-        pod = Pod(kubelet, cri, "until [ -e /end ]; do sleep 0.1; done; exit 4").started()
-        cri.exec(pod.id, "touch", "/end")
-        status = pod.until(lambda status: status.get("restartCount") == 1 and status["ready"], "it lives again")
-        assert status["lastState"]["terminated"]["exitCode"] == 4
-        pod.gone()
-        wait_until(lambda: not kubelet.pod_cgroups(), "no cgroups are left", _SECONDS)
