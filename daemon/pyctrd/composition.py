@@ -150,7 +150,7 @@ class Parts:
         self.runtime_versions = RuntimeVersions(self.bulk, group)
         self.owners = owners = Owners(group)
         shims = Shims(endpoints, zygote, self.bulk)
-        self.tasks = Tasks(self.exchange, group)
+        self.tasks = Tasks(self.exchange, group, self.rows)
         undertaker = Undertaker(self.tasks, shims, owners, self.operations, group)
         self.lifecycle = Lifecycle(self.tasks, self.bundles, shims, owners, undertaker, self.operations, group)
         self.recovery = Recovery(self.tasks, self.bundles, shims, owners, undertaker, self.lifecycle, group)

@@ -37,11 +37,11 @@ from pyctr_shim.keeper import Common, Keeper, read_notices, share
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import forks
 from pyctr_shim.oci.cgroups import mounted
-from pyctr_shim.oci.cgroups import stats as _stats  # noqa: F401 - so that all shims share it
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
 from pyctr_sys import pagemap
 from pyctr_sys.immortal import immortalize
+from pyctr_wire import cgroup_metrics as _cgroup_metrics  # noqa: F401 - so that all shims share it
 
 _REQUEST_SIZE: Final = 64 << 10
 _SPARES: Final = 2

@@ -145,3 +145,18 @@ def test_an_upgrade_goes_on_serving(measured: tuple[DaemonProcess, int]) -> None
     wait_until(lambda: answers(port), "the next daemon serves metrics")
     with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
         VersionStub(channel).Version(Empty(), timeout=DEADLINE)
+
+
+def test_a_look_wakes_no_shim(measured: tuple[DaemonProcess, int], rootfs: Path) -> None:
+    daemon, port = measured
+    with sleeping(daemon, rootfs) as ctr:
+        asleep = daemon.state / "tasks" / NAMESPACE / "sleeper/asleep"
+        wait_until(asleep.exists, "its shim sleeps")
+        written = asleep.stat().st_mtime_ns
+
+        (counted,) = families(port)["container_pids_current"].samples
+        printed = ctr("tasks", "metrics", "sleeper")
+
+        assert counted.value == 1
+        assert "sleeper" in printed
+        assert asleep.stat().st_mtime_ns == written

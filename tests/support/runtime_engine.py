@@ -11,6 +11,7 @@ from typing import Any
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctrd.core.anys import AnyValue
+from pyctrd.offload import Offload
 from pyctrd.runtime.bundle import Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -89,12 +90,12 @@ class Engine:
 @asynccontextmanager
 async def engine(state: Path, zygote: ScriptedZygote) -> AsyncIterator[Engine]:
     """Run a daemon's runtime on `state`; ending it leaves shims alone, as the end of a daemon does."""
-    programs, published, operations = ScriptedPrograms(), Recorder(), Operations()
+    programs, published, operations, threads = ScriptedPrograms(), Recorder(), Operations(), Offload(1)
     async with asyncio.TaskGroup() as group:
         bundles = Bundles(state)
         shims = Shims(Endpoints(state, "/grpc", "/ttrpc", "info"), zygote, programs)
         owners = Owners(group)
-        tasks = Tasks(published, group)
+        tasks = Tasks(published, group, threads)
         undertaker = Undertaker(tasks, shims, owners, operations, group)
         lifecycle = Lifecycle(tasks, bundles, shims, owners, undertaker, operations, group)
         recovery = Recovery(tasks, bundles, shims, owners, undertaker, lifecycle, group)
@@ -104,6 +105,7 @@ async def engine(state: Path, zygote: ScriptedZygote) -> AsyncIterator[Engine]:
         finally:
             zygote.forward = None
             tasks.let_go()
+            threads.close()
             for task in asyncio.all_tasks():
                 if task in group._tasks:
                     task.cancel()

@@ -76,7 +76,7 @@ class Gatherer:
 
     async def text(self) -> bytes:
         """Return the metrics as they are now; a shim that does not answer in time is left out."""
-        async with self._gathering:  # each look asks every shim: whoever looks, they are asked one question at a time
+        async with self._gathering:  # each look reads every cgroup: whoever looks, one look at a time
             subjects = await self._subjects()
             return await self._run(render, subjects, self._state())
 

@@ -227,6 +227,11 @@ class Bundle:
         record = _read_json(f"{self.path}/state.json") or _read_json(f"{self.path}/runtime.json")
         return int(record.get("pid", 0)) if record else 0
 
+    def recorded_cgroup(self) -> str:
+        """Return the cgroup in our OCI runtime's record: its path, or SLICE:PREFIX:NAME of a scope; "" without one."""
+        record = _read_json(f"{self.path}/state.json")
+        return str(record.get("cgroup", "")) if record else ""
+
     def mark_started(self) -> None:
         """Note that the first process is started now: its process is older, made for it to be created."""
         with suppress(OSError):  # on a full disk it counts as started when it was created

@@ -5,7 +5,7 @@ These calls go to the shim at once; they never queue behind a slow create or del
 
 import asyncio
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.log import Logger
+from pyctrd.offload import Offload
 from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
 from pyctrd.runtime.table import Deleted, Process, Task, TaskTable, process_of, task_not_found
@@ -55,9 +56,10 @@ def exit_event(task: Task, process: Process, ended: Exit) -> AnyValue:
 class Tasks:
     """The tasks of all namespaces, as far as their existence does not change."""
 
-    def __init__(self, publisher: Publisher, group: asyncio.TaskGroup) -> None:
-        """Start with an empty table. Probes of shims that do not answer run in `group`."""
+    def __init__(self, publisher: Publisher, group: asyncio.TaskGroup, threads: Offload) -> None:
+        """Start with an empty table. Probes of shims that do not answer run in `group`, looks at files in `threads`."""
         self.table = TaskTable()
+        self._threads = threads
         self._publisher = publisher
         self._group = group
 
@@ -196,16 +198,20 @@ class Tasks:
         return list(reply.processes)
 
     async def stats(self, tasks: Iterable[Task]) -> list[tuple[Task, AnyMessage]]:
-        """Return the metrics of those tasks that give any within 2 s."""
+        """Return the metrics of those tasks that give any within 2 s, and have not ended."""
+        asked = [task for task in tasks if task.init.status is not Status.STOPPED]
+        seen = await self._threads.run(_look_at, asked)
 
-        async def one(task: Task) -> tuple[Task, AnyMessage] | None:
+        async def ask(task: Task, metrics: AnyMessage | None) -> tuple[Task, AnyMessage] | None:
+            if metrics is not None:
+                return task, metrics
             try:
                 reply = await self.call(task, "Stats", shim.StatsRequest(id=task.id), shim.StatsResponse, STATS_TIMEOUT)
             except ApiError:
                 return None
             return task, reply.stats
 
-        return [found for found in await asyncio.gather(*map(one, tasks)) if found is not None]
+        return [found for found in await asyncio.gather(*map(ask, asked, seen)) if found is not None]
 
     def forward(
         self, namespace: str, topic: str, event: AnyValue, timestamp: datetime, instance: str, sequence: int
@@ -281,6 +287,21 @@ class Tasks:
             _log.info("task.responsive", namespace=task.namespace, container=task.id)
             break
         task.unresponsive_since = None
+
+
+def _look_at(tasks: Sequence[Task]) -> list[AnyMessage | None]:
+    """Return what is to be seen of each task's cgroup: nothing where another program knows that, or it is not ours."""
+    from pyctrd.runtime import figures  # most daemons never need it
+
+    found: list[AnyMessage | None] = []
+    for task in tasks:
+        try:
+            if task.bundle.manifest.shim:
+                raise FileNotFoundError("what it runs may be a machine of its own")
+            found.append(figures.read(task.init.pid, task.bundle.recorded_cgroup()))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _forget(task: Task, process: Process) -> None:

@@ -1,10 +1,15 @@
-"""Reading and writing the small files of a cgroup directory."""
+"""Reading and writing the small files of a cgroup directory, and what is below it."""
 
 import os
 import time
 from typing import Final
 
-_SMALL: Final = 4096
+from pyctr_sys.cgroup_files import fields, number, read
+
+__all__ = [
+    "child_directories", "fields", "nearest", "number", "read", "remove_tree", "subtree_pids", "write",
+]  # fmt: skip
+
 _DYING_SECONDS: Final = 2.0
 
 
@@ -15,41 +20,6 @@ def write(path: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
-
-
-def read(path: str) -> str:
-    """Return a file's text, "" if it is not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    try:
-        chunks = [os.read(fd, _SMALL)]
-        while len(chunks[-1]) == _SMALL:
-            chunks.append(os.read(fd, _SMALL))
-    except OSError:  # ENODEV: the cgroup went away; EOPNOTSUPP: not accounted here
-        return ""
-    finally:
-        os.close(fd)
-    return b"".join(chunks).decode()
-
-
-def number(path: str) -> int:
-    """Return a file's number; "max" is the largest unsigned one, a missing file 0."""
-    text = read(path).strip()
-    if text == "max":
-        return (1 << 64) - 1
-    return int(text) if text.lstrip("-").isdigit() else 0
-
-
-def fields(path: str) -> dict[str, int]:
-    """Return a flat-keyed file (`name value` lines) as a dictionary."""
-    found = {}
-    for line in read(path).splitlines():
-        name, _, value = line.partition(" ")
-        if value.isdigit():
-            found[name] = int(value)
-    return found
 
 
 def nearest(directory: str) -> str:

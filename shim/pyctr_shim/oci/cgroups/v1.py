@@ -13,6 +13,7 @@ from typing import Any, Final
 from pyctr_shim.oci.cgroups import device_filter, files
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys import cgroup_counters
 
 _FREEZE_SECONDS: Final = 10.0
 _FREEZE_TO_KILL_SECONDS: Final = 0.5
@@ -187,9 +188,9 @@ class CgroupV1:
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v1.Metrics."""
-        from pyctr_shim.oci.cgroups import stats  # and with it protobuf, which most commands do without
+        from pyctr_wire import cgroup_metrics  # and with it protobuf, which most commands do without
 
-        return stats.v1_metrics(self._directory)
+        return cgroup_metrics.of_version_1(cgroup_counters.version_1(self._directory))
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel killed for memory in it, 0 if it is gone."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pyctr_shim.oci.cgroups import device_filter, files
 from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys import cgroup_counters
 from pyctr_sys.bpf import attach_device_program, detach_device_program, device_programs, load_device_program
 from pyctr_sys.namespaces import in_user_namespace
 
@@ -163,9 +164,9 @@ class CgroupV2:
 
     def metrics(self) -> tuple[str, bytes]:
         """Return type URL and bytes of io.containerd.cgroups.v2.Metrics."""
-        from pyctr_shim.oci.cgroups import stats  # and with it protobuf, which most commands do without
+        from pyctr_wire import cgroup_metrics  # and with it protobuf, which most commands do without
 
-        return stats.v2_metrics(self._directory)
+        return cgroup_metrics.of_version_2(cgroup_counters.version_2(self._directory))
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel killed for memory in it, 0 if it is gone."""
