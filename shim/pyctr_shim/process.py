@@ -48,6 +48,11 @@ class Process:
         """Its end, if that comes before its start has been told."""
         self.oom_kills_before = 0
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or was never made."""
+        return self.end is not None or not (self.pid or self.starting)
+
     def made(self, pid: int, pidfd: int | None) -> None:
         """The process exists; its pidfd is owned from now on. None if it has ended and that is about to be told."""
         self.pid = pid

@@ -261,10 +261,13 @@ def wait_for_request(requests: socket.socket, tell_fd: int) -> tuple[bytes, list
         # Of several spares, one is woken. Source: epoll_ctl(2).
         epoll.register(requests.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
         epoll.register(tell_fd, 0)
-        while not any(fd == tell_fd for fd, _events in epoll.poll()):
+        while True:
+            # A request first, whatever else there is: no other spare may have been woken for it.
+            found = {fd for fd, _events in epoll.poll()}
             with contextlib.suppress(BlockingIOError):
                 return receive(requests)
-    return b"", []
+            if tell_fd in found:
+                return b"", []
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:

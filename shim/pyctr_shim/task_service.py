@@ -73,8 +73,9 @@ class TaskService:
             raise Unimplemented(f"Create from a checkpoint by another OCI runtime, {program.path}")
         if options.shim_cgroup:
             placement.enter(options.shim_cgroup)
-            forks.dismiss()  # what has been started elsewhere
             self.has_moved = True
+        if options.shim_cgroup or program is not None:
+            forks.dismiss()  # what has been started elsewhere, or for what another program makes
         created = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs)
         created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr
         created.io.terminal = request.terminal

@@ -90,9 +90,12 @@ class Tasks:
 
     @property
     def over(self) -> bool:
-        """Whether there are containers, and all of their processes have ended."""
-        found = [process for task in self._tasks.values() for process in task.processes()]
-        return bool(found) and not self._being_created and all(process.end is not None for process in found)
+        """Whether all processes have ended, and there are containers, but none with a bundle beside this shim's own."""
+        tasks = self._tasks.values()
+        if not tasks or self._being_created or not all(process.over for task in tasks for process in task.processes()):
+            return False
+        # Whoever has its bundle is still to ask how one ended that shares the shim with another.
+        return not any(task.id != self._identity.id and os.path.isdir(task.bundle) for task in tasks)
 
     def find(self, task_id: str) -> Task:
         """Return a container; raises NotFound."""

@@ -248,7 +248,7 @@ class _Creation:
     def _finish(self, stub: Stub) -> Waiting:
         """Do all that is done in the container's namespaces, and have the stub become the spec's user."""
         build = self._build
-        stub.tell(self._settling())
+        stub.tell_prepared(_prepare(self._settling()))
         stub.await_done()
         process_fd = os.open(f"/proc/{stub.pid}", _PATH)
         try:
@@ -260,13 +260,11 @@ class _Creation:
         try:
             identity = Identity(build.process, build.filter, *capabilities.inherited())
             self._give_stdio()
-            stub.tell(self._becoming(identity, path))
-            start = stubs.prepare(self._departure(identity, path))
+            stub.tell_prepared(_prepare(self._becoming(identity, path)))
+            start = _prepare(self._departure(identity, path))
             stub.await_done()
         except ValueError as error:
             raise _NotThisWay from error
-        if len(start.image) > stubs.LARGEST:
-            raise _NotThisWay
         build.notes += identity.notes
         if build.terminal_fd >= 0:
             os.close(build.terminal_fd)
@@ -367,6 +365,14 @@ class _Creation:
         identity.add_seal(steps, _CONTROL_FD)
         program.add_execute(steps, path, self._build.process["args"], self._env)
         return steps
+
+
+def _prepare(steps: Steps) -> stubs.Prepared:
+    """Prepare steps that hold as much as a spec does. Raises _NotThisWay for more than a stub takes."""
+    prepared = stubs.prepare(steps)
+    if len(prepared.image) > stubs.LARGEST:
+        raise _NotThisWay
+    return prepared
 
 
 def _add_new_file_system(steps: Steps, item: PlannedMount, fd: int) -> None:

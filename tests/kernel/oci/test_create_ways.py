@@ -218,6 +218,15 @@ def test_a_program_that_cannot_be_executed_is_told_at_the_start(
     assert texts[0] == texts[1] == ("exec /script: no such file or directory", 2, 1)
 
 
+@pytest.mark.parametrize("count", [20_000, 60_000])
+def test_more_groups_than_a_stub_can_be_told(count: int, lab: Lab, ways: list[bool]) -> None:
+    spec = changed(lab.spec("sh", "-c", "grep Groups: /proc/self/status | wc -w"), SPECS["plain"])
+    changed(spec, {"process": {"user": {"additionalGids": list(range(1000, 1000 + count))}}})
+
+    assert lab.run(spec).output == f"{1 + count}\n"
+    assert ways == [False]
+
+
 def test_a_terminal(lab: Lab, ways: list[bool]) -> None:
     spec = lab.spec("sh", "-c", "tty; stty size; test -t 0 && echo controls $(cut -d ' ' -f 7 /proc/self/stat)")
     changed(spec, {"process": {"terminal": True, "consoleSize": {"width": 91, "height": 17}, "user": {"uid": 1000}}})

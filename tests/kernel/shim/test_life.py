@@ -309,3 +309,35 @@ def test_one_whose_bundle_was_removed_is_no_shim_any_more_once_its_container_has
     assert not list(Path("/sys/fs/cgroup").glob(f"*{cgroup}"))
     container.client.close()
     os.close(pidfd)
+
+
+def test_nor_one_with_an_exec_that_was_never_started(shims: Host) -> None:
+    container = shims.run("lost-exec", "sleep", "1000")
+    container.exec("e", "true")
+    shutil.rmtree(container.bundle)
+    container.kill()
+
+    eventually(lambda: not os.path.exists(container.request["socket"]), "the shim ends, or is a spare again")
+    container.client.close()
+
+
+def test_one_that_others_share_is_found_by_their_bundles(shims: Host) -> None:
+    """How they ended is still asked for when the container is gone that the shim was started for."""
+    first = shims.run("pod", "sleep", "1000")
+    bundle = shims.container("member", "sleep", "1000")
+    pid = first.client.call("Create", pb.CreateTaskRequest(id="member", bundle=str(bundle))).pid
+    member = Running(shims, "member", bundle, first.client, first.request, first.shim_pid, pid)
+    member.start()
+    first.kill()
+    first.wait()
+    first.delete()
+    shutil.rmtree(first.bundle)
+    member.kill()
+    member.wait()
+
+    time.sleep(4)  # it looks when it is idle, and has no connection to the daemon any more
+
+    assert member.delete().exit_status == 128 + 9
+    first.client.call("Shutdown", pb.ShutdownRequest(id="pod"))
+    eventually(lambda: not os.path.exists(first.request["socket"]), "the shim ends, or is a spare again")
+    first.client.close()

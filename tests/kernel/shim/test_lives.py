@@ -11,6 +11,7 @@ import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.types.runc.options import oci_pb2
+from support import runtimes
 from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
@@ -117,6 +118,18 @@ def test_one_with_an_orphan_left_ends(shims: Host) -> None:
         assert ends(container.shim_pid)
     finally:
         os.kill(orphan, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("runtime", [name for name in runtimes.ALL if name != "embedded"])
+def test_one_that_had_another_runtime_make_its_container(shims: Host, runtime: str) -> None:
+    """The first process that it had ready has long ended then."""
+    first = shims.create("other", "sleep", "1000", runtime=runtimes.options_of(runtime))
+    assert children(first.shim_pid).count(first.pid) == 1
+    assert len(children(first.shim_pid)) == 2  # the other is its worker
+    first.start()
+    first.end()
+
+    second_life(shims, "embedded", first).end()
 
 
 def test_one_in_another_cgroup_ends(shims: Host) -> None:
