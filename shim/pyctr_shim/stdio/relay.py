@@ -9,10 +9,8 @@ pipe fills and the container waits, as it would with any pipe.
 """
 
 import errno
-import fcntl
 import os
 import select
-import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -93,8 +91,9 @@ class PipeSink:
     def end(self) -> None:
         """Close both ends; the client sees the end of the stream once it has read what is there.
 
-        A FIFO loses its bytes with its last descriptor, and a client may still be about to open its end when a
-        short process has ended already. So the write end stays for a while if there are bytes and no reader.
+        A client may still be about to open its end when a short process has ended already. A FIFO loses its bytes with
+        its last descriptor, and whoever opens one that nobody writes to any more waits for ever, also for an end that
+        comes at once. So the write end stays for a while if there is no reader.
         """
         if self.fd is None:
             return
@@ -102,12 +101,8 @@ class PipeSink:
         if self._read_fd is None:
             os.close(write_fd)
             return
-        unread = fcntl.ioctl(self._read_fd, termios.FIONREAD, bytes(4)) != bytes(4)
         self.release_reader()
-        if unread:
-            _close_when_read(self._loop, write_fd, time.monotonic() + _LINGER)
-        else:
-            os.close(write_fd)
+        _close_when_read(self._loop, write_fd, time.monotonic() + _LINGER)
 
 
 def _close_when_read(loop: Loop, write_fd: int, give_up: float) -> None:

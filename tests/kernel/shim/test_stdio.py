@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -80,6 +81,19 @@ def test_a_client_that_opens_late_still_gets_what_was_written(shims: Host) -> No
     fd = read_end(out)
     assert read_until_end(fd) == b"early bird\n"
     os.close(fd)
+    container.end()
+
+
+def test_a_client_that_opens_late_sees_the_end_of_a_stream_without_output(shims: Host) -> None:
+    """It waits for a writer to open its end, as clients do."""
+    err = shims.fifo("silent")
+    container = shims.run("silent", "true", stdio={"stderr": err})
+    assert container.wait() == 0
+    with subprocess.Popen(["cat", err], stdout=subprocess.PIPE) as client:
+        try:
+            assert client.communicate(timeout=DEADLINE)[0] == b""
+        finally:
+            client.kill()
     container.end()
 
 
