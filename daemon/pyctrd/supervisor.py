@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its errors are exported nowhere else
 
@@ -102,6 +102,7 @@ class Supervisor:
             with self._resources:
                 group = asyncio.TaskGroup()
                 self._parts = self._build(group)
+                refused: list[BaseException] = []
                 try:
                     async with group:
                         await self._serve(await self._recover(group))
@@ -109,6 +110,10 @@ class Supervisor:
                         raise _Stopped  # noqa: TRY301 - how a group is ended
                 except* _Stopped:
                     _log.info("stopped" if self._change is None else "handing over")
+                except* Refused as errors:
+                    refused += errors.exceptions
+                if refused:  # raised here, where it does not become a group of one
+                    raise refused[0]
             if self._change is not None:
                 await self._hand_over(self._change)
 
@@ -155,7 +160,7 @@ class Supervisor:
 
     def _refuse_if_served(self) -> None:
         """Raise FailedPrecondition if another program serves one of our addresses."""
-        for path in self._config.paths:
+        for path in (*self._config.paths, Path(self._config.ttrpc_address)):
             public_socket.refuse_if_served(path)
         if self._config.metrics_address is not None:
             from pyctrd.server.remote_listener import refuse_if_taken  # most daemons serve this machine only
@@ -192,7 +197,7 @@ class Supervisor:
             self._parts.dispatch.complete()
         reboot.settle(self._config.state, self._parts.bundles)
         # Before the shims are asked: they tell at once what nobody acknowledged.
-        await self._parts.shim_listener.start()
+        await _listen(self._parts.shim_listener)
         return await self._parts.recovery.run()
 
     async def _serve(self, recovered: Recovered) -> None:
@@ -203,8 +208,8 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.set_exception_handler(_unhandled)
         if self._parts.remote_listener is not None:
-            await self._parts.remote_listener.start()
-        await self._parts.listener.start()
+            await _listen(self._parts.remote_listener)
+        await _listen(self._parts.listener)
         self._parts.exchange.open()
         if self._predecessor is not None:
             self._predecessor.serving(_version())
@@ -323,6 +328,20 @@ class Supervisor:
                         break
             if remote is not None:
                 await remote.stop(_STOP_GRACE)  # which shortens what is left of the other
+
+
+class _Listener(Protocol):
+    """What serves an address from its start on."""
+
+    async def start(self) -> None: ...
+
+
+async def _listen(listener: _Listener) -> None:
+    """Have a listener serve. Raises Refused if its address cannot be had."""
+    try:
+        await listener.start()
+    except FailedPrecondition as error:
+        raise Refused(str(error)) from error
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
+from pyctr_sys.mount import MountFlag, mount, umount2
 from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
 from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
@@ -64,6 +65,44 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     assert _refused("--root", str(file / "r"), "--state", str(tmp_path / "s")) == f"pyctrd: {file}/r: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("taken", "reason"),
+    [
+        ("sock", "address {}/sock: exists and is not a socket: failed precondition"),
+        ("sock.ttrpc", "address {}/sock.ttrpc: exists and is not a socket: failed precondition"),
+    ],
+)
+def test_a_directory_in_the_place_of_a_socket_is_named(taken: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / taken).mkdir()
+    (tmp_path / "sock.123").mkdir()  # as if a process of that number had bound it
+
+    text = _refused("--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), "--address", str(tmp_path / "sock"))
+
+    assert text == f"pyctrd: {reason.format(tmp_path)}"
+    assert (tmp_path / "sock.123").is_dir()
+
+
+def test_an_address_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir()
+    mount("none", str(place), "tmpfs", MountFlag.RDONLY)
+    try:
+        text = _refused("--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), "--address", str(place / "sock"))
+    finally:
+        umount2(str(place))
+
+    assert text == f"pyctrd: address {place}/sock.ttrpc: Read-only file system: failed precondition"
+
+
+def test_files_beside_the_socket_are_nobody_elses_to_remove(tmp_path: Path) -> None:
+    daemon = DaemonProcess()
+    notes = daemon.address.with_name(f"{daemon.address.name}.2026")
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text("precious")
+    with daemon:
+        assert notes.read_text() == "precious"
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])

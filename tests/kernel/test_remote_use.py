@@ -222,3 +222,22 @@ def test_a_port_in_use_and_a_file_that_is_no_certificate_are_named(served: Serve
     assert f"address tcp://localhost:{served.port}: Address already in use" in said(text)
     broken = text.replace(f":{served.port}", f":{free_port()}").replace("clients.pem", "config.toml")
     assert f"TLS cannot use {served.daemon.base}/config.toml" in said(broken)
+
+
+def test_a_port_that_somebody_takes_while_the_daemon_starts_is_named(served: Served, tmp_path: Path) -> None:
+    """It is free when that is looked at, and taken when the daemon listens."""
+    config = tmp_path / "config.toml"
+    text = CONFIG.format(base=served.daemon.base, port=served.port).replace(f"{served.daemon.base}/second", "/tmp/none")
+    ends = ["--config", str(config), "--root", str(tmp_path / "r"), "--state", str(tmp_path / "s")]
+    look = "from pyctrd.server import remote_listener as l; l.refuse_if_taken = lambda *port, **how: None"
+    run = f"import sys; {look}; from pyctrd.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config.write_text(text.replace(f"localhost:{served.port}", f"127.0.0.1:{port}"))
+        command = [sys.executable, "-c", run, *ends]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    address = f"address tcp://127.0.0.1:{port}"
+    assert done.stderr.splitlines()[-1] == f"pyctrd: {address}: cannot listen on it: failed precondition"

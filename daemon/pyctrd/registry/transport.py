@@ -253,7 +253,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         for path in tls.authorities:
             context.load_verify_locations(path)
         for certificate, key in tls.client_pairs:
-            context.load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, "")  # for a password, OpenSSL would ask the terminal
     except (OSError, ssl.SSLError) as error:
         names = ", ".join(str(path) for path in (*tls.authorities, *(pair[0] for pair in tls.client_pairs)))
         raise FailedPrecondition(f"cannot use the certificates {names}: {error}") from error

@@ -60,11 +60,11 @@ class Certificates:
         except OSError as error:  # SSLError is one
             raise FailedPrecondition(f"TLS cannot use {authorities}: {error}") from error
         try:
-            context.load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, "")  # for a password, OpenSSL would ask the terminal
+            pair = (key.read_bytes(), certificate.read_bytes())
+            return stamp, grpc.ssl_server_certificate_configuration([pair], authorities.read_bytes())
         except OSError as error:
             raise FailedPrecondition(f"TLS cannot use {certificate} with {key}: {error}") from error
-        pair = (key.read_bytes(), certificate.read_bytes())
-        return stamp, grpc.ssl_server_certificate_configuration([pair], authorities.read_bytes())
 
     def _look(self) -> _Stamp:
         try:

@@ -49,14 +49,16 @@ class Listener:
     async def start(self) -> None:
         """Listen, and take the public paths, from whoever has them.
 
-        Raises OSError if a path cannot be bound or given to its owner.
+        Raises FailedPrecondition if a path cannot be bound or given to its owner.
         """
         for public, private in self._paths.items():
-            public_socket.clear(public)
-            self._server.add_insecure_port(f"unix:{private}")
+            with public_socket.naming(public):
+                public_socket.clear(public)
+                self._server.add_insecure_port(f"unix:{private}")
         await self._server.start()
         for public, private in self._paths.items():
-            public_socket.publish(private, public, *self._owner)
+            with public_socket.naming(public):
+                public_socket.publish(private, public, *self._owner)
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give calls under way `grace` seconds, then cancel them; gives up the public paths."""

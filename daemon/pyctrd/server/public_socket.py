@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyctr_wire.errors import FailedPrecondition
@@ -51,8 +52,19 @@ def clear(public: Path) -> None:
     """Unlink what dead processes bound for `public`, and what this process's number left behind."""
     pattern = re.compile(re.escape(public.name) + r"\.\d+(\.new)?")
     for path in public.parent.iterdir():
-        if pattern.fullmatch(path.name) and not answers(path):
+        if pattern.fullmatch(path.name) and path.is_socket() and not answers(path):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(address: Path) -> Iterator[None]:
+    """Make what goes wrong while an address is taken a FailedPrecondition that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise FailedPrecondition(f"address {address}: {error.strerror or error}") from error
+    except RuntimeError as error:  # of grpc, which does not say why
+        raise FailedPrecondition(f"address {address}: cannot listen on it") from error
 
 
 def connections(private: Path) -> int:

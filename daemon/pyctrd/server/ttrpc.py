@@ -38,13 +38,14 @@ class TtrpcListener:
         self._stopped = False
 
     async def start(self) -> None:
-        """Listen. Raises OSError if the path cannot be bound."""
-        public_socket.clear(self._public)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self._private))
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connected, sock=listener, backlog=_BACKLOG)
-        public_socket.publish(self._private, self._public, *self._owner)
+        """Listen. Raises FailedPrecondition if the path cannot be bound."""
+        with public_socket.naming(self._public):
+            public_socket.clear(self._public)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(self._private))
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._connected, sock=listener, backlog=_BACKLOG)
+            public_socket.publish(self._private, self._public, *self._owner)
 
     async def stop(self) -> None:
         """Stop listening and close all connections; what a peer was not told it will tell again."""

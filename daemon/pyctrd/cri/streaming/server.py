@@ -101,7 +101,7 @@ def _context(settings: Streaming) -> "ssl.SSLContext | None":
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.certificate, settings.key)
+        context.load_cert_chain(settings.certificate, settings.key, "")  # else OpenSSL asks the terminal
     except OSError as error:  # SSLError is one
         files = f"{settings.certificate} and {settings.key}"
         raise FailedPrecondition(f"cri.streaming cannot use {files}: {error}") from error
