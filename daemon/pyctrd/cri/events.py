@@ -45,19 +45,24 @@ class Events:
             containers_statuses=convert.container_statuses(pod),
         )
         if not self._listeners:
+            self._forget_old()  # or a daemon whose kubelet never listens would keep thousands for good
             self._kept.append((time.monotonic(), event))
         for queue in self._listeners:
             with suppress(asyncio.QueueFull):  # a listener that reads nothing lists everything when it comes back
                 queue.put_nowait(event)
 
+    def _forget_old(self) -> None:
+        oldest = time.monotonic() - _KEPT_SECONDS
+        while self._kept and self._kept[0][0] < oldest:
+            self._kept.popleft()
+
     async def listen(self) -> AsyncIterator[runtime_pb2.ContainerEventResponse]:
         """Yield events until the listener has enough."""
         queue: asyncio.Queue[runtime_pb2.ContainerEventResponse] = asyncio.Queue(_QUEUE)
         if not self._listeners:
-            oldest = time.monotonic() - _KEPT_SECONDS
-            for moment, event in self._kept:
-                if moment >= oldest:
-                    queue.put_nowait(event)
+            self._forget_old()
+            for _, event in self._kept:
+                queue.put_nowait(event)
             self._kept.clear()
         self._listeners.add(queue)
         try:
