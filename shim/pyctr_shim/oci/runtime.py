@@ -314,7 +314,7 @@ def _create_in_place(request: "init.Request") -> Container | None:
         _undo_after(error, request)
         raise
     if waiting is None:
-        _undo(request)
+        _undo(request, for_good=False)
         return None
     container = _container(request, waiting.pid, waiting.pidfd, waiting.master_fd, waiting.fields)
     container.waiting = waiting
@@ -464,8 +464,11 @@ def _undo_after(error: BaseException, request: "init.Request") -> None:
         raise OciError(f"{error}; cleaning up after that: {left}", getattr(error, "errno", 0)) from None
 
 
-def _undo(request: "init.Request") -> None:
-    """Remove what a failed creation left, as its state names it; its process has ended."""
+def _undo(request: "init.Request", *, for_good: bool = True) -> None:
+    """Remove what a failed creation left, as its state names it; its process has ended.
+
+    Hooks are told of that if it is `for_good`, and not tried in another way.
+    """
     try:
         record = state.read(request.state_directory)
     except FileNotFoundError:
@@ -473,10 +476,10 @@ def _undo(request: "init.Request") -> None:
     cgroup = cgroup_for(request.hierarchies, record.cgroup)
     if request.checkpoint is not None:
         cgroup.kill()  # who was to restore may have been killed in the middle of it
-    _remove(request.state_directory, cgroup, with_record=True)
+    _remove(request.state_directory, cgroup, with_record=True, with_hooks=for_good)
 
 
-def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
+def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool, with_hooks: bool = True) -> None:
     """Remove cgroup, host mount and state file in that order, so that the state names what is left."""
     record = None
     if with_record:
@@ -496,7 +499,7 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool) -> None:
     if record is not None and record.host_mount:
         unmount_all(record.host_mount)
     state.remove(state_directory)
-    if record is not None:
+    if record is not None and with_hooks:
         try:
             run_hooks("poststop", record, Status.STOPPED)
         except OciError as error:

@@ -336,6 +336,27 @@ def test_a_stub_that_fails_is_replaced_by_a_fork(lab: Lab, ways: list[bool], mon
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def test_no_hook_is_told_that_a_container_must_be_made_by_a_fork(
+    lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(5, "not this way")
+
+    monkeypatch.setattr(in_place._Creation, "_set_up", fail)
+    told = tmp_path / "told"
+    spec = lab.spec("sleep", "1000")
+    spec["hooks"] = {"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", f"echo x >>{told}"]}]}
+
+    container = lab.running(spec)
+    assert ways == [False]
+    assert not told.exists()
+    container.kill(signal.SIGKILL)
+    wait(container.pidfd)
+    lab.remove(container)
+
+    assert told.read_text() == "x\n"
+
+
 def test_practice_comes_back_and_leaves_nothing(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     before = sorted(os.listdir("/proc/self/fd")), os.readlink("/proc/self/ns/mnt"), os.umask(0o022)
