@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
-from pyctr_sys.cgroup_files import UNLIMITED, fields, number, read
+from pyctr_sys.cgroup_files import UNLIMITED, device_values, fields, number, read
 
 Counters: TypeAlias = dict[str, Any]
 
@@ -128,11 +128,9 @@ def _v1_block_lines(path: str, devices: dict[tuple[int, int], str]) -> Iterator[
 
 
 def _v2_io_lines(path: str) -> Iterator[Counters]:
-    for line in read(path).splitlines():
-        device, *pairs = line.split()
+    for device, counters in device_values(path).items():
         if device.replace(":", "").isdigit():
             major, minor = _device(device)
-            counters = {name: int(value) for name, _, value in (pair.partition("=") for pair in pairs)}
             yield {"major": major, "minor": minor, **counters}
 
 

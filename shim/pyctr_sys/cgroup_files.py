@@ -33,6 +33,17 @@ def number(path: str) -> int:
     return int(text) if text.lstrip("-").isdigit() else 0
 
 
+def device_values(path: str) -> dict[str, dict[str, int]]:
+    """Return a file of `device name=value name=value` lines, as io.stat is, by device."""
+    found = {}
+    for line in read(path).splitlines():
+        words = [word.partition("=") for word in line.split()]
+        # Some kernels before 6.6 put devices in front of which there is nothing.
+        *_, device = "", *(name for name, separator, _ in words if not separator)
+        found[device] = {name: int(value) for name, _, value in words if value.isdigit()}
+    return found
+
+
 def fields(path: str) -> dict[str, int]:
     """Return a flat-keyed file (`name value` lines) as a dictionary."""
     found = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyctr_sys.namespaces import in_user_namespace
+from pyctr_sys.proc_lines import read_lines
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _CPUSET: Final = ("cpuset.cpus", "cpuset.mems")
@@ -24,9 +25,7 @@ def own_hierarchies() -> list[Hierarchy]:
 
     Root of a user namespace gets those in which its own cgroup has been delegated to it: mostly version 2, or none.
     """
-    found = read_hierarchies(
-        Path("/proc/self/mountinfo").read_text().splitlines(), Path("/proc/self/cgroup").read_text().splitlines()
-    )
+    found = read_hierarchies(read_lines("/proc/self/mountinfo"), read_lines("/proc/self/cgroup"))
     return [one for one in found if is_delegated(one)] if in_user_namespace() else found
 
 
@@ -53,8 +52,8 @@ def read_hierarchies(mountinfo: list[str], own_cgroups: list[str]) -> list[Hiera
     found = []
     for line in mountinfo:
         before, _, after = line.partition(" - ")
-        mount_point = Path(before.split()[4])
-        kind, _source, options = after.split()[:3]
+        mount_point = Path(before.split(" ")[4])
+        kind, _source, options = after.split(" ")[:3]
         if not mount_point.is_relative_to(_ROOT) or kind not in ("cgroup", "cgroup2"):
             continue
         is_v2 = kind == "cgroup2"

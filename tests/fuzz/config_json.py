@@ -31,7 +31,7 @@ NAMES: Final = (
     "config.json", "ociVersion", "root", "mounts", "process", "hostname", "domainname", "hooks", "annotations", "linux",
     "solaris", "windows", "vm", "zos", "freebsd",
 )  # fmt: skip
-_NAMED: Final = re.compile(rf"({'|'.join(map(re.escape, NAMES))})\b[^:]*: \S")
+_NAMED: Final = re.compile(rf"({'|'.join(map(re.escape, NAMES))})\b.*?: \S", re.DOTALL)  # names may have colons
 _ALL: Final = (1 << 41) - 1
 _RESCTRL: Final = "1 0 0:1 / /sys/fs/resctrl rw - resctrl none rw\n"
 

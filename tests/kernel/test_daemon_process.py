@@ -105,6 +105,26 @@ def test_files_beside_the_socket_are_nobody_elses_to_remove(tmp_path: Path) -> N
         assert notes.read_text() == "precious"
 
 
+MOUNTING = """
+import os, sys
+from pathlib import Path
+from pyctr_sys.mount import MountFlag, mount
+mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
+for name in (b"\\xfc", "\\u00a0x".encode(), b"\\r", b"\\x0c", "\\u2028".encode()):
+    place = os.fsencode(sys.argv[1]) + b"/" + name
+    os.mkdir(place)
+    mount("", os.fsdecode(place), "tmpfs", 0)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_mounts_of_any_name(tmp_path: Path) -> None:
+    """Whoever has fusermount may mount at a path that is no text; that is nobody else's trouble."""
+    wrapper = ("unshare", "--mount", sys.executable, "-c", MOUNTING, str(tmp_path))
+    with DaemonProcess(wrapper=wrapper) as daemon, daemon.channel() as channel:
+        assert VersionStub(channel).Version(Empty(), timeout=30).version
+
+
 @pytest.mark.parametrize("umask", [0, 0o777])
 def test_cve_2024_25621_nobody_else_gets_at_anything_whatever_the_umask_is(umask: int) -> None:
     """Nor where an older version left a directory open; also CVE-2021-41103."""

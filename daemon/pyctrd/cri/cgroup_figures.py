@@ -6,6 +6,8 @@ Source: kernel Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, cp
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pyctr_sys.proc_lines import read_lines
+
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _UNLIMITED: Final = 1 << 60  # version 1 has a number near 2^63 for it
 
@@ -42,7 +44,7 @@ class CgroupDirectories(NamedTuple):
 def directories_of(pid: int) -> CgroupDirectories:
     """Return the cgroup of a process. Raises OSError if it has ended. Source: cgroups(7), /proc/PID/cgroup."""
     paths: dict[str, str] = {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+    for line in read_lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             paths[controller] = path.lstrip("/")

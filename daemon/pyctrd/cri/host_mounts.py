@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
+from pyctr_sys.proc_lines import read_lines, unescaped
 from pyctr_wire.cri import runtime_pb2
 from pyctr_wire.errors import InvalidArgument, UnknownError
 
@@ -49,9 +49,9 @@ def _check_propagation(path: str, propagation: int) -> None:
 def _mount_of(path: str) -> tuple[str, list[str]]:
     """Return the mount that a path is on, and its optional fields."""
     best: tuple[str, list[str]] = ("/", [])
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in read_lines("/proc/self/mountinfo"):
         words = line.split(" ")
-        point = words[4].encode().decode("unicode_escape")
+        point = unescaped(words[4])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best[0]):
             best = point, words[6 : words.index("-")]

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pyctr_sys.cgroup_files import device_values
+from pyctr_sys.proc_lines import read_lines
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.cri.cgroup_figures import CgroupDirectories, Figures, number, read, table
 
@@ -205,8 +207,8 @@ def look_at(origin: Origin, now: int) -> Subject:
 def interfaces(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the counts of each interface but the loopback. Raises OSError. Source: proc_pid_net(5), dev."""
     found = {}
-    for line in path.read_text().splitlines()[2:]:
-        name, _, rest = line.partition(":")
+    for line in read_lines(str(path))[2:]:
+        name, _, rest = line.encode(errors="replace").decode().partition(":")  # it becomes a message's, which is UTF-8
         if name.strip() != "lo":
             found[name.strip()] = tuple(int(word) for word in rest.split())
     return found
@@ -306,14 +308,8 @@ def _io_v1(directory: Path) -> dict[tuple[str, str], int]:
 
 def _io_v2(directory: Path) -> dict[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
-    with suppress(FileNotFoundError):
-        for line in (directory / "io.stat").read_text().splitlines():
-            device, *pairs = line.split()
-            values = dict(pair.split("=", 1) for pair in pairs)
-            read_bytes, written = int(values.get("rbytes", 0)), int(values.get("wbytes", 0))
-            found |= {(device, "Read"): read_bytes, (device, "Write"): written, (device, "Total"): read_bytes + written}
-            found |= {
-                (device, "ios Read"): int(values.get("rios", 0)),
-                (device, "ios Write"): int(values.get("wios", 0)),
-            }
+    for device, values in device_values(f"{directory}/io.stat").items():
+        read_bytes, written = values.get("rbytes", 0), values.get("wbytes", 0)
+        found |= {(device, "Read"): read_bytes, (device, "Write"): written, (device, "Total"): read_bytes + written}
+        found |= {(device, "ios Read"): values.get("rios", 0), (device, "ios Write"): values.get("wios", 0)}
     return found

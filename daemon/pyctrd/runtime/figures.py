@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from pyctr_sys import cgroup_counters
+from pyctr_sys.proc_lines import read_lines
 from pyctr_wire import cgroup_metrics
 
 _ROOT: Final = "/sys/fs/cgroup"
@@ -41,7 +41,7 @@ def read(pid: int, recorded: str) -> AnyMessage:
 def _cgroups_of(pid: int) -> Mapping[str, str]:
     """Return a process's paths by controller, "" being version 2. Raises OSError. Source: cgroups(7)."""
     found: dict[str, str] = {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+    for line in read_lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)
         found |= dict.fromkeys(controllers.split(","), path)
     return found

@@ -72,7 +72,7 @@ def connections(private: Path) -> int:
     suffix = f" {private}"
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as sockets:
         # Num RefCount Protocol Flags Type St Inode Path: an accepted socket has the listener's path, and state 3.
-        return sum(line.rstrip("\n").endswith(suffix) and line.split()[5] == "03" for line in sockets)
+        return sum(line.rstrip("\n").endswith(suffix) and line.split()[5:6] == ["03"] for line in sockets)
 
 
 def publish(private: Path, public: Path, uid: int, gid: int) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.proc_lines import read_lines
 
 _NOWHERE: Final = ""
 _UNIFIED: Final = "unified:"
@@ -22,12 +23,10 @@ def find(pid: int) -> str:
     version 2 uses that hierarchy alone, without any of the controllers.
     """
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            theirs = places(file)
+        theirs = places(read_lines(f"/proc/{pid}/cgroup"))
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
-    with open("/proc/self/cgroup") as file:
-        ours = places(file)
+    ours = places(read_lines("/proc/self/cgroup"))
     return choose(mounted(), theirs, ours)
 
 
@@ -35,7 +34,7 @@ def places(lines: Iterable[str]) -> dict[str, str]:
     """Return the cgroup in each hierarchy by controller, "" for the unified one. Source: cgroups(7)."""
     found: dict[str, str] = {}
     for line in lines:
-        _number, controllers, path = line.rstrip("\n").split(":", 2)
+        _number, controllers, path = line.split(":", 2)
         found.update(dict.fromkeys(controllers.split(","), path))
     return found
 

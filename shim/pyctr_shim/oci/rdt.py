@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.proc_lines import read_lines
 
 _ROOT_GROUP: Final = "/"
 _SCHEMATA_BYTES: Final = 1 << 16
@@ -58,11 +59,10 @@ def plan(spec: Mapping[str, Any] | None, container: str, mountinfo: str = "/proc
 
 
 def _mount_point(mountinfo: str) -> str:
-    with open(mountinfo) as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            if after.startswith("resctrl "):
-                return before.split()[4]
+    for line in read_lines(mountinfo):
+        before, _, after = line.partition(" - ")
+        if after.startswith("resctrl "):
+            return before.split(" ")[4]
     return ""
 
 

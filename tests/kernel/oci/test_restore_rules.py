@@ -106,6 +106,15 @@ def test_who_has_ended_is_not_asked_what_he_may(lab: Lab) -> None:
     check(container, spec)
 
 
+def test_a_program_may_have_a_name_that_is_no_text(lab: Lab) -> None:
+    """It can give itself any, and one that is cut off in the middle of a character has one."""
+    spec = lab.spec("sh", "-c", r"printf '\377' > /proc/self/comm; while true; do sleep 1000; done")
+    container = lab.running(spec)
+    eventually(lambda: b"\xff" in Path(f"/proc/{container.pid}/comm").read_bytes())
+
+    check(container, spec)
+
+
 def test_cve_2026_119101(lab: Lab, tmp_path: Path) -> None:
     """A directory of the host that a crafted mount table shows is found, wherever it has been put."""
     secret = tmp_path / "secret"

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.cgroups import base_of, own_hierarchies
 from pyctr_sys.namespaces import in_user_namespace
+from pyctr_sys.proc_lines import read_lines
 
 MOUNT_POINT: Final = "/sys/fs/cgroup"
 _HOME: Final = "/pyctr"
@@ -108,8 +109,7 @@ class Cgroup(Protocol):
 @cache
 def mounted() -> Hierarchies:
     """Return what is mounted on this machine; read once, so that processes forked later need not."""
-    with open("/proc/self/mountinfo") as file:
-        found = detect(file)
+    found = detect(read_lines("/proc/self/mountinfo"))
     return _delegated(found) if in_user_namespace() else found
 
 
@@ -128,8 +128,8 @@ def detect(mountinfo: Iterable[str]) -> Hierarchies:
     unified = ""
     for line in mountinfo:
         before, _, after = line.partition(" - ")
-        mount_point = before.split()[4]
-        kind, _, super_options = after.split()[:3]
+        mount_point = before.split(" ")[4]
+        kind, _, super_options = after.split(" ")[:3]
         if mount_point != MOUNT_POINT and not mount_point.startswith(MOUNT_POINT + "/"):
             continue
         if kind == "cgroup2":

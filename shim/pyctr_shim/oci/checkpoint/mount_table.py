@@ -1,10 +1,9 @@
 """What is mounted for a process, as /proc/PID/mountinfo tells. Source: proc_pid_mountinfo(5)."""
 
-import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+from pyctr_sys.proc_lines import read_lines, unescaped
 
 
 class Mounted(NamedTuple):
@@ -30,25 +29,20 @@ class Mounted(NamedTuple):
 
 def of(pid: int | str) -> list[Mounted]:
     """Return the mounts of a process, lower ones first. Raises FileNotFoundError, or OSError if it has ended."""
-    with open(f"/proc/{pid}/mountinfo") as file:
-        return parse(file)
+    return parse(read_lines(f"/proc/{pid}/mountinfo"))
 
 
 def parse(lines: Iterable[str]) -> list[Mounted]:
     """Return what the lines of a mountinfo file say."""
     found = []
     for line in lines:
-        before, _, after = line.rstrip("\n").partition(" - ")
-        id_, _, device, root, where, options, *propagation = before.split()
-        names, kind = frozenset(options.split(",")), after.split()[0]
-        found.append(Mounted(int(id_), device, _plain(root), _plain(where), names, kind, tuple(propagation)))
+        before, _, after = line.partition(" - ")
+        id_, _, device, root, where, options, *propagation = before.split(" ")
+        names, kind = frozenset(options.split(",")), after.partition(" ")[0]
+        found.append(Mounted(int(id_), device, unescaped(root), unescaped(where), names, kind, tuple(propagation)))
     return found
 
 
 def is_below(path: str, directory: str) -> bool:
     """Whether `path` is the directory or in it; both are absolute and normal."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
-def _plain(text: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

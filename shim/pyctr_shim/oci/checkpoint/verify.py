@@ -19,6 +19,7 @@ from pyctr_shim.oci.mounts import clean
 from pyctr_sys.mount import MountFlag
 from pyctr_sys.namespaces import Clone
 from pyctr_sys.openat2 import open_in_root
+from pyctr_sys.proc_lines import read_lines
 
 Spec = Mapping[str, Any]
 
@@ -95,8 +96,8 @@ def _check_namespaces(plan: namespaces.Plan, pid: int, expected: Expected) -> No
 
 
 def _status(directory: str) -> dict[str, str]:
-    with open(f"{directory}/status") as file:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+    lines = read_lines(f"{directory}/status")
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _check_identity(spec: Spec, process: Spec, status: Mapping[str, str], who: str) -> None:
