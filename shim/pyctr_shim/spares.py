@@ -35,6 +35,7 @@ from pyctr_shim import descriptors, journal, placement
 from pyctr_shim.identity import Identity, Inheritance, make_inheritance
 from pyctr_shim.keeper import Common, Keeper, read_notices, share
 from pyctr_shim.loop import Loop
+from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci import forks
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
@@ -228,6 +229,7 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
     has no other child, has told of all their ends.
     """
     journal.close_log()
+    joining.forget()
     gc.collect()  # objects close what they own; then there is nobody left to close it a second time
     descriptors.close_all_but(kept)
     os.ftruncate(common.memory_fd, 0)

@@ -282,6 +282,12 @@ def _plan_identity(document: bytes, filter_: seccomp.Filter | None, bounding: in
     return Identity(_load(document), filter_, bounding, permitted)
 
 
+def forget() -> None:
+    """Forget what has been executed: the next container is somebody else's."""
+    _load.cache_clear()
+    _plan_identity.cache_clear()
+
+
 def _join_keyring(container: str) -> None:
     try:
         join_session_keyring(f"_ses.{container}")

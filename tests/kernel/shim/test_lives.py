@@ -11,6 +11,7 @@ import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.containerd.types.runc.options import oci_pb2
+from pyctr_wire.errors import UnknownError
 from support import runtimes
 from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
@@ -118,6 +119,33 @@ def test_one_with_an_orphan_left_ends(shims: Host) -> None:
         assert ends(container.shim_pid)
     finally:
         os.kill(orphan, signal.SIGKILL)
+
+
+def test_what_was_executed_in_one_life_is_forgotten_in_the_next(shims: Host) -> None:
+    """It may be a secret, and it is a burden."""
+    first = shims.run("secretive", "sleep", "1000")
+    before = private_memory(first)
+    for number in range(4):
+        first.exec(f"e{number}", "true", str(number) * 3_000_000)
+        with pytest.raises(UnknownError, match="rgument list too long"):
+            first.start(f"e{number}")
+    assert private_memory(first) > before + (12 << 20)
+    first.end()
+
+    again = second_life(shims, "unaware", first)
+    assert private_memory(again) < before + (4 << 20)
+    say(again, b"go\n")
+    again.wait()
+    again.end()
+
+
+def private_memory(container: Running) -> int:
+    """Return how many bytes a shim's worker has to itself."""
+    for pid in children(container.shim_pid):
+        status = Path(f"/proc/{pid}/status").read_text()
+        if status.startswith("Name:\tpyctr-shim:work"):
+            return int(status.partition("RssAnon:")[2].split()[0]) << 10
+    raise AssertionError("it is asleep")
 
 
 @pytest.mark.parametrize("runtime", [name for name in runtimes.ALL if name != "embedded"])
