@@ -89,7 +89,8 @@ def ps(options: argparse.Namespace) -> int:
         return 0
     import subprocess
 
-    done = subprocess.run(["ps", *(options.ps_options or ["-ef"])], capture_output=True, text=True, check=False)
+    command = ["ps", *(options.ps_options or ["-ef"])]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     header, *lines = done.stdout.splitlines() or [""]
     if done.returncode != 0 or "PID" not in header.split():
         raise OciError(f"ps: {done.stderr.strip() or 'no column PID in what it prints'}")

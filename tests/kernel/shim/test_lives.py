@@ -129,11 +129,12 @@ def test_what_was_executed_in_one_life_is_forgotten_in_the_next(shims: Host) -> 
         first.exec(f"e{number}", "true", str(number) * 3_000_000)
         with pytest.raises(UnknownError, match="rgument list too long"):
             first.start(f"e{number}")
-    assert private_memory(first) > before + (12 << 20)
+    taken = private_memory(first) - before
+    assert taken > 12 << 20
     first.end()
 
     again = second_life(shims, "unaware", first)
-    assert private_memory(again) < before + (4 << 20)
+    assert private_memory(again) - before < taken / 2  # the C library keeps some of what it was given back
     say(again, b"go\n")
     again.wait()
     again.end()
