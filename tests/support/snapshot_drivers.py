@@ -61,8 +61,8 @@ def thin_pool(directory: Path) -> Iterator[str]:
     if "thin-pool" not in targets:
         pytest.skip("this kernel has no thin pools of the device mapper")
     pool, devices = f"pyctr-test-{os.getpid()}", []
-    for name, size in (("metadata", 16 << 20), ("data", 1 << 30)):
-        image = directory / name
+    images = directory / "metadata", directory / "data"
+    for image, size in zip(images, (16 << 20, 1 << 30), strict=True):
         with image.open("wb") as file:
             file.truncate(size)
         found = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True)
@@ -75,8 +75,9 @@ def thin_pool(directory: Path) -> Iterator[str]:
         for device in thin_devices(pool):
             subprocess.run(["dmsetup", "remove", "--retry", device], check=True)
         subprocess.run(["dmsetup", "remove", "--retry", pool], check=True)
-        for device in devices:
+        for device, image in zip(devices, images, strict=True):
             subprocess.run(["losetup", "--detach", device], check=True)
+            image.unlink()
 
 
 def thin_devices(pool: str) -> list[str]:

@@ -35,17 +35,18 @@ def test_suite(suite: str) -> None:
     run(f"tests/kernel/{suite}")
 
 
-def test_devices_of_a_thin_pool() -> None:
+@pytest.mark.parametrize("kind", ["contract", "kernel"])
+def test_devices_of_a_thin_pool(kind: str) -> None:
     """Snapshots that need the device mapper, by the contract of all snapshotters, and containers on them."""
-    run("tests/contract/test_snapshotters.py", "-k", "devmapper")
-    run("tests/kernel/test_snapshotters.py", "-k", "devmapper")
+    run(f"tests/{kind}/test_snapshotters.py", "-k", "devmapper")
 
 
-def test_checkpoints() -> None:
+@pytest.mark.parametrize("of", ["oci", "cri"])
+def test_checkpoints(of: str) -> None:
     """By a CRIU that knows this kernel, where systemd has all mounts shared."""
     if peers.look_for("criu", "4") is None:
         pytest.skip("Debian's CRIU 3.17 does not keep no_new_privs: tests/newer-criu brings one that does")
-    run("tests/kernel/oci/test_checkpoint.py")
+    run(f"tests/kernel/{of}/test_checkpoint.py")
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
