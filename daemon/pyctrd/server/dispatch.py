@@ -346,7 +346,9 @@ def _guard_generator(method: str, behaviour: Behaviour, calls: _Calls) -> Callab
 
 async def _abort(context: Context, error: ApiError) -> None:
     """End the call with the status that stands for `error`."""
-    await context.abort(_STATUS[error.code], str(error)[:_MAX_MESSAGE_CHARACTERS])
+    # It may name a file of an image, which need be no text: grpc would answer nothing, and the client wait for ever.
+    text = str(error)[:_MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
+    await context.abort(_STATUS[error.code], text)
 
 
 def _answer(method: str, error: ApiError | OSError) -> ApiError:

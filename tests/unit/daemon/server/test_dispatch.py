@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Servicer:
             "full": OSError(errno.ENOSPC, "No space left on device", "/var/lib/x"),
             "io": OSError(errno.EIO, "Input/output error"),
             "long": InvalidArgument("x" * 100_000),
+            "no text": NotFound(f"there is no {os.fsdecode(bytes([0xFC]))}"),
         }
         raise errors[request]
 
@@ -104,6 +106,7 @@ async def test_an_answer_is_serialized_or_passed_as_it_is(channel: grpc.aio.Chan
         ),
         ("io", grpc.StatusCode.UNKNOWN, "/test.Test/Fail: [Errno 5] Input/output error"),
         ("long", grpc.StatusCode.INVALID_ARGUMENT, "x" * 4096),
+        ("no text", grpc.StatusCode.NOT_FOUND, "there is no ?: not found"),  # as an image's files may be called
     ],
 )
 async def test_an_error_becomes_its_status(
