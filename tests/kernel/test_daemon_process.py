@@ -8,11 +8,13 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
 from google.protobuf.empty_pb2 import Empty
 
 from pyctr_sys.mount import MountFlag, mount, umount2
@@ -103,6 +105,20 @@ def test_files_beside_the_socket_are_nobody_elses_to_remove(tmp_path: Path) -> N
     notes.write_text("precious")
     with daemon:
         assert notes.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["TaskExit", "TaskStart", "ContainerDelete", "ImageUpdate", "NoSuch"])
+def test_events_that_are_none(daemon: DaemonProcess, kind: str) -> None:
+    """Whoever may publish, and shims of other makes may, must not end the daemon with what does not decode."""
+    event = any_pb2.Any(type_url=f"containerd.events.{kind}", value=b"\xff\xff")
+    topics = ("/tasks/exit", "/tasks/start", "/containers/delete", "/containers/update", "/images/update")
+    with daemon.channel() as channel:
+        for topic in ("/loads/the/rest", *topics):
+            request = events_pb2.PublishRequest(topic=topic, event=event)
+            metadata = (("containerd-namespace", "default"),)
+            events_pb2_grpc.EventsStub(channel).Publish(request, timeout=30, metadata=metadata)
+            time.sleep(0.3)  # in which somebody follows events, and takes this one
+        assert VersionStub(channel).Version(Empty(), timeout=30).version
 
 
 MOUNTING = """

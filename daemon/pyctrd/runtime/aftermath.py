@@ -12,6 +12,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.tasks import Status
+from pyctrd.events.decoding import decode
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.belongings import Belongings
@@ -120,15 +121,12 @@ class Aftermath:
 
     async def _take(self, envelope: Envelope) -> None:
         if envelope.topic == "/containers/delete":
-            gone = container_pb2.ContainerDelete.FromString(envelope.event.value)
-            # Looked for right here: most containers have neither, and a thread takes longer than looking does.
-            if self._logs.has(envelope.namespace, gone.id):
-                await self._rows.run(self._logs.remove, envelope.namespace, gone.id)
-            if self._belongings.any_of(envelope.namespace, gone.id):
-                await self._bulk.run(self._belongings.container_gone, envelope.namespace, gone.id)
+            gone = decode(envelope.event, container_pb2.ContainerDelete)
+            if gone is not None:
+                await self._remove_belongings(envelope.namespace, gone.id)
             return
-        ended = task_pb2.TaskExit.FromString(envelope.event.value)
-        if ended.id != ended.container_id:
+        ended = decode(envelope.event, task_pb2.TaskExit)
+        if ended is None or ended.id != ended.container_id:
             return  # an exec
         task = self._table.find(envelope.namespace, ended.container_id)
         if task is not None and task.init.status is not Status.STOPPED:
@@ -139,6 +137,19 @@ class Aftermath:
             return
         if container.labels.get(labels.AUTO_REMOVE) == "true":
             await self._remove(envelope.namespace, container)
+
+    async def _remove_belongings(self, namespace: str, id: str) -> None:
+        # Looked for right here: most containers have neither, and a thread takes longer than looking does.
+        has_logs, has_belongings = self._logs.has(namespace, id), self._belongings.any_of(namespace, id)
+        if not (has_logs or has_belongings):
+            return
+        with suppress(NotFound):
+            self._rows.at_once(self._containers.get, namespace, id)
+            return  # it is another one of that id, or somebody has only said so
+        if has_logs:
+            await self._rows.run(self._logs.remove, namespace, id)
+        if has_belongings:
+            await self._bulk.run(self._belongings.container_gone, namespace, id)
 
     async def _remove(self, namespace: str, container: Container) -> None:
         """Remove a container, task first; whoever attached to it may be doing the same."""

@@ -18,6 +18,7 @@ from pyctrd.core.containers import Container
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.restarts import LASTING, Wish, delay, explicitly_stopped, starts_again, wish_of
 from pyctrd.core.tasks import Status
+from pyctrd.events.decoding import decode
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
 from pyctrd.runtime.aftermath import Envelope, Events
@@ -131,11 +132,12 @@ class RestartMonitor:
 
     async def _take(self, envelope: Envelope) -> None:
         if envelope.topic == "/tasks/start":
-            started = task_pb2.TaskStart.FromString(envelope.event.value)
-            await self._started((envelope.namespace, started.container_id))
+            started = decode(envelope.event, task_pb2.TaskStart)
+            if started is not None:
+                await self._started((envelope.namespace, started.container_id))
             return
-        ended = task_pb2.TaskExit.FromString(envelope.event.value)
-        if ended.id == ended.container_id:
+        ended = decode(envelope.event, task_pb2.TaskExit)
+        if ended is not None and ended.id == ended.container_id:
             await self._ended((envelope.namespace, ended.container_id))
 
     async def _started(self, key: Key) -> None:

@@ -222,3 +222,26 @@ async def test_one_that_cannot_be_removed_does_not_stop_the_others(world: World)
     loop.cancel()
     with suppress(asyncio.CancelledError):
         await loop
+
+
+async def test_what_clients_publish_is_not_taken_for_granted(world: World) -> None:
+    """Bytes that are no event, another event, and one that is not true."""
+    loop = await running(world)
+    world.add("stays", auto_remove=False)
+    untrue = task_pb2.TaskExit(container_id="stays", id="stays").SerializeToString()
+    for topic in ("/tasks/exit", "/containers/delete"):
+        for kind in ("TaskExit", "ContainerDelete", "NoSuch"):
+            world.exchange.publish(NS, topic, AnyValue(f"containerd.events.{kind}", b"\xff\xff"))
+            world.exchange.publish(NS, topic, AnyValue(f"containerd.events.{kind}", untrue))
+    world.exchange.publish_core(NS, ContainerDelete("stays"))
+    world.add("gone", auto_remove=True)
+    world.stopped = {"gone": True}
+    world.end("gone")
+
+    assert await world.until(3) == ["task gone", "container gone", "snapshot gone"]
+    while world.logs.has(NS, "gone"):
+        await asyncio.sleep(0.005)
+    assert world.logs.has(NS, "stays")
+    assert not loop.done()
+    world.exchange.close()
+    await loop
