@@ -9,12 +9,14 @@ import sys
 from typing import Final
 
 from pyctr_shim import sealed
+from pyctr_wire import standard_streams
 
 _MAKERS: Final = {"create", "run", "exec"}
 
 
 def main() -> int:
     """Run the command; returns its exit status, for `run` and `exec` that of the program."""
+    standard_streams.fill()  # or the first file that is opened becomes the container's output
     words = sys.argv[1:]
     if not _MAKERS.isdisjoint(words):
         # What is loaded before is loaded twice. A word that is no subcommand costs that, and nothing else.

@@ -25,5 +25,8 @@ def _tell(options: argparse.Namespace, level: str, text: str) -> None:
         line = json.dumps({"level": level, "msg": text, "time": stamp})
     else:
         line = f'time="{stamp}" level={level} msg={json.dumps(text)}'
-    with open(options.log, "a") as file:
-        file.write(line + "\n")
+    try:
+        with open(options.log, "a") as file:
+            file.write(line + "\n")
+    except OSError as trouble:  # the exit status is that of the command all the same
+        sys.stderr.write(f"pyctr-oci: --log {options.log}: {trouble.strerror}\n")

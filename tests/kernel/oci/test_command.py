@@ -142,6 +142,35 @@ def test_refusals(oci: Command, arguments: tuple[str, ...], text: str) -> None:
     assert text in refused.stderr
 
 
+def test_a_log_that_cannot_be_written_is_named(oci: Command) -> None:
+    refused = oci("--log", "/nowhere/log", "state", "absent")
+
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "pyctr-oci: container does not exist\npyctr-oci: --log /nowhere/log: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [("<&-", "out\n", "err\n"), (">&-", "", "err\n"), ("2>&-", "out\n", ""), ("<&- >&- 2>&-", "", "")],
+)
+def test_a_closed_stream_is_an_empty_one(lab: Lab, oci: Command, closed: str, out: str, err: str) -> None:
+    """Nothing that the runtime opens becomes the container's input or output."""
+    bundle = lab.bundle(lab.spec("sh", "-c", "cat; echo out; echo err >&2; exit 3"))
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root)]
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        wrapper = ["sh", "-c", f'exec "$@" {closed}', "sh", *line]
+        return subprocess.run([*wrapper, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+    ended = run("run", "--bundle", str(bundle), "c1")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, out, err)
+    for command in (("--version",), ("features",), ("list",), ("--help",)):
+        done = run(*command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
 def test_an_id_is_taken_once(lab: Lab, oci: Command) -> None:
     bundle = lab.bundle(lab.spec("sleep", "1000"))
     oci("create", "--bundle", str(bundle), "c1", **detached())
