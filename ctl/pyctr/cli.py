@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from pyctr import interrupts
 from pyctr.session import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, FORMAT_HELP, Session, default_address, default_namespace
 from pyctr.transport import TlsFiles
 
@@ -54,6 +55,24 @@ _ALIASES: Final = {
     "images": ("image", "ls"), "pull": ("image", "pull"), "push": ("image", "push"), "rmi": ("image", "rm"),
     "tag": ("image", "tag"),
 }  # fmt: skip
+# Docker's words for what has another one here, or is somebody else's work.
+_DOCKERS: Final = {
+    "build": "buildkitd builds on this daemon, as docs/clients.md says",
+    "commit": "nerdctl, a client of this daemon, can",
+    "compose": "nerdctl, a client of this daemon, can",
+    "container": "its commands have no word in front: ps, rm, inspect, …",
+    "cp": "tar can: pyctr exec NAME tar -c -C FOLDER FILE | tar -x",
+    "diff": "ctr snapshots diff, on this daemon's socket, can",
+    "export": "pyctr exec NAME tar -c -C / . writes the files; pyctr image export writes an image",
+    "help": "say --help, also behind a command",
+    "history": "pyctr image inspect tells the layers",
+    "import": "pyctr image import",
+    "load": "pyctr image import FILE",
+    "port": "containers have no network of their own yet",
+    "save": "pyctr image export -o FILE NAME",
+    "search": "a registry cannot be searched",
+    "system": "its commands have no word in front: df, events, info; gc removes what nothing needs",
+}
 _EPILOG: Final = (
     f"{', '.join(_ALIASES)} are short for {', '.join(' '.join(path) for path in _ALIASES.values())}."
     " Exit code: 0 if all went well, 1 if something failed, 2 for a command line that is wrong;"
@@ -77,7 +96,8 @@ class LazyGroup(click.Group):
         if cmd_name not in _ROOT:
             return None
         module, attribute, _ = _ROOT[cmd_name]
-        command: Any = getattr(importlib.import_module(f"pyctr.commands.{module}"), attribute)
+        with interrupts.held():
+            command: Any = getattr(importlib.import_module(f"pyctr.commands.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -97,6 +117,8 @@ class LazyGroup(click.Group):
 
             near = difflib.get_close_matches(args[0], _ROOT, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
+            if args[0] in _DOCKERS:
+                hint = f" Instead: {_DOCKERS[args[0]]}."
             raise click.UsageError(error.message + hint, ctx) from None
 
 

@@ -8,25 +8,34 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from pyctr.errors import CommandError
 from pyctr.session import FORMAT_HELP
 
 Row = Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ACTION: Final = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}|\{\{.*?\}\}")
+_ACTION: Final = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}|\{\{.*?(?:\}\}|$)")
 _DIGEST: Final = re.compile(r"\b(sha256:)?([0-9a-f]{12})[0-9a-f]{52}\b")
 _GAP: Final = 3
 
 
 def format_option(command: F) -> F:
     """Let a command take `--format` behind its name too."""
+    return _format_option(command, "--format")
 
+
+def short_format_option(command: F) -> F:
+    """Let a command take `--format` behind its name too, and `-f`, where that is not a filter."""
+    return _format_option(command, "--format", "-f")
+
+
+def _format_option(command: F, *names: str) -> F:
     def remember(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
         if value is not None:
             ctx.obj.format = value
 
     return click.option(
-        "--format",
+        *names,
         callback=remember,
         expose_value=False,
         metavar="FORMAT",
@@ -59,13 +68,24 @@ def show_one(format_: str, value: Any) -> None:
         click.echo(render(format_, value))
 
 
-def show_documents(format_: str, documents: Sequence[Row]) -> None:
-    """Print documents as one indented JSON list, or each through a template."""
+def show_documents(format_: str, names: Iterable[str], describe: Callable[[str], Row]) -> int:
+    """Print the documents of what has these names as one indented JSON list, or each through a template.
+
+    What cannot be described is told of on standard error and does not hide the others. Returns the exit code.
+    """
+    documents, code = [], 0
+    for name in names:
+        try:
+            documents.append(describe(name))
+        except CommandError as error:
+            error.show()
+            code = error.exit_code
     if format_ in ("table", "json"):
         show_one(format_, documents)
     else:
         for document in documents:
             show_one(format_, document)
+    return code
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -22,20 +22,20 @@ _DOCKER_MIN_CPUS: Final = 0.01
 MOST: Final = (1 << 63) - 1  # what a number may be for the daemon
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes in "512m", "1.5g", "65536". Raises click.BadParameter."""
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes in "512m", "1.5g", "65536". Raises click.BadParameter, which names the option."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise click.BadParameter(f"{text!r} is not a size such as 512m or 1g")
+        raise click.BadParameter(f"{option}: {text!r} is not a size such as 512m or 1g")
     value = float(match.group(1)) * (1 << _UNITS[match.group(2).lower()])
     if value > MOST:
-        raise click.BadParameter(f"{text} is more than there can be")
+        raise click.BadParameter(f"{option}: {text} is more than there can be")
     return int(value)
 
 
 def _memory(text: str) -> int:
     """Return a limit in bytes, 0 for none."""
-    value = parse_size(text)
+    value = parse_size("--memory", text)
     if 0 < value < _DOCKER_MIN_MEMORY:
         raise click.BadParameter(f"--memory {text}: the least is 6m")
     return value
@@ -86,14 +86,24 @@ def _read_lines(option: str, name: str) -> list[str]:
         raise click.BadParameter(f"{option} {name}: it is not a text file") from None
     if len(text) > _MAX_FILE:
         raise click.BadParameter(f"{option} {name}: larger than {_MAX_FILE} bytes")
-    return text.splitlines()
+    return [line.removesuffix("\r") for line in text.split("\n")]  # and not where Python sees ends of lines too
+
+
+def _variables(name: str) -> list[str]:
+    """Return the entries of a file with one on each line. What is behind a "=" stays as it is."""
+    lines = [line.lstrip() if "=" in line else line.strip() for line in _read_lines("--env-file", name)]
+    entries = [line for line in lines if line and not line.startswith("#")]
+    for entry in entries:
+        variable = entry.partition("=")[0]
+        if not variable or variable.split() != [variable]:
+            raise click.BadParameter(f"--env-file {name}: {entry!r} is not NAME=VALUE")
+    return entries
 
 
 def environment(entries: Iterable[str], files: Iterable[str], ours: Mapping[str, str]) -> list[str]:
     """Return NAME=VALUE entries, files first; a bare NAME takes its value from `ours` if it is there."""
     result = []
-    lines = [line.strip() for name in files for line in _read_lines("--env-file", name)]
-    for entry in [line for line in lines if line and not line.startswith("#")] + list(entries):
+    for entry in [line for name in files for line in _variables(name)] + list(entries):
         name, separator, _ = entry.partition("=")
         if not name or "\0" in entry:
             raise click.BadParameter(f"environment entry {entry!r} is not NAME=VALUE")
@@ -190,7 +200,7 @@ def parse_mount(text: str) -> Mount:
     target = _absolute(text, fields["target"])
     access = "ro" if _is_true(fields.get("readonly", "false")) else "rw"
     if kind == "tmpfs":
-        options = [f"size={parse_size(fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
+        options = [f"size={parse_size('tmpfs-size', fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
         options += [f"mode={fields['tmpfs-mode']}"] if "tmpfs-mode" in fields else []
         return tmpfs(target, [*options, *(["ro"] if access == "ro" else [])])
     if kind == "volume":

@@ -40,7 +40,7 @@ def stop(connection: Connection, container: containers_pb2.Container, grace: flo
     try:
         if grace > 0:
             tasks.kill(connection, container.id, number)
-            if process.status in (Status.PAUSED, Status.PAUSING):
+            if process.status in tasks.FROZEN:
                 tasks.resume(connection, container.id)
             try:
                 tasks.wait(connection, container.id, timeout=grace)

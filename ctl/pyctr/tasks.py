@@ -9,12 +9,13 @@ from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.mount_pb2 import Mount
 from pyctr_wire.containerd.types.runc.options import oci_pb2
-from pyctr_wire.containerd.types.task.task_pb2 import Process
+from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
 from pyctr_wire.errors import NotFound
 from pyctr_wire.pyctr import engine_pb2
 
 # A stream that is only there for whoever attaches.
 ATTACHED: Final = "attach:"
+FROZEN: Final = frozenset({Status.PAUSED, Status.PAUSING})
 SAVING: Final = 600.0  # seconds: all of a container's memory is written
 RECONNECT: Final = 30.0  # seconds that a running session waits for a daemon that is being replaced
 

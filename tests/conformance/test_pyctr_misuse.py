@@ -1,5 +1,8 @@
 """`pyctr` as careless users and scripts call it: each mistake is answered, and nothing is left of it."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,81 @@ def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name:
     pyctr("create", "--network", "none", "--name", name, "demo")
     done = pyctr.run(command, name)
     assert (done.returncode, done.stderr) == (1, f"pyctr: container {name} is not running\n")
+
+
+# Runs `pyctr` with an interrupt as it calls the daemon's METHOD, or as the answer has come.
+_INTERRUPTED = """
+import os, signal, sys
+from pyctr.connection import Connection
+when, wanted = sys.argv[1:3]
+del sys.argv[1:3]
+call = Connection.call
+def interrupted(self, service, method, *rest, **options):
+    if (when, method) == ("before", wanted):
+        os.kill(os.getpid(), signal.SIGINT)
+    answer = call(self, service, method, *rest, **options)
+    if (when, method) == ("after", wanted):
+        os.kill(os.getpid(), signal.SIGINT)
+    return answer
+Connection.call = interrupted
+from pyctr.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("method", ["RunSpec", "Create", "Attach", "Start"])
+def test_an_interrupt_before_a_container_runs_leaves_none(pyctr: Pyctr, name: str, when: str, method: str) -> None:
+    arguments = ("run", "--rm", "--name", name, "--network", "none", "demo", "sleep", "100")
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, when, method, *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False, env=pyctr.environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "pyctr: interrupted")
+    assert pyctr.is_gone(name)
+
+
+def test_a_frozen_container_is_named_with_the_remedy(pyctr: Pyctr, name: str) -> None:
+    """Nobody would get out of an attached session again: the container takes no signal and no key."""
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sleep", "100")
+    pyctr("pause", name)
+    for command in (("exec", name, "true"), ("attach", name)):
+        done = pyctr.run(*command)
+        assert (done.returncode, done.stderr) == (1, f"pyctr: container {name} is paused: pyctr unpause {name}\n")
+    pyctr("unpause", name)
+    pyctr("exec", name, "true")
+
+
+def test_what_is_not_there_does_not_hide_what_is(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo")
+    done = pyctr.run("inspect", "no-such", name)
+    assert [one["Name"] for one in json.loads(done.stdout)] == [name]
+    assert (done.returncode, done.stderr) == (1, "pyctr: no such container or image: no-such\n")
+    for kind in (("inspect",), ("image", "inspect"), ("volume", "inspect")):
+        done = pyctr.run(*kind, "-f", "{{.Name}}", "no-such")
+        assert (done.returncode, done.stdout) == (1, ""), kind
+
+
+def test_a_state_that_there_is_not(pyctr: Pyctr) -> None:
+    """An empty list would tell a script that nothing runs."""
+    done = pyctr.run("ps", "-a", "--filter", "status=runing")
+    assert done.returncode == 2
+    assert "running" in done.stderr
+
+
+def test_an_archive_that_is_none_is_named(pyctr: Pyctr, tmp_path: Path) -> None:
+    place = tmp_path / "archive"
+    place.write_text("no archive\n" * 100)
+    done = pyctr.run("image", "import", str(place))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"pyctr: {place}: ")
+    assert "standard input: " in pyctr.run("image", "import", "-", stdin=place.read_text()).stderr
+
+
+def test_credentials_without_a_terminal(pyctr: Pyctr) -> None:
+    done = pyctr.run("login", "localhost:1")
+    assert done.returncode == 1
+    assert "--password-stdin" in done.stderr
 
 
 def test_templates_for_what_is_inspected(pyctr: Pyctr) -> None:

@@ -63,11 +63,14 @@ def ps(session: Session, *, everything: bool, quiet: bool, no_trunc: bool, filte
 _UP: Final = frozenset({"running", "paused"})
 _STATES: Final = {Status.CREATED: "created", Status.RUNNING: "running", Status.STOPPED: "exited",
                   Status.PAUSED: "paused", Status.PAUSING: "paused"}  # fmt: skip
+_UNRESPONSIVE: Final = "unresponsive"
+# Docker has some more, which no container of ours is ever in: who asks for them finds none.
+_ALL_STATES: Final = (*dict.fromkeys(_STATES.values()), _UNRESPONSIVE, "restarting", "removing", "dead")
 
 
 def state_of(process: Process | None) -> str:
     """Return a container's state in docker's words."""
-    return "created" if process is None else _STATES.get(process.status, "unresponsive")
+    return "created" if process is None else _STATES.get(process.status, _UNRESPONSIVE)
 
 
 def _status(process: Process | None, started: datetime | None) -> str:
@@ -117,6 +120,8 @@ def _parsed(filters: Iterable[str]) -> dict[str, list[str]]:
         name, separator, value = entry.partition("=")
         if not separator or name not in ("name", "id", "label", "status"):
             raise click.BadParameter(f"--filter {entry}: give name=, id=, label= or status=")
+        if name == "status" and value not in _ALL_STATES:
+            raise click.BadParameter(f"--filter {entry}: it can be {', '.join(_ALL_STATES)}")
         wanted.setdefault(name, []).append(value)
     return wanted
 
@@ -137,12 +142,12 @@ def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted
 
 @click.command()
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="What the names are of.")
-@output.format_option
+@output.short_format_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.containers)
 @pass_session
-def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> None:
+def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> int:
     """Show everything about containers or images."""
-    output.show_documents(session.format, [_find_and_describe(session.connection, name, kind) for name in names])
+    return output.show_documents(session.format, names, lambda name: _find_and_describe(session.connection, name, kind))
 
 
 def _find_and_describe(connection: Connection, name: str, kind: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from datetime import UTC
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import output
+from pyctr import interrupts, output
 from pyctr.connection import CONTENT, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -55,7 +55,8 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 @pass_session
 def fetch(session: Session, *, name: str, platform: str) -> None:
     """Fetch an image's blobs from its registry without unpacking them."""
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     click.echo(transfer.pull(session.connection, name, platform=platform, unpack=False))
 

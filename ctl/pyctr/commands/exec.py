@@ -70,11 +70,12 @@ def exec_(
         spec = connection.call(ENGINE, "ExecSpec", request, engine_pb2.ExecSpecResponse)
     except ApiError as error:
         raise CommandError(str(error), exit_codes.FAILURE) from None
-    return _run(connection, spec, keys, detach=detach, interactive=interactive, tty=tty)
+    return _run(connection, container, spec, keys, detach=detach, interactive=interactive, tty=tty)
 
 
 def _run(
     connection: Connection,
+    container: str,
     spec: engine_pb2.ExecSpecResponse,
     keys: bytes,
     *,
@@ -105,6 +106,9 @@ def _run(
         if attached is not None:
             attached.close()
         _forget(connection, container_id, exec_id)
+        process = tasks.get(connection, container_id)
+        if process is not None and process.status in tasks.FROZEN:
+            raise CommandError(f"container {container} is paused: pyctr unpause {container}") from None
         raise CommandError(str(error), exit_codes.of_start_error(error)) from None
     if attached is None:
         return 0

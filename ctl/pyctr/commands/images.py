@@ -10,14 +10,14 @@ from typing import Any, Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import completing, output, output_file, references
+from pyctr import completing, interrupts, output, output_file, references
 from pyctr.connection import CONTENT, IMAGES, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.content.v1 import content_pb2
 from pyctr_wire.containerd.services.images.v1 import images_pb2
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import ApiError, NotFound, Unavailable
 from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import Manifest
 
@@ -135,7 +135,8 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 @pass_session
 def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet: bool) -> None:
     """Fetch an image from its registry and unpack it."""
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     full = transfer.pull(session.connection, name, platform=platform, snapshotter=snapshotter)
     if not quiet:
@@ -149,7 +150,8 @@ def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet:
 @pass_session
 def push(session: Session, *, name: str, target: str | None, platforms: tuple[str, ...]) -> None:
     """Send an image to its registry, or to TARGET."""
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     full = references.complete(target or name)
     transfer.push(session.connection, find(session.connection, name).name, full, platforms)
@@ -166,15 +168,22 @@ def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> 
 
     FILE is in OCI's or docker's layout; - is standard input.
     """
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     with ExitStack() as stack:
         try:
             stream = sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         except OSError as error:
             raise CommandError(f"{file}: {error.strerror}") from None
-        for name in transfer.import_archive(session.connection, stream, platform=platform, snapshotter=snapshotter):
-            click.echo(name)
+        try:
+            names = transfer.import_archive(session.connection, stream, platform=platform, snapshotter=snapshotter)
+        except Unavailable:  # nothing about the archive
+            raise
+        except ApiError as error:
+            raise CommandError(f"{'standard input' if file == '-' else file}: {error}") from None
+    for name in names:
+        click.echo(name)
 
 
 @image.command()
@@ -188,7 +197,8 @@ def export(session: Session, *, name: str, target: str, platforms: tuple[str, ..
 
     docker, podman and ctr can load it.
     """
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     found = find(session.connection, name)
     if target == "-" and sys.stdout.isatty():
@@ -236,18 +246,19 @@ def _users(connection: Connection, name: str) -> list[str]:
 @pass_session
 def tag(session: Session, *, name: str, target: str) -> None:
     """Give an image another name."""
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import transfer
 
     transfer.tag(session.connection, find(session.connection, name).name, references.complete(target))
 
 
 @image.command()
-@output.format_option
+@output.short_format_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.images)
 @pass_session
-def inspect(session: Session, *, names: tuple[str, ...]) -> None:
+def inspect(session: Session, *, names: tuple[str, ...]) -> int:
     """Show everything about images."""
-    output.show_documents(session.format, [describe(session.connection, name) for name in names])
+    return output.show_documents(session.format, names, lambda name: describe(session.connection, name))
 
 
 def describe(connection: Connection, name: str, missing: str = "") -> dict[str, Any]:
@@ -285,8 +296,9 @@ def from_host(session: Session, *, name: str, programs: tuple[str, ...], target:
 
     The libraries that they load are in it too. It runs the first program unless told otherwise.
     """
-    from pyctr import from_host as builder
-    from pyctr import transfer
+    with interrupts.held():
+        from pyctr import from_host as builder
+        from pyctr import transfer
 
     with builder.build(references.complete(name), programs) as archive:
         if target is not None:

@@ -38,6 +38,8 @@ def login(*, registry: str, username: str | None, password: str | None, password
         if username is None:
             raise CommandError("--password-stdin needs --username")
         password = sys.stdin.read().rstrip("\r\n")
+    if (username is None or password is None) and not sys.stdin.isatty():
+        raise CommandError("there is no terminal to ask at: give --username and --password-stdin")
     name = username if username is not None else click.prompt("Username")
     secret = password if password is not None else click.prompt("Password", hide_input=True)
     _check(registry, name, secret)

@@ -3,19 +3,26 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
-from pyctr import arguments, completing, exit_codes, run_options, terminal
-from pyctr.connection import ENGINE, Connection
+from pyctr import arguments, completing, exit_codes, interrupts, run_options, terminal
+from pyctr.connection import CONTAINERS, ENGINE, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
-from pyctr_wire.errors import ApiError, NotFound, Unavailable
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
+from pyctr_wire.errors import ApiError, NotFound, Unavailable, UnknownError
 from pyctr_wire.pyctr import engine_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What the daemon was asked for as we were interrupted: seconds in which it is done, or never, and between two looks.
+_UNMAKING = 0.5
+_SETTLING = 5.0
+_PAUSE = 0.025
 
 _OPTIONS = (
     click.option("--name", metavar="NAME", help="Give the container a name."),
@@ -48,7 +55,9 @@ _OPTIONS = (
     click.option("--pids-limit", type=int, metavar="NUMBER", help="Limit its processes; 0: do not."),
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
-    click.option("--network", "--net", type=click.Choice(["none", "host"]), help="None (the default), or our own."),
+    click.option(
+        "--network", "--net", callback=arguments.network, metavar="none|host", help="None (the default), or ours."
+    ),
     click.option("--userns", metavar="WHOSE", default="", help="Its users: host, UID:SIZE or NAME's."),
     click.option("--init", is_flag=True, help="Run a small init as its process 1."),
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
@@ -57,7 +66,7 @@ _OPTIONS = (
     click.option("--restart", metavar="POLICY", default="", help="no, always, unless-stopped, on-failure[:RETRIES]."),
     click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
     click.option("--runtime", metavar="NAME", default="", help="Another OCI runtime: runc, crun, a path."),
-    click.option("--snapshotter", metavar="NAME", default="", help="overlayfs (the default) or native."),
+    click.option("--snapshotter", metavar="NAME", default="", help="What keeps its files: overlayfs, or another."),
     click.option("--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms."),
     click.option("--cidfile", metavar="FILE", help="Write the container's id to this file."),
 )
@@ -108,6 +117,7 @@ def _made(session: Session, image: str, command: tuple[str, ...], given: dict[st
         options = run_options.to_options(command, given, os.environ)
         request = engine_pb2.RunSpecRequest(
             image=image,
+            id=os.urandom(32).hex(),  # ours, so that it is known what to remove if we are interrupted
             name=given["name"] or "",
             snapshotter=given["snapshotter"],
             runtime=given["runtime"],
@@ -129,19 +139,49 @@ def _made(session: Session, image: str, command: tuple[str, ...], given: dict[st
 
 def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest) -> engine_pb2.RunSpecResponse:
     """Make the container; an image that is not here is pulled."""
+
+    def made() -> engine_pb2.RunSpecResponse:
+        try:
+            return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse, meanwhile=_load)
+        except KeyboardInterrupt:
+            _unmake(connection, request.id)
+            raise
+
     try:
-        return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse, meanwhile=_load)
+        return made()
     except NotFound:
-        from pyctr.transfer import pull
+        with interrupts.held():
+            from pyctr.transfer import pull
 
         print(f"Unable to find image '{request.image}' locally", file=sys.stderr)
         pull(connection, request.image, platform=request.platform, snapshotter=request.snapshotter)
-    return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse)
+    return made()
+
+
+def _unmake(connection: Connection, container_id: str) -> None:
+    """Remove a container whose making we did not wait for: the daemon may be at it for a moment more."""
+    from pyctr import records
+
+    connection.close()  # what was under way on it is cancelled by that
+    request = containers_pb2.GetContainerRequest(id=container_id)
+    give_up = time.monotonic() + _UNMAKING
+    with contextlib.suppress(ApiError):
+        while (left := give_up - time.monotonic()) > 0:
+            try:
+                made = connection.call(
+                    CONTAINERS, "Get", request, containers_pb2.GetContainerResponse, timeout=left
+                ).container
+            except NotFound:
+                time.sleep(_PAUSE)
+            else:
+                records.remove(connection, made.id, made.snapshotter, made.snapshot_key)
+                break
 
 
 def _load() -> None:
     """Import what the next steps need while the daemon makes the container."""
-    from pyctr import run_session, tasks  # noqa: F401
+    with interrupts.held():
+        from pyctr import records, run_session, tasks  # noqa: F401
 
 
 @click.command(cls=arguments.DockerLike, context_settings=_SETTINGS, epilog=arguments.EXIT_CODES)
@@ -171,10 +211,14 @@ def run(
         if not detach:
             attached = run_session.attach(connection, made.id, stdin=given["interactive"])
         tasks.start(connection, made.id)
-    except ApiError as error:
+    except (ApiError, KeyboardInterrupt) as error:
         if attached is not None:
             attached.close()
+        if not isinstance(error, ApiError):
+            connection.close()  # what was under way on it is cancelled by that
         _give_up(connection, made, remove=given["rm"])
+        if not isinstance(error, ApiError):
+            raise
         raise CommandError(str(error), exit_codes.of_start_error(error)) from None
     if attached is None:
         click.echo(made.id)
@@ -195,14 +239,24 @@ def run(
 
 def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove: bool) -> None:
     """Clear away the task of a container that did not start, the container too with --rm."""
-    from pyctr import records, tasks
+    from pyctr import records, stopping, tasks
 
     try:
-        tasks.delete(connection, made.id)
+        give_up = time.monotonic() + _SETTLING
+        while True:
+            try:
+                tasks.delete(connection, made.id)
+                break
+            except UnknownError:  # it is being started, although we were interrupted: it ends before it goes
+                if time.monotonic() >= give_up:
+                    raise
+                with contextlib.suppress(NotFound):
+                    stopping.end(connection, made.id)
+                time.sleep(_PAUSE)
         if remove:
             records.remove(connection, made.id, made.snapshotter, made.id)
     except ApiError as error:
-        print(f"pyctr: clearing away {made.id}: {error}", file=sys.stderr)
+        print(f"pyctr: clearing away {made.id}: {error}; remove it with: pyctr rm -f {made.id}", file=sys.stderr)
 
 
 @click.command(cls=arguments.DockerLike, context_settings=_SETTINGS)

@@ -99,7 +99,9 @@ def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool,
     keys = terminal.parse_detach_keys(detach_keys)
     found = lookup.find(session.connection, container)
     process = tasks.get(session.connection, found.id)
-    if process is None or process.status not in (Status.RUNNING, Status.PAUSED, Status.PAUSING):
+    if process is not None and process.status in tasks.FROZEN:  # no key and no signal would get us out again
+        raise CommandError(f"container {container} is paused: pyctr unpause {container}")
+    if process is None or process.status != Status.RUNNING:
         raise CommandError(f"container {container} is not running")
     stdin = found.labels.get(labels.INTERACTIVE) == "true" and not no_stdin
     stream = run_session.attach(session.connection, found.id, stdin=stdin)

@@ -19,7 +19,7 @@ from pyctr_wire.pyctr import engine_pb2
 
 
 @click.command()
-@output.format_option
+@output.short_format_option
 @pass_session
 def version(session: Session) -> None:
     """Show the versions of pyctr and its daemon."""
@@ -41,7 +41,7 @@ def _show_side(side: str, fields: Mapping[str, str]) -> None:
 
 
 @click.command()
-@output.format_option
+@output.short_format_option
 @pass_session
 def info(session: Session) -> None:
     """Show what the daemon is and has."""

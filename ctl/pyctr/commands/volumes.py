@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC
+from typing import Any
 
 import click
 
@@ -98,33 +99,32 @@ def _containers(one: Volume) -> list[str]:
 
 
 @volume.command()
-@output.format_option
+@output.short_format_option
 @_NAMES
 @pass_session
-def inspect(session: Session, *, names: tuple[str, ...]) -> None:
+def inspect(session: Session, *, names: tuple[str, ...]) -> int:
     """Show everything about volumes."""
     known = _volumes(session.connection)
     by_name = {one.name: one for one in known}
-    documents = []
-    for name in names:
+
+    def describe(name: str) -> dict[str, Any]:
         one = by_name.get(_full_name(known, name))
         if one is None:
             raise CommandError(f"no such volume: {name}")
-        documents.append(
-            {
-                "Name": one.name,
-                "Driver": "local",
-                "Scope": "local",
-                "Mountpoint": one.path,
-                "CreatedAt": one.created_at.ToDatetime(UTC).isoformat() if one.HasField("created_at") else "",
-                "Labels": dict(one.labels),
-                "Anonymous": bool(one.container),
-                "Target": one.target,
-                "Containers": _containers(one),
-                "Used": one.used,
-            }
-        )
-    output.show_documents(session.format, documents)
+        return {
+            "Name": one.name,
+            "Driver": "local",
+            "Scope": "local",
+            "Mountpoint": one.path,
+            "CreatedAt": one.created_at.ToDatetime(UTC).isoformat() if one.HasField("created_at") else "",
+            "Labels": dict(one.labels),
+            "Anonymous": bool(one.container),
+            "Target": one.target,
+            "Containers": _containers(one),
+            "Used": one.used,
+        }
+
+    return output.show_documents(session.format, names, describe)
 
 
 @volume.command()

@@ -50,6 +50,13 @@ def test_help_fits_into_80_columns_and_says_all(monkeypatch: pytest.MonkeyPatch)
             assert set(verbs.split("|")) == set(command.commands), name
 
 
+@pytest.mark.parametrize("word", sorted(cli._DOCKERS))
+def test_dockers_words_are_translated(word: str) -> None:
+    done = pyctr(word)
+    assert done.returncode == 2
+    assert cli._DOCKERS[word] in done.stderr
+
+
 def test_short_names_lead_somewhere() -> None:
     for name, path in cli._ALIASES.items():
         command = cli.root.get_command(click.Context(cli.root), name)
@@ -138,3 +145,25 @@ def test_completion(shell: str) -> None:
     result = CliRunner().invoke(cli.root, ["completion", shell])
     assert result.exit_code == 0, result.output
     assert "_PYCTR_COMPLETE" in result.output
+
+
+_INTERRUPTED_AT = """
+import os, signal, sys
+wanted = sys.argv.pop(1)
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from pyctr.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pyctr_wire.standard_streams", "pyctr.entry", "click", "pyctr.commands.run"])
+def test_an_interrupt_while_modules_are_loaded(module: str) -> None:
+    """It waits until they are: no trace, and none of them half made."""
+    command = [sys.executable, "-c", _INTERRUPTED_AT, module, "--address", "/nonexistent", "run", "image"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "pyctr: interrupted")

@@ -29,7 +29,7 @@ def test_truth_is_spelled_as_docker_spells_it() -> None:
     assert output.render("{{.A}} {{.B}} {{json .A}}", {"A": True, "B": False}) == "true false true"
 
 
-@pytest.mark.parametrize("template", ["{{range .}}", "{{.Nope}}", "{{.ID.Deeper}}"])
+@pytest.mark.parametrize("template", ["{{range .}}", "{{.Nope}}", "{{.ID.Deeper}}", "{{.ID", "a{{"])
 def test_templates_that_cannot_be_filled_in(template: str) -> None:
     with pytest.raises(click.UsageError):
         output.render(template, ROWS[0])

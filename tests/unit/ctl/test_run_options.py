@@ -27,13 +27,13 @@ from pyctr_wire.pyctr.engine_pb2 import RunOptions, RunSpecResponse
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert run_options.parse_size(text) == size
+    assert run_options.parse_size("--memory", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1 2", "99999999999g"])
 def test_what_is_not_a_size(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        run_options.parse_size(text)
+    with pytest.raises(click.BadParameter, match="--memory"):
+        run_options.parse_size("--memory", text)
 
 
 def test_volumes() -> None:
@@ -89,6 +89,31 @@ def test_environment(tmp_path: Path) -> None:
     file.write_text("A=1\n# comment\n\n  B \nNOTHERE\n")
     entries = run_options.environment(["C=x=y", "D", "B"], [str(file)], {"B": "from us", "SECRET": "s"})
     assert entries == ["A=1", "B=from us", "C=x=y", "B=from us"]
+
+
+def test_values_of_an_environment_file_stay_as_they_are(tmp_path: Path) -> None:
+    """Docker takes blanks in front of a name away, and nothing else; a line ends where an editor ends it."""
+    file = tmp_path / "env"
+    file.write_bytes("  A= x \r\nB=1\f2\u20283\n".encode())
+    assert run_options.environment([], [str(file)], {}) == ["A= x ", "B=1\f2\u20283"]
+
+
+@pytest.mark.parametrize("line", ["A B=1", "=1", "A B"])
+def test_a_name_in_an_environment_file_has_no_blanks(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "env"
+    file.write_text(f"GOOD=1\n{line}\n")
+    with pytest.raises(click.BadParameter, match=f"{file}: '{line}'"):
+        run_options.environment([], [str(file)], {})
+
+
+@pytest.mark.parametrize(
+    "option", ["--network=bridge", "--shm-size=1m", "--dns=1.1.1.1", "--gpus=all", "--pull=always"]
+)
+def test_options_of_dockers_that_are_not_here_are_explained(option: str) -> None:
+    result = CliRunner().invoke(run_command.run, [option, "image"], obj=Session())
+    assert result.exit_code == 2
+    assert "such option" not in result.output
+    assert option.partition("=")[0] in result.output
 
 
 @pytest.mark.parametrize("entry", ["=x", "", "A=\0"])
