@@ -32,13 +32,26 @@ _UPGRADE_TIMEOUT: Final = 180.0  # seconds
 _PUBLISH_TIMEOUT: Final = 10.0  # seconds
 
 
+def _path(text: str) -> Path:
+    """Return a path; "", an unset variable of a script, would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
+
+
+def _log_level(text: str) -> LogLevel:
+    if text not in list(LogLevel):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LogLevel)}")
+    return LogLevel(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyctrd", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help=f"default: {loading.default_path()}")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="what survives a reboot; overrides the configuration")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="sockets and bundles; overrides the configuration")
+    parser.add_argument("--config", "-c", type=_path, metavar="FILE", help=f"default: {loading.default_path()}")
+    parser.add_argument("--root", type=_path, metavar="DIR", help="what survives a reboot; overrides the configuration")
+    parser.add_argument("--state", type=_path, metavar="DIR", help="sockets and bundles; overrides the configuration")
     parser.add_argument(
         "--address",
         "-address",
@@ -47,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="a path, or tcp://HOST:PORT; may be repeated; default: pyctrd.sock in the state directory",
     )
-    parser.add_argument(
-        "--log-level", "-l", type=LogLevel, choices=list(LogLevel), metavar="LEVEL", help="debug … error"
-    )
+    parser.add_argument("--log-level", "-l", type=_log_level, metavar="LEVEL", help="debug … error")
     parser.add_argument("--version", "-v", action="store_true", help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     config = commands.add_parser("config", help="print the default configuration, or check one")
@@ -58,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("default", "check"),
         help="default: print all settings with their defaults; check: read FILE, and say what is wrong with it",
     )
-    config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="if left out, what --config says")
+    config.add_argument("file", nargs="?", type=_path, metavar="FILE", help="if left out, what --config says")
     check = commands.add_parser("check", help="say what this machine lacks for something, and how to get it")
     check.add_argument("what", choices=("rootless",), help="rootless: to be started by an ordinary user")
     commands.add_parser("upgrade", help="let the program that is installed now take over from the running daemon")
@@ -101,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"pyctrd: {error}\n")
         return 1
     if options.command == "config":
-        sys.stdout.write(f"{options.config or loading.default_path()}: good\n")
+        source = options.config or loading.default_path()
+        sys.stdout.write(f"{source}: {'good' if source.exists() else 'not there, so that the defaults hold'}\n")
         return 0
     if options.command == "upgrade":
         return _upgrade(config)

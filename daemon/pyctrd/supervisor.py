@@ -38,6 +38,13 @@ _REST_LIMIT: Final = 20.0  # seconds for threads that nobody waits for any more
 _LOOK_PAUSE: Final = 1.0  # seconds
 _FIRST_CALLS: Final = 0.1  # seconds after which the rest is loaded
 
+# What tells a directory that a daemon has used from one of somebody else's: the lock, or what a backup of one has.
+_OURS: Final = frozenset({
+    "lock", "boot_id", "tasks", "uuid", "metadata.db", "content", "snapshots", "volumes", "named_volumes", "logs",
+    "seccomp",
+})  # fmt: skip
+_NOBODYS: Final = frozenset({"lost+found"})
+
 _log = Logger("pyctrd")
 
 
@@ -145,6 +152,7 @@ class Supervisor:
         try:
             for directory, mode in ((config.root, 0o700), (config.state, 0o700 if in_user_namespace() else 0o711)):
                 directory.mkdir(parents=True, exist_ok=True)
+                _refuse_what_is_others(directory)
                 directory.chmod(mode)  # whatever the umask is, and whatever an older version left
                 lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
                 self._locks.callback(lock.close)
@@ -155,6 +163,8 @@ class Supervisor:
                 self._refuse_if_served()
         except ApiError as error:
             raise Refused(str(error)) from error
+        except FileExistsError as error:  # mkdir's word for what is there and no directory
+            raise Refused(f"{error.filename}: Not a directory") from error
         except OSError as error:
             raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
@@ -355,3 +365,12 @@ def _version() -> str:
     from importlib.metadata import version  # takes long to load, and only an upgrade asks
 
     return version("pyctr")
+
+
+def _refuse_what_is_others(directory: Path) -> None:
+    """Raise FailedPrecondition for a directory that others use: nobody but root could enter /tmp any more."""
+    there = set(os.listdir(directory)) - _NOBODYS
+    if there and there.isdisjoint(_OURS):
+        raise FailedPrecondition(
+            f"{directory} has other things in it, such as {min(there)}: name a directory of its own"
+        )

@@ -67,6 +67,37 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     assert _refused("--root", str(file / "r"), "--state", str(tmp_path / "s")) == f"pyctrd: {file}/r: Not a directory"
+    assert _refused("--root", str(file), "--state", str(tmp_path / "s")) == f"pyctrd: {file}: Not a directory"
+    assert _refused("--config", str(tmp_path)) == f"pyctrd: {tmp_path}: Is a directory"
+
+
+def test_a_directory_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    """Its mode would shut everybody out: /tmp's, say."""
+    others = tmp_path / "others"
+    others.mkdir(mode=0o755)
+    (others / "precious").write_text("data")
+    own = {"--root": str(tmp_path / "r"), "--state": str(tmp_path / "s")}
+
+    for shared in own:
+        chosen = {**own, shared: str(others)}
+        text = _refused(*(word for pair in chosen.items() for word in pair))
+        assert text.startswith(
+            f"pyctrd: {others} has other things in it, such as precious: name a directory of its own"
+        )
+        assert stat.S_IMODE(others.stat().st_mode) == 0o755
+        assert os.listdir(others) == ["precious"]
+
+
+@pytest.mark.parametrize("option", ["--root", "--state", "--config"])
+def test_a_path_that_is_empty_is_none(option: str, tmp_path: Path) -> None:
+    """A script's variable that is not set: the working directory is not meant."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pyctrd", option, ""], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{option}" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def load(path: Path | None) -> Config:
         if path is None:
             return defaults()
         raise ConfigError(f"{source}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
     return parse(text, str(source)) if text else defaults()
 
