@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pyctr_wire import standard_streams
 from pyctrd.config import checks, loading
@@ -138,8 +138,7 @@ def _upgrade(config: Config) -> int:
             engine = engine_pb2_grpc.EngineStub(channel)
             answer = engine.Upgrade(engine_pb2.UpgradeRequest(), timeout=_UPGRADE_TIMEOUT)
         except grpc.RpcError as error:
-            sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
-            return 1
+            return _unanswered(config, error)
     sys.stdout.write(f"pyctrd {answer.version} serves now, pid {answer.pid}\n")
     return 0
 
@@ -147,13 +146,13 @@ def _upgrade(config: Config) -> int:
 def _publish(config: Config, options: argparse.Namespace) -> int:
     """Publish the marshalled google.protobuf.Any on standard input: what a shim's -publish-binary must understand."""
     import grpc
-    from google.protobuf.any_pb2 import Any
+    from google.protobuf import any_pb2
     from google.protobuf.message import DecodeError
 
     from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 
     try:
-        request = events_pb2.PublishRequest(topic=options.topic, event=Any.FromString(sys.stdin.buffer.read()))
+        request = events_pb2.PublishRequest(topic=options.topic, event=any_pb2.Any.FromString(sys.stdin.buffer.read()))
     except DecodeError:
         sys.stderr.write("pyctrd: publish: standard input holds no google.protobuf.Any\n")
         return 1
@@ -163,9 +162,17 @@ def _publish(config: Config, options: argparse.Namespace) -> int:
             metadata = (("containerd-namespace", options.namespace),)
             events.Publish(request, timeout=_PUBLISH_TIMEOUT, metadata=metadata)
         except grpc.RpcError as error:
-            sys.stderr.write(f"pyctrd: {config.address}: {error.details()}\n")
-            return 1
+            return _unanswered(config, error)
     return 0
+
+
+def _unanswered(config: Config, error: Any) -> int:
+    """Tell why the running daemon did not do what it was asked for; return the exit status."""
+    reason = error.details() or ""
+    if "failed to connect" in reason:  # grpc's story of its attempts, of which the kernel's word is the last
+        reason = f"nobody answers: {reason.rpartition('error: ')[2]}; is pyctrd running? --state DIR says where"
+    sys.stderr.write(f"pyctrd: {config.address}: {reason}\n")
+    return 1
 
 
 def _configured(options: argparse.Namespace) -> Config:

@@ -247,3 +247,5 @@ def test_a_daemon_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"--from and --to are both {nowhere}" in same.stderr
     assert gone.returncode == 1
     assert f"source: List: nobody answers at {nowhere}" in gone.stderr
+    # Nothing is known of what the source has, let alone that all of it is here.
+    assert (same.stdout, gone.stdout) == ("", "")

@@ -30,7 +30,12 @@ pytestmark = pytest.mark.root
 def _refused(*arguments: str) -> str:
     """Start another daemon, which must refuse, and return what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "pyctrd", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "pyctrd", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
@@ -86,6 +91,15 @@ def test_a_directory_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
         )
         assert stat.S_IMODE(others.stat().st_mode) == 0o755
         assert os.listdir(others) == ["precious"]
+
+
+@pytest.mark.parametrize("command", [("upgrade",), ("publish", "--topic", "/t", "--namespace", "n")])
+def test_commands_without_a_daemon_say_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    text = _refused("--state", str(tmp_path), *command)
+    assert text == (
+        f"pyctrd: {tmp_path}/pyctrd.sock: nobody answers: No such file or directory; is pyctrd running?"
+        " --state DIR says where"
+    )
 
 
 @pytest.mark.parametrize("option", ["--root", "--state", "--config"])

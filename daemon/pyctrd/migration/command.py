@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from pyctr_wire.errors import ApiError
+from pyctr_wire.errors import ApiError, InvalidArgument
 from pyctrd.migration.report import Report
 from pyctrd.migration.run import migrate
 
@@ -18,9 +18,10 @@ def run(source: str, target: str) -> int:
     try:
         migrate(_path(source), _path(target), report)
     except (ApiError, KeyboardInterrupt) as error:
-        sys.stdout.write(report.text())
+        sys.stdout.write(report.text_so_far())
         reason = str(error) or "interrupted"
-        sys.stderr.write(f"pyctrd: migrate: {reason}\nRun it again: it goes on where it was cut.\n")
+        remedy = "" if isinstance(error, InvalidArgument) else "Run it again: it goes on where it was cut.\n"
+        sys.stderr.write(f"pyctrd: migrate: {reason}\n{remedy}")
         return FAILED
     sys.stdout.write(report.text())
     return COMPLETE if report.complete else INCOMPLETE

@@ -45,7 +45,16 @@ class Report:
         self._notes[namespace].append(text)
 
     def text(self) -> str:
-        """Return the whole report."""
+        """Return the whole report of a run that came to its end."""
+        lines = self._lines() or ["the source has no namespace"]
+        verdict = "all is in the target" if self.complete else "what is skipped is not in the target"
+        return "\n".join([*lines, verdict, ""])
+
+    def text_so_far(self) -> str:
+        """Return what a run has done that was cut, and claim nothing of all else."""
+        return "".join(f"{line}\n" for line in self._lines())
+
+    def _lines(self) -> list[str]:
         lines = []
         for namespace in self._order:
             lines.append(f"namespace {namespace}")
@@ -54,7 +63,4 @@ class Report:
                 lines.append(f"  {kind + ':':<12} {copied} copied, {present} there already")
             lines += [f"  skipped      {line}" for line in self._skipped[namespace]]
             lines += [f"  note         {line}" for line in self._notes[namespace]]
-        if not self._order:
-            lines.append("the source has no namespace")
-        verdict = "all is in the target" if self.complete else "what is skipped is not in the target"
-        return "\n".join([*lines, verdict, ""])
+        return lines
