@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyctr.http2 import Call, Channel, ConnectionLost, NotSent
 from pyctr.transport import TlsFiles, TlsTransport, UnixTransport
-from pyctr_wire.errors import FailedPrecondition
+from pyctr_wire.errors import FailedPrecondition, Internal
 
 if TYPE_CHECKING:  # protobuf is imported by whoever makes a message: `pyctr --help` makes none
     from google.protobuf.message import Message
@@ -31,6 +31,7 @@ DEFAULT_TIMEOUT: Final = 60.0  # seconds, for calls that should be quick
 _CONNECT_TIMEOUT: Final = 10.0
 _TCP: Final = "tcp://"
 _RETRY_PAUSE: Final = 0.05
+_MOST_TURNS: Final = 20  # times that a call is made which a daemon that is going away has not taken
 
 Answer = TypeVar("Answer", bound="Message")
 
@@ -42,6 +43,16 @@ class NoDaemon(NotSent):
 def socket_path(address: str) -> str:
     """Return the path in an address, which may be a path or a unix: URL."""
     return address.removeprefix("unix://").removeprefix("unix:")
+
+
+def _decoded(answer: type[Answer], data: bytes) -> Answer:
+    """Return the message in `data`. Raises Internal for what is none."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return answer.FromString(data)
+    except DecodeError:
+        raise Internal(f"the daemon's answer is no {answer.DESCRIPTOR.full_name}") from None
 
 
 class Connection:
@@ -133,6 +144,7 @@ class Connection:
         answered, DeadlineExceeded, ConnectionLost, NoDaemon.
         """
         give_up = time.monotonic() + patience
+        turned_away = 0
         while True:
             try:
                 channel, call = self.open(service, method, timeout, lease)
@@ -143,13 +155,16 @@ class Connection:
                     self._drain(channel, call)
                 if call.error is not None:
                     raise call.error
-                return answer.FromString(call.messages[0])
+                return _decoded(answer, call.messages[0])
             except NoDaemon:
                 if time.monotonic() >= give_up:
                     raise
                 time.sleep(_RETRY_PAUSE)
             except NotSent:  # the daemon went away as we called: the next one has not seen it
-                continue
+                turned_away += 1
+                if turned_away == _MOST_TURNS:
+                    raise
+                time.sleep(_RETRY_PAUSE * (turned_away > 1))
             except ConnectionLost:
                 if time.monotonic() >= give_up:
                     raise
@@ -167,7 +182,7 @@ class Connection:
             while True:
                 channel.wait(call)
                 while call.messages:
-                    yield answer.FromString(call.messages.popleft())
+                    yield _decoded(answer, call.messages.popleft())
                 if call.done and not call.messages:
                     break
             if call.error is not None:

@@ -22,6 +22,10 @@ _DEFAULT_WINDOW: Final = 65535
 _WIDE_WINDOW: Final = 0x7FFFFFFF
 _REFILL: Final = 1 << 24  # bytes received before a window is topped up
 _MAX_MESSAGE: Final = 64 << 20
+_MAX_FRAME: Final = 16384  # bytes that a frame to us may have: we ask for no more
+_STRANGER: Final = "who answers there speaks no gRPC that can be understood: is it the daemon's socket?"
+# What the parts of a frame raise that are not as the RFC says.
+_MALFORMED: Final = (ValueError, IndexError, struct.error, hpack.HeaderError)
 
 
 class Kind(IntEnum):
@@ -127,7 +131,7 @@ class Channel:
         self._headers: tuple[int, int, bytearray] | None = None  # stream, flags, block so far
         self._window = _DEFAULT_WINDOW
         self._stream_window = _DEFAULT_WINDOW
-        self._max_frame = 16384
+        self._max_frame = _MAX_FRAME
         self._unacknowledged = 0
         self.usable = True  # new calls may be opened
         # No header table, no push, windows wide open: a call's first answer waits for nothing.
@@ -240,10 +244,17 @@ class Channel:
         at = 0
         while len(self._inbox) - at >= 9:
             size = int.from_bytes(self._inbox[at : at + 3], "big")
+            if size > _MAX_FRAME:
+                self._lose(_STRANGER)
+                return
             if len(self._inbox) - at < 9 + size:
                 break
             kind, flags, stream = struct.unpack_from(">BBI", self._inbox, at + 3)
-            self._take(kind, flags, stream & _WIDE_WINDOW, bytes(self._inbox[at + 9 : at + 9 + size]))
+            try:
+                self._take(kind, flags, stream & _WIDE_WINDOW, bytes(self._inbox[at + 9 : at + 9 + size]))
+            except _MALFORMED:
+                self._lose(_STRANGER)
+                return
             at += 9 + size
         del self._inbox[:at]
 

@@ -1,8 +1,12 @@
 """The hand-written gRPC client against grpcio's server."""
 
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from pyctr.connection import CONTAINERS, CONTENT, EVENTS, VERSION, Connection, N
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.content.v1 import content_pb2
 from pyctr_wire.containerd.services.version.v1 import version_pb2
-from pyctr_wire.errors import ApiError, DeadlineExceeded, NotFound
+from pyctr_wire.errors import ApiError, DeadlineExceeded, Internal, NotFound, Unavailable
 
 MEBIBYTE = b"x" * (1 << 20)
 
@@ -183,4 +187,76 @@ def test_a_daemon_that_dies_during_a_call_is_an_error_of_its_own(tmp_path: Path)
     while not call.done:
         channel.pump(None)
     assert isinstance(call.error, ApiError)
+    connection.close()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+@contextmanager
+def _stranger(path: Path, answer: bytes) -> Iterator[list[socket.socket]]:
+    """Answer everybody who connects with these bytes, and keep the connections open."""
+    met: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:  # the test is over
+                    return
+                met.append(peer)
+                peer.recv(1 << 16)
+                peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield met
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for peer in met:
+                peer.close()
+
+
+_SETTINGS = _frame(4, 0, 0, b"")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", Unavailable),
+        (_frame(4, 0, 0, b"abc"), Unavailable),
+        (_SETTINGS + _frame(1, 5, 1, b"\xff" * 7), Unavailable),
+        (_SETTINGS + _frame(0, 8, 1, b""), Unavailable),
+        (_SETTINGS + _frame(1, 5, 1, b"\x88\x00\x0bgrpc-status\x03abc"), Unavailable),
+        (
+            _SETTINGS
+            + _frame(1, 4, 1, b"\x88")
+            + _frame(0, 0, 1, b"\0\0\0\0\x03\xff\xff\xff")
+            + _frame(1, 5, 1, b"\x00\x0bgrpc-status\x010"),
+            Internal,
+        ),
+    ],
+    ids=["http1", "settings", "hpack", "padding", "status", "message"],
+)
+def test_what_nobody_can_understand_is_an_error(tmp_path: Path, answer: bytes, error: type[ApiError]) -> None:
+    """No trace, and nobody waits for what will not come."""
+    connection = Connection(str(tmp_path / "s"), "blue")
+    with _stranger(tmp_path / "s", answer), pytest.raises(error):
+        version(connection)
+    connection.close()
+
+
+def test_a_daemon_that_always_goes_away_is_given_up(tmp_path: Path) -> None:
+    connection = Connection(str(tmp_path / "s"), "blue")
+    going_away = _SETTINGS + _frame(7, 0, 0, struct.pack(">II", 0, 0))
+    with _stranger(tmp_path / "s", going_away) as met:
+        with pytest.raises(Unavailable, match="going away"):
+            version(connection)
+        assert 2 < len(met) < 50
     connection.close()
