@@ -125,6 +125,14 @@ def test_a_frozen_container_is_named_with_the_remedy(pyctr: Pyctr, name: str) ->
     pyctr("exec", name, "true")
 
 
+def test_a_process_does_not_write_to_the_terminal_of_who_lists_it(pyctr: Pyctr, name: str) -> None:
+    """Its command line is its own to choose: no colours, no lines that look like other processes."""
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sh", "-c", "sleep 100; : \x1b[31m\n1 0 0 fake")
+    lines = pyctr("top", name).splitlines()
+    assert len(lines) == 3  # the title, the shell, sleep
+    assert "sleep 100; : ?[31m?1 0 0 fake" in lines[1]
+
+
 def test_what_is_not_there_does_not_hide_what_is(pyctr: Pyctr, name: str) -> None:
     pyctr("create", "--network", "none", "--name", name, "demo")
     done = pyctr.run("inspect", "no-such", name)

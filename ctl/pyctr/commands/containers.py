@@ -275,5 +275,5 @@ def _process_row(pid: int) -> dict[str, Any] | None:
         "User": uid,  # a number: its name inside the container is the container's own affair
         "State": fields[0],
         "Time": f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
-        "Command": command or f"[{name}]",
+        "Command": "".join(one if one.isprintable() else "?" for one in command or f"[{name}]"),  # as ps(1) does it
     }

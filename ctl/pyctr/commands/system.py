@@ -15,6 +15,7 @@ from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2
 from pyctr_wire.containerd.services.version.v1 import version_pb2
+from pyctr_wire.errors import Code
 from pyctr_wire.pyctr import engine_pb2
 
 
@@ -56,8 +57,10 @@ def info(session: Session) -> None:
         "Pid": server.pid,
         "Address": session.address,
         "Namespace": session.namespace,
-        "Snapshotters": [one.id for one in plugins if one.type == "io.containerd.snapshotter.v1"],
-        "FailedPlugins": [f"{one.type}.{one.id}" for one in plugins if one.HasField("init_err")],
+        "Snapshotters": [
+            one.id for one in plugins if one.type == "io.containerd.snapshotter.v1" and _plugin_state(one) == "ok"
+        ],
+        "FailedPlugins": [f"{one.type}.{one.id}" for one in plugins if _plugin_state(one) == "error"],
         "Warnings": [one.message for one in deprecations],
     }
     if session.format == "table":
@@ -75,6 +78,13 @@ def _plugins(session: Session) -> list[introspection_pb2.Plugin]:
     return list(answer.plugins)
 
 
+def _plugin_state(one: introspection_pb2.Plugin) -> str:
+    """Return what ctr says of a plugin: "skip" is one that this machine cannot have."""
+    if not one.HasField("init_err"):
+        return "ok"
+    return "skip" if one.init_err.code == Code.UNIMPLEMENTED else "error"
+
+
 @click.group()
 def plugin() -> None:
     """The daemon's plugins."""
@@ -90,7 +100,7 @@ def plugin_ls(session: Session) -> None:
             "Type": one.type,
             "ID": one.id,
             "Platforms": ",".join(f"{platform.os}/{platform.architecture}" for platform in one.platforms) or "-",
-            "Status": "error" if one.HasField("init_err") else "ok",
+            "Status": _plugin_state(one),
         }
         for one in _plugins(session)
     ]
