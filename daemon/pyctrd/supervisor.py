@@ -370,7 +370,7 @@ def _version() -> str:
 def _refuse_what_is_others(directory: Path) -> None:
     """Raise FailedPrecondition for a directory that others use: nobody but root could enter /tmp any more."""
     there = set(os.listdir(directory)) - _NOBODYS
-    if there and there.isdisjoint(_OURS):
+    if there and not any(name in _OURS or name.startswith("pyctrd.") for name in there):
         raise FailedPrecondition(
             f"{directory} has other things in it, such as {min(there)}: name a directory of its own"
         )
