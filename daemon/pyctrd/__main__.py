@@ -40,9 +40,10 @@ def _path(text: str) -> Path:
 
 
 def _log_level(text: str) -> LogLevel:
-    if text not in list(LogLevel):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LogLevel)}")
-    return LogLevel(text)
+    try:
+        return LogLevel(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LogLevel)}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,3 +25,12 @@ def test_an_ordinary_user_without_ids_is_told_what_it_takes(
     assert said.startswith("pyctrd: /etc/subuid grants somebody no ids; it needs root, or a user namespace")
     assert "pyctr check rootless" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_levels_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Containerd's names are understood too; one that nobody knows is told with those that there are."""
+    for level in ("debug", "warning", "warn", "trace"):
+        assert main(["--config", os.devnull, "--log-level", level, "config", "check"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", os.devnull, "--log-level", "loud", "config", "check"])
+    assert "'loud' is none of debug, info, warning, error" in capsys.readouterr().err
