@@ -4,7 +4,9 @@ import importlib.metadata
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
+
+from google.protobuf.message import DecodeError
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, NotFound
@@ -51,6 +53,9 @@ from pyctrd.transfer.service import Transfers
 
 if TYPE_CHECKING:
     from pyctrd.composition import Parts
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _OURS: Final = "io.containerd.pyctr.v1"
 _NETWORK_THREADS: Final = 16
@@ -261,14 +266,16 @@ class CriParts:
     def _recall(self) -> None:
         """Read pods and containers from their rows."""
         for row in self._stores.sandboxes.list(NAMESPACE):
-            pod = pod_from_row(row)
+            pod = _read("pod", row.id, pod_from_row, row)
             if pod is not None:
                 # After a reboot nothing of it is left.
                 pod.ready = pod.ready and namespaces.is_pinned(self._files.namespaces(pod.id), pod.kinds)
                 self._index.add_pod(pod)
         for container_row in self._parts.containers.list(NAMESPACE):
             owner = self._index.pods.get(container_row.sandbox_id)
-            container = container_from_row(container_row, owner) if owner is not None else None
+            if owner is None:
+                continue
+            container = _read("container", container_row.id, container_from_row, container_row, owner)
             if container is not None:
                 self._index.add_container(container)
 
@@ -295,6 +302,15 @@ class CriParts:
         except NotFound:
             namespaces.unpin(self._files.namespaces(sandbox_id))
             self._files.remove(sandbox_id)
+
+
+def _read(what: str, id: str, read: Callable[_P, _T | None], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+    """Return what a row holds, None also for what nobody can read: clients may write to rows, and disks may lie."""
+    try:
+        return read(*args, **kwargs)
+    except (KeyError, TypeError, ValueError, DecodeError) as error:
+        _log.error(f"{what}.not_read", id=id, error=repr(error))
+        return None
 
 
 def _has_systemd() -> bool:

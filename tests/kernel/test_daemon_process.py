@@ -19,7 +19,12 @@ from google.protobuf.empty_pb2 import Empty
 
 from pyctr_sys.mount import MountFlag, mount, umount2
 from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
+from pyctr_wire.containerd.services.sandbox.v1.sandbox_pb2 import StoreCreateRequest
+from pyctr_wire.containerd.services.sandbox.v1.sandbox_pb2_grpc import StoreStub
 from pyctr_wire.containerd.services.version.v1.version_pb2_grpc import VersionStub
+from pyctr_wire.containerd.types import sandbox_pb2
+from pyctr_wire.cri import runtime_pb2
+from pyctr_wire.cri.runtime_pb2_grpc import RuntimeServiceStub
 from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 from pyctrd.composition import LATE_SERVICES
 from support.daemon_process import DaemonProcess, wait_until
@@ -164,6 +169,23 @@ def test_events_that_are_none(daemon: DaemonProcess, kind: str) -> None:
             events_pb2_grpc.EventsStub(channel).Publish(request, timeout=30, metadata=metadata)
             time.sleep(0.3)  # in which somebody follows events, and takes this one
         assert VersionStub(channel).Version(Empty(), timeout=30).version
+
+
+def test_pods_that_nobody_can_read_are_no_reason_not_to_start() -> None:
+    """Clients may write to the rows of sandboxes, and what they have written is there at each start."""
+    with DaemonProcess() as daemon:
+        with daemon.channel() as channel:
+            for number, state in enumerate((b"[]", b"{}", b"{", b'{"handler": "", "created_at": "x"}')):
+                sandbox = sandbox_pb2.Sandbox(sandbox_id=f"odd-{number}", spec=any_pb2.Any(type_url="x", value=b"\xff"))
+                sandbox.extensions["pyctr.cri.Pod"].value = state
+                request = StoreCreateRequest(sandbox=sandbox)
+                StoreStub(channel).Create(request, timeout=30, metadata=(("containerd-namespace", "k8s.io"),))
+
+        daemon.restart()
+
+        with daemon.channel() as channel:
+            runtime = RuntimeServiceStub(channel)
+            assert list(runtime.ListPodSandbox(runtime_pb2.ListPodSandboxRequest(), timeout=30).items) == []
 
 
 MOUNTING = """
