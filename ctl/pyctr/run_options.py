@@ -3,9 +3,10 @@
 No pathlib here: to import it takes as long as everything else that this module does.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import click
@@ -273,12 +274,35 @@ def to_options(image_args: Iterable[str], given: Mapping[str, Any], ours: Mappin
     return options
 
 
-def make_missing_sources(options: RunOptions, volumes: Iterable[str]) -> None:
-    """Make the host directories that `-v` names and that are not there, as docker does."""
+@contextlib.contextmanager
+def missing_sources(options: RunOptions, volumes: Iterable[str]) -> Iterator[None]:
+    """Make the host directories that `-v` names and that are not there, as docker does; a failure takes them away.
+
+    Raises click.BadParameter.
+    """
     sources = {parse_volume(text).source for text in volumes}
-    for mount in options.mounts:
-        if mount.type == "bind" and mount.source in sources and not os.path.lexists(mount.source):
-            try:
-                os.makedirs(mount.source)
-            except OSError as error:
-                raise click.BadParameter(f"-v {mount.source}: {error.strerror}") from None
+    made: list[str] = []
+    try:
+        for mount in options.mounts:
+            if mount.type == "bind" and mount.source in sources and not os.path.lexists(mount.source):
+                _make(mount.source, made)
+        yield
+    except BaseException:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):  # somebody uses it by now
+                os.rmdir(directory)
+        raise
+
+
+def _make(source: str, made: list[str]) -> None:
+    """Make a directory and those above it, each noted in `made`. Raises click.BadParameter."""
+    above = os.path.dirname(source)
+    if not os.path.lexists(above):
+        _make(above, made)
+    try:
+        os.mkdir(source)
+    except FileExistsError:  # somebody else was faster
+        return
+    except OSError as error:
+        raise click.BadParameter(f"-v {source}: {error.strerror}") from None
+    made.append(source)

@@ -60,6 +60,14 @@ def test_a_file_for_the_id_goes_if_there_is_none(pyctr: Pyctr, name: str, tmp_pa
     assert pyctr("create", "--name", name, "--cidfile", str(place), "demo").strip() == place.read_text()
 
 
+def test_directories_that_were_made_for_nothing_go_again(pyctr: Pyctr, name: str, tmp_path: Path) -> None:
+    arguments = ("create", "--name", name, "-v", f"{tmp_path}/a/b:/x", "-v", f"{tmp_path}/a/c:/y")
+    assert pyctr.run(*arguments, "--user", "nobody-here", "demo").returncode == 125
+    assert list(tmp_path.iterdir()) == []
+    pyctr(*arguments, "demo")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b", "c"]
+
+
 def test_another_platform_than_the_images(pyctr: Pyctr, name: str) -> None:
     other = "linux/s390x"
     done = pyctr.run("run", "--rm", "--name", name, "--platform", other, "demo", "true")

@@ -126,11 +126,11 @@ def _made(session: Session, image: str, command: tuple[str, ...], given: dict[st
         )
     except UnicodeEncodeError as error:
         raise click.BadParameter(f"{error.object!r} is not UTF-8") from None
-    run_options.make_missing_sources(options, given["volume"])
     if options.terminal:
         request.options.console_width, request.options.console_height = terminal.size()
     try:
-        return _made_from_image(session.connection, request)
+        with run_options.missing_sources(options, given["volume"]):
+            return _made_from_image(session.connection, request)
     except ApiError as error:
         raise CommandError(str(error), exit_codes.OURS) from None
     except CommandError as error:
