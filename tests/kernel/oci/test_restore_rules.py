@@ -4,6 +4,7 @@ A container stands for what a checkpoint made, and is held against another spec.
 """
 
 import copy
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +168,21 @@ def test_a_namespace_of_the_hosts_is_found(lab: Lab) -> None:
 
     with pytest.raises(OciError, match="uts namespace"):
         check(container, plain)
+
+
+def test_a_kind_of_namespace_that_the_kernel_lacks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked for one, unless the spec is."""
+    list_all = os.listdir
+
+    def without_time(path: str) -> list[str]:
+        return [name for name in list_all(path) if (path, name) != ("/proc/self/ns", "time")]
+
+    monkeypatch.setattr(os, "listdir", without_time)
+    spec = lab.spec("sleep", "1000")
+    container = lab.running(spec)
+
+    check(container, spec)
+
+    spec["linux"]["namespaces"].append({"type": "time"})
+    with pytest.raises(OciError, match="this kernel has no time namespaces"):
+        check(container, spec)
