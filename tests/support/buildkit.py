@@ -128,6 +128,15 @@ class Buildkit:
             capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=self.environment,
         )  # fmt: skip
 
+    def prune(self) -> None:
+        """Have all that it keeps removed; what a build that was cut off has used it lets go of after a while."""
+
+        def empty() -> bool:
+            self("prune", "--all")
+            return "Total:\t\t0B" in self("du")
+
+        wait_until(empty, lambda: f"all is pruned, but:\n{self('du', '--verbose')}")
+
     def in_namespace(self, *arguments: str) -> str:
         """Run nerdctl in buildkitd's namespace, with success."""
         return self.nerdctl("--namespace", NAMESPACE, *arguments)
@@ -159,7 +168,7 @@ class Buildkit:
         """Have all that it keeps removed and stop it; no cgroup may be left."""
         try:
             if error is None:
-                self("prune", "--all")
+                self.prune()
                 self("prune-histories")
             if self._process is not None:
                 self.stop()
