@@ -77,7 +77,7 @@ def test_a_build_in_stages(works: Works, tmp_path: Path) -> None:
     done = works.build.nerdctl.run(
         "--namespace", "buildkit", "run", "--rm", "--network", "none", "example.com/built:v1"
     )
-    assert done.stdout == PRINTS
+    assert done.stdout == PRINTS, done.stderr
     assert done.stderr.count("No such file") == 2, done.stderr
 
     works.build.nerdctl.daemon.restart()
