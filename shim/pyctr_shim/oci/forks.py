@@ -10,6 +10,7 @@ import gc
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Child:
 
 _UNDO_SECONDS: Final = 20.0
 _kinship: tuple[int, int] = (0, signal.SIGCHLD)  # clone's flag and signal: this process's children
-_ahead: Stub | None = None
+# Of one that is older, the age would show: a container's first process tells since when it runs, and monitoring asks.
+_FRESH_SECONDS: Final = 2.0
+_ahead: tuple[Stub, float] | None = None  # and when it was started
 
 
 def fork_siblings() -> None:
@@ -140,7 +143,7 @@ def start_ahead() -> None:
     if in_user_namespace() or os.geteuid():
         return  # nobody takes one there
     with suppress(OSError):  # what is wrong is found out by whoever needs one
-        _ahead = _start_stub()
+        _ahead = _start_stub(), _now()
 
 
 def dismiss() -> None:
@@ -148,6 +151,12 @@ def dismiss() -> None:
     taken = _take()
     if taken is not None:
         taken.end()
+
+
+def dismiss_old() -> None:
+    """Do that if it was started more than a moment ago."""
+    if _ahead is not None and _now() - _ahead[1] > _FRESH_SECONDS:
+        dismiss()
 
 
 def start_stub(cgroup_fd: int = 0) -> Stub:
@@ -158,7 +167,11 @@ def start_stub(cgroup_fd: int = 0) -> Stub:
 def _take() -> Stub | None:
     global _ahead  # as above
     taken, _ahead = _ahead, None
-    return taken
+    return taken[0] if taken is not None else None
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # by which the kernel counts the age of processes
 
 
 def _start_stub(cgroup_fd: int = 0) -> Stub:

@@ -120,6 +120,7 @@ def create(request: Request) -> Waiting | None:
 
     The caller removes what its state names, after an error and after None. Raises OciError.
     """
+    forks.dismiss_old()  # whose descriptors are not to count as those of others
     before = descriptors.opened()
     try:
         with init.explained():

@@ -305,6 +305,44 @@ def test_a_stub_that_was_started_ahead_is_taken(lab: Lab, ways: list[bool], ahea
     assert ways == [True, True]
 
 
+def test_one_that_has_waited_for_long_is_not(
+    lab: Lab, ways: list[bool], ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container would seem to run since then."""
+    monkeypatch.setattr(forks, "_FRESH_SECONDS", 0.0)
+
+    container = lab.create(lab.spec("sleep", "1000"))
+
+    assert ways == [True]
+    assert children() == {container.pid}
+    assert container.pid != ahead
+
+
+@pytest.mark.usefixtures("ahead")
+def test_nor_does_it_leave_anything_if_the_next_one_fails(
+    lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(stub.Stub, "await_done", fail_at_second_of(stub.Stub.await_done))
+    before = os.listdir("/proc/self/fd")
+
+    assert lab.run(lab.spec("echo", "anyway")).output == "anyway\n"
+    assert ways == [False]
+    assert len(os.listdir("/proc/self/fd")) == len(before) - 2
+
+
+def fail_at_second_of(method: Any) -> Any:
+    """Return a method of a stub that fails when much has been opened."""
+    calls = []
+
+    def fail(self: stub.Stub) -> None:
+        calls.append(method(self))
+        if len(calls) == 2:
+            raise stub.StubEnded(0, "it has ended")
+
+    return fail
+
+
 @pytest.mark.usefixtures("ahead")
 def test_one_that_nobody_takes_is_let_go(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(os.listdir("/proc/self/fd"))

@@ -293,6 +293,18 @@ def test_a_shim_needs_one_thread_and_no_big_library(shims: Host) -> None:
     container.end()
 
 
+def test_a_container_runs_since_it_was_made(shims: Host) -> None:
+    """What its shim had ready before is not what it tells: programs say since when they run, and others ask."""
+    shims.run("first", "true").end()
+    time.sleep(4)  # in which nobody wants a shim
+
+    container = shims.run("second", "sleep", "1000")
+
+    ticks = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK") < 3
+    container.end()
+
+
 def test_one_whose_bundle_was_removed_is_no_shim_any_more_once_its_container_has_ended(shims: Host) -> None:
     container = shims.run("lost", "sleep", "1000")
     lines = Path(f"/proc/{container.pid}/cgroup").read_text().splitlines()
