@@ -7,8 +7,6 @@ figures from the daemon. `tests/peers DIRECTORY kubelet` builds it, which takes 
 import asyncio
 import gzip
 import json
-import urllib.parse
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,12 @@ from pyctr_wire.cri import runtime_pb2
 from support import images
 from support.cri_client import IMAGE, CriClient
 from support.daemon_process import DaemonProcess, wait_until
-from support.kubelet import NODE, Kubelet
+from support.kubelet import NODE, SECONDS, Kubelet, Pod
 from support.pod_bridge import pod_bridge
 from support.registry_process import running_registry
 from support.streaming_clients import request, streams, upgrade_to_spdy, within_deadline
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.full, pytest.mark.timeout(900)]
-
-_SECONDS = 150.0  # that a kubelet may take to notice something
 
 
 @pytest.fixture(scope="module")
@@ -52,72 +48,8 @@ def kubelet(cri: CriClient, told: bool) -> Iterator[Kubelet]:
     with Kubelet(cri.daemon, dict.fromkeys(("EventedPLEG", "PodAndContainerStatsFromCRI"), told)) as kubelet:
         yield kubelet
         # It removes what is left of a pod that is gone once a minute only.
-        wait_until(lambda: not cri.pods(), "all pods are removed", _SECONDS)
-        wait_until(lambda: not kubelet.pod_cgroups(), f"no cgroups are left, but {kubelet.pod_cgroups()}", _SECONDS)
-
-
-class Pod:
-    """A pod of one container, as its kubelet and the daemon see it."""
-
-    def __init__(self, kubelet: Kubelet, cri: CriClient, script: str, **container: Any) -> None:
-        self.name = f"pod-{uuid.uuid4().hex[:8]}"
-        self._kubelet = kubelet
-        self._cri = cri
-        spec = container.pop("pod", {})
-        main = {
-            "name": "main",
-            "image": IMAGE,
-            "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            **container,
-        }
-        kubelet.add(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": self.name, "namespace": "default"},
-                "spec": {
-                    "containers": [main],
-                    "volumes": [{"name": "data", "emptyDir": {}}],
-                    "terminationGracePeriodSeconds": 1,
-                    **spec,
-                },
-            }
-        )
-
-    @property
-    def status(self) -> dict[str, Any]:
-        return self._kubelet.container(self.name)
-
-    @property
-    def id(self) -> str:
-        return str(self.status["containerID"].removeprefix("containerd://"))
-
-    def until(self, condition: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
-        """Wait until the status of the container is so, and return it."""
-        wait_until(lambda: bool(condition(self.status)), what, _SECONDS)
-        return self.status
-
-    def started(self) -> "Pod":
-        """Wait until it is ready."""
-        self.until(lambda status: status.get("ready"), f"{self.name} is ready")
-        return self
-
-    def logs(self, options: str = "") -> str:
-        return self._kubelet.logs(self.name, options)
-
-    def exec(self, *command: str) -> bytes:
-        """Run a command in the container and return its output."""
-        return bytes(self._cri.exec(self.id, *command).stdout)
-
-    def sandboxes(self) -> list[str]:
-        return [one.id for one in self._cri.pods() if one.metadata.name == f"{self.name}-{NODE}"]
-
-    def url(self, verb: str, path: str = "", **query: object) -> str:
-        """Where the kubelet runs a command or forwards a port."""
-        encoded = urllib.parse.urlencode(query, doseq=True)
-        return f"{self._kubelet.address}/{verb}/default/{self.name}-{NODE}{path}?{encoded}"
+        wait_until(lambda: not cri.pods(), "all pods are removed", SECONDS)
+        wait_until(lambda: not kubelet.pod_cgroups(), f"no cgroups are left, but {kubelet.pod_cgroups()}", SECONDS)
 
 
 @pytest.fixture
@@ -213,7 +145,7 @@ def test_hooks_run_before_others_are_asked_and_before_the_end(
     ).started()
     kubelet.withdraw(pod.name)
     order = tmp_path / "order"
-    wait_until(lambda: "ended" in order.read_text(), f"{pod.name} has ended", _SECONDS)
+    wait_until(lambda: "ended" in order.read_text(), f"{pod.name} has ended", SECONDS)
     assert order.read_text() == "begun\nending\nended\n"
 
 
@@ -224,7 +156,7 @@ def test_a_log_that_grows_is_rotated_and_loses_no_line(kubelet: Kubelet, run: Ca
         " for _ in $(seq 500); do echo $((i += 1)); done; sleep 0.1; done; echo end $i; exec sleep 100000"
     ).started()
     directory = next((kubelet.base / "logs").glob(f"default_{pod.name}-{NODE}_*/main"))
-    wait_until(lambda: any(directory.glob("*.gz")), "it is rotated twice", _SECONDS)
+    wait_until(lambda: any(directory.glob("*.gz")), "it is rotated twice", SECONDS)
     pod.exec("touch", "/data/stop")
 
     def written() -> bytes:
@@ -236,7 +168,7 @@ def test_a_log_that_grows_is_rotated_and_loses_no_line(kubelet: Kubelet, run: Ca
         contents = ((path, path.read_bytes()) for path in files)
         return b"".join(gzip.decompress(data) if path.suffix == ".gz" else data for path, data in contents)
 
-    wait_until(lambda: b" end " in written(), "there is nothing more to rotate", _SECONDS)
+    wait_until(lambda: b" end " in written(), "there is nothing more to rotate", SECONDS)
     *numbers, last = (int(line.split()[-1]) for line in written().splitlines())
     assert numbers == list(range(numbers[0], last + 1))
 
@@ -311,7 +243,7 @@ def test_a_container_that_always_fails_has_to_wait(run: Callable[..., Pod]) -> N
 
 def test_a_pod_that_is_to_end_ends(kubelet: Kubelet, run: Callable[..., Pod]) -> None:
     pod = run("echo done", pod={"restartPolicy": "Never"})
-    wait_until(lambda: kubelet.status(pod.name).get("phase") == "Succeeded", f"{pod.name} succeeds", _SECONDS)
+    wait_until(lambda: kubelet.status(pod.name).get("phase") == "Succeeded", f"{pod.name} succeeds", SECONDS)
     assert pod.status["state"]["terminated"]["reason"] == "Completed"
     assert pod.logs() == "done\n"
 

@@ -7,27 +7,32 @@ with Kubelet(daemon) as kubelet:
 
 import json
 import os
+import re
 import shutil
 import signal
 import ssl
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from . import peers
+from .cri_client import IMAGE, CriClient
 from .daemon_process import DEADLINE, DaemonProcess, wait_until
 from .registry_process import free_port
 
 NODE: Final = "node"
+SECONDS: Final = max(150.0, DEADLINE)  # that a kubelet may take to notice something
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 # What a kubelet sets for the whole machine.
 _SETTINGS: Final = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
                     "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")  # fmt: skip
+_SYSTEMD: Final = Path("/run/systemd/system").exists()
 _LINKS: Final = Path("/var/log/containers")  # where it links logs, whatever its configuration says
 
 
@@ -41,7 +46,7 @@ class Kubelet:
         self.base = daemon.base / f"kubelet-{uuid.uuid4().hex[:8]}"
         self.manifests = self.base / "manifests"
         self.log = self.base / "log"
-        self.cgroup = f"/pyctr-{self.base.name}"
+        self.cgroup = "" if _SYSTEMD else f"/pyctr-{self.base.name}"  # systemd has slices of one name only
         self.address = f"https://127.0.0.1:{free_port()}"
         self.context = ssl.create_default_context()
         self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
@@ -64,7 +69,7 @@ class Kubelet:
             "healthzPort": 0,
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
-            "cgroupDriver": "systemd",  # which is wrong: it believes the daemon, which it asks
+            "cgroupDriver": "cgroupfs" if _SYSTEMD else "systemd",  # wrong: it believes the daemon, which it asks
             "cgroupRoot": self.cgroup,
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
@@ -150,13 +155,15 @@ class Kubelet:
 
     def pod_cgroups(self) -> list[str]:
         """Return the cgroups of its pods and what is in them."""
-        return [str(path) for path in _CGROUPS.glob(f"*{self.cgroup}/kubepods/**/*pod*") if path.is_dir()]
+        roots = (Path(f"{hierarchy}{self.cgroup}") for hierarchy in _hierarchies())
+        below = (path for root in roots for top in root.glob("kubepods*") for path in top.rglob("*pod*"))
+        return [str(path) for path in below if path.is_dir() and re.search(r"\bpod[0-9a-f]", path.name)]
 
     def __enter__(self) -> Self:
         """Start it."""
         self._settings = {name: (Path("/proc/sys") / name).read_text() for name in _SETTINGS}
         self._had_links = _LINKS.exists()
-        for hierarchy in _hierarchies():
+        for hierarchy in _hierarchies() if self.cgroup else ():
             path = Path(f"{hierarchy}{self.cgroup}")
             path.mkdir()
             for name in ("cpuset.cpus", "cpuset.mems"):  # one without any takes no process
@@ -175,12 +182,78 @@ class Kubelet:
         subprocess.run(["umount", "--lazy", "--quiet", self.base / "root"], check=False)
         for name, value in self._settings.items():
             (Path("/proc/sys") / name).write_text(value)
+        if _SYSTEMD:
+            subprocess.run(["systemctl", "stop", "kubepods.slice"], check=False)
         if not self._had_links:
             shutil.rmtree(_LINKS, ignore_errors=True)
-        for hierarchy in _hierarchies():
+        for hierarchy in _hierarchies() if self.cgroup else ():
             for folder, _, _ in os.walk(f"{hierarchy}{self.cgroup}", topdown=False):
                 if not error or not (Path(folder) / "cgroup.procs").read_text():
                     Path(folder).rmdir()
+
+
+class Pod:
+    """A pod of one container, as its kubelet and the daemon see it."""
+
+    def __init__(self, kubelet: Kubelet, cri: CriClient, script: str, **container: Any) -> None:
+        self.name = f"pod-{uuid.uuid4().hex[:8]}"
+        self._kubelet = kubelet
+        self._cri = cri
+        spec = container.pop("pod", {})
+        main = {
+            "name": "main",
+            "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            **container,
+        }
+        kubelet.add(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": self.name, "namespace": "default"},
+                "spec": {
+                    "containers": [main],
+                    "volumes": [{"name": "data", "emptyDir": {}}],
+                    "terminationGracePeriodSeconds": 1,
+                    **spec,
+                },
+            }
+        )
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self._kubelet.container(self.name)
+
+    @property
+    def id(self) -> str:
+        return str(self.status["containerID"].removeprefix("containerd://"))
+
+    def until(self, condition: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+        """Wait until the status of the container is so, and return it."""
+        wait_until(lambda: bool(condition(self.status)), what, SECONDS)
+        return self.status
+
+    def started(self) -> "Pod":
+        """Wait until it is ready."""
+        self.until(lambda status: status.get("ready"), f"{self.name} is ready")
+        return self
+
+    def logs(self, options: str = "") -> str:
+        return self._kubelet.logs(self.name, options)
+
+    def exec(self, *command: str) -> bytes:
+        """Run a command in the container and return its output."""
+        return bytes(self._cri.exec(self.id, *command).stdout)
+
+    def sandboxes(self) -> list[str]:
+        return [one.id for one in self._cri.pods() if one.metadata.name == f"{self.name}-{NODE}"]
+
+    def url(self, verb: str, path: str = "", **query: object) -> str:
+        """Where the kubelet runs a command or forwards a port."""
+        encoded = urllib.parse.urlencode(query, doseq=True)
+        return f"{self._kubelet.address}/{verb}/default/{self.name}-{NODE}{path}?{encoded}"
 
 
 def _hierarchies() -> list[Path]:

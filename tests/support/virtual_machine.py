@@ -135,8 +135,8 @@ def _bring_programs(usr: Path) -> None:
     """Copy programs, and the libraries that they need, into what becomes part of the machine's /usr."""
     libraries = usr / _LIBRARIES
     libraries.mkdir(parents=True)
-    for program in filter(Path.exists, map(Path, _BROUGHT)):
-        folder = usr / program.parent.name
+    for program in filter(Path.exists, [*map(Path, _BROUGHT), *_built()]):
+        folder = usr / ("sbin" if program.parent.name == "sbin" else "bin")
         folder.mkdir(exist_ok=True)
         shutil.copy2(program, folder)
         listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
@@ -145,6 +145,12 @@ def _bring_programs(usr: Path) -> None:
             if arrow and "libc.so" not in path:
                 shutil.copy2(path.split()[0], libraries)
     _bring_newer_criu(usr / "local")
+
+
+def _built() -> list[Path]:
+    """Return those of tests/peers' programs that tests inside use, if they are here."""
+    kubelet = peers.look_for("kubelet")
+    return [kubelet] if kubelet else []
 
 
 def _bring_newer_criu(local: Path) -> None:
