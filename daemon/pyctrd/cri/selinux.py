@@ -9,10 +9,12 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pyctr_sys.descent import descend
 from pyctr_wire.cri import image_pb2
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 
@@ -91,12 +93,20 @@ def categories(pod_id: str) -> tuple[int, int]:
 
 
 def mark(paths: Iterable[str], label: str) -> None:
-    """Mark files, and directories with all that is below; no link is followed. FailedPrecondition names the path."""
+    """Mark files, and directories with all that is below. FailedPrecondition names the path.
+
+    No link is followed, also if a container that is at work there puts one in the place of a directory.
+    """
     for path in paths:
-        _set(path, label)
-        for folder, folders, files in os.walk(path):
-            for name in (*folders, *files):
-                _set(os.path.join(folder, name), label)
+        _set(path, label, path)
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            continue
+        try:
+            for fd, names in descend(path):
+                for name in names:
+                    _set(f"/proc/self/fd/{fd}/{name}", label, path)
+        except OSError as error:
+            raise _refusal(path, error) from error
 
 
 def check_markable(path: str) -> None:
@@ -106,14 +116,18 @@ def check_markable(path: str) -> None:
         raise InvalidArgument(f"selinux_relabel: {path} belongs to this machine: it is not marked for a container")
 
 
-def _set(path: str, label: str) -> None:
+def _set(path: str, label: str, below: str) -> None:
     try:
         os.setxattr(path, _ATTRIBUTE, label.encode(), follow_symlinks=False)
     except FileNotFoundError:  # gone meanwhile
         return
     except OSError as error:
         if error.errno != errno.ENOTSUP:  # a file system that has no labels of its own
-            raise FailedPrecondition(f"selinux_relabel: {path} cannot be marked: {error.strerror}") from error
+            raise _refusal(below, error) from error
+
+
+def _refusal(path: str, error: OSError) -> FailedPrecondition:
+    return FailedPrecondition(f"selinux_relabel: {path} cannot be marked: {error.strerror}")
 
 
 def _defaults() -> dict[str, str]:

@@ -1,67 +1,34 @@
 """Giving a tree of files to the users of a user namespace. Source: chown(2), user_namespaces(7)."""
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from pyctr_sys.descent import descend
 from pyctrd.core.idmaps import UNCHANGED, IdMap, Maps, host_id
 
 _NOBODY: Final = 65534  # who a file belongs to that no user of the namespace owns
 _CAPABILITY: Final = "security.capability"
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def shift(tree: Path, maps: Maps) -> None:
     """Give everything below `tree`, and itself, to those whom its owners' numbers are in the namespace.
 
-    Nobody else may change the tree meanwhile; it may be as deep as a container has made it: one directory is open at a
-    time, and no path is used. Modes and file capabilities, which a change of owner takes away, stay. Raises OSError.
+    Nobody else may change the tree meanwhile; it may be as deep as a container has made it. Modes and file
+    capabilities, which a change of owner takes away, stay. Raises OSError.
     """
     linked: set[int] = set()  # files with several names that are done
-    fd = os.open(tree, _DIRECTORY)
+    for fd, names in descend(str(tree)):
+        for name in names:
+            _shift_one(name, fd, maps, linked)
+    top_fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _shift_one(".", fd, maps, linked)
-        levels = [_Level(os.fstat(fd), _shift_entries(fd, maps, linked))]
-        while True:
-            if levels[-1].pending:
-                fd = _moved(fd, levels[-1].pending.pop(), os.O_NOFOLLOW)
-                levels.append(_Level(os.fstat(fd), _shift_entries(fd, maps, linked)))
-                continue
-            levels.pop()
-            if not levels:
-                return
-            fd = _moved(fd, "..")
-            if not os.path.samestat(os.fstat(fd), levels[-1].status):
-                raise OSError(errno.EBUSY, "a directory was moved meanwhile", str(tree))
+        _shift_one(".", top_fd, maps, linked)
     finally:
-        os.close(fd)
-
-
-class _Level(NamedTuple):
-    """A directory on the way down: its status, and the names of those in it that are still to be entered."""
-
-    status: os.stat_result
-    pending: list[str]
-
-
-def _moved(fd: int, name: str, flags: int = 0) -> int:
-    """Open a directory from another one, which is closed."""
-    opened = os.open(name, _DIRECTORY | flags, dir_fd=fd)
-    os.close(fd)
-    return opened
-
-
-def _shift_entries(fd: int, maps: Maps, linked: set[int]) -> list[str]:
-    """Give away what is in a directory, and return the directories among it."""
-    with os.scandir(fd) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, _ in found:
-        _shift_one(name, fd, maps, linked)
-    return [name for name, is_directory in found if is_directory]
+        os.close(top_fd)
 
 
 def _shift_one(name: str, dir_fd: int, maps: Maps, linked: set[int]) -> None:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import InvalidArgument
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctr_wire.oci.image_spec import ProcessConfig
 from pyctrd.core.mounts import Mount
 from pyctrd.cri import creation, selinux
@@ -147,6 +148,27 @@ def marked(path: Path) -> bytes | None:
         return os.getxattr(path, "security.selinux", follow_symlinks=False)
     except OSError:
         return None
+
+
+@pytest.mark.root
+def test_a_link_that_takes_a_directorys_place_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another container may be at work in the volume."""
+    (tmp_path / "volume/a/b").mkdir(parents=True)
+    (tmp_path / "outside/b").mkdir(parents=True)
+    (tmp_path / "outside/b/secret").touch()
+    really = os.setxattr
+
+    def swap(path: str, *arguments: Any, **options: Any) -> None:
+        really(path, *arguments, **options)
+        if path.endswith("/b"):
+            (tmp_path / "volume/a").rename(tmp_path / "moved")
+            (tmp_path / "volume/a").symlink_to(tmp_path / "outside")
+
+    monkeypatch.setattr(os, "setxattr", swap)
+    with suppress(FailedPrecondition):
+        selinux.mark([str(tmp_path / "volume")], "label")
+
+    assert marked(tmp_path / "outside/b/secret") is None
 
 
 @pytest.mark.root
