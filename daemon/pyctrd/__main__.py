@@ -180,15 +180,22 @@ def _configured(options: argparse.Namespace) -> Config:
     """Return the configuration, with what the command line says on top. Raises ConfigError."""
     config = loading.load(options.config)
     if options.root:
-        config = config._replace(root=options.root.absolute())
+        config = config._replace(root=_absolute(options.root))
     if options.state:
-        config = config._replace(state=options.state.absolute())
+        config = config._replace(state=_absolute(options.state))
     if options.address:
         config = config._replace(grpc=_addressed(config.grpc, options.address))
     if options.log_level:
         config = config._replace(log=config.log._replace(level=options.log_level))
     checks.check(config, "command line")
     return config
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise ConfigError(f"command line: {path}: there is no working directory any more below which it is") from error
 
 
 def _addressed(grpc: Grpc, addresses: Sequence[str]) -> Grpc:

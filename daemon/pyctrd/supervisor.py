@@ -6,8 +6,9 @@ import importlib
 import math
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -150,23 +151,20 @@ class Supervisor:
         self._refuse_unusable_ports()
         handed_over = await self._predecessor.take(_version()) if self._predecessor is not None else []
         try:
-            for directory, mode in ((config.root, 0o700), (config.state, 0o700 if in_user_namespace() else 0o711)):
-                directory.mkdir(parents=True, exist_ok=True)
-                _refuse_what_is_others(directory)
-                directory.chmod(mode)  # whatever the umask is, and whatever an older version left
-                lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
-                self._locks.callback(lock.close)
-                self._lock_fds.append(lock.fd)
-            for path in config.paths:
-                path.parent.mkdir(mode=0o700 if in_user_namespace() else 0o711, parents=True, exist_ok=True)
-            if self._predecessor is None:
-                self._refuse_if_served()
+            with self._refusing():
+                for directory, mode in ((config.root, 0o700), (config.state, 0o700 if in_user_namespace() else 0o711)):
+                    directory.mkdir(parents=True, exist_ok=True)
+                    _refuse_what_is_others(directory)
+                    directory.chmod(mode)  # whatever the umask is, and whatever an older version left
+                    lock = StateLock(handed_over.pop(0)) if handed_over else StateLock.take(directory / "lock")
+                    self._locks.callback(lock.close)
+                    self._lock_fds.append(lock.fd)
+                for path in config.paths:
+                    path.parent.mkdir(mode=0o700 if in_user_namespace() else 0o711, parents=True, exist_ok=True)
+                if self._predecessor is None:
+                    self._refuse_if_served()
         except ApiError as error:
             raise Refused(str(error)) from error
-        except FileExistsError as error:  # mkdir's word for what is there and no directory
-            raise Refused(f"{error.filename}: Not a directory") from error
-        except OSError as error:
-            raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
     def _refuse_if_served(self) -> None:
         """Raise FailedPrecondition if another program serves one of our addresses."""
@@ -195,20 +193,34 @@ class Supervisor:
     def _build(self, group: asyncio.TaskGroup) -> Parts:
         """Build the parts; nothing runs in `group` before it is entered."""
         try:
-            return Parts(self._config, self._zygote, group, self._resources, self.upgrade)
+            with self._refusing():
+                return Parts(self._config, self._zygote, group, self._resources, self.upgrade)
         except (NewerSchemaError, FailedPrecondition) as error:
             raise Refused(str(error)) from error
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tell what the machine has not got for a start, such as room on a disk, as the reason why there is none."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise Refused(f"{self._config.root}/metadata.db: {error}") from error
+        except FileExistsError as error:  # mkdir's word for what is there and no directory
+            raise Refused(f"{error.filename}: Not a directory") from error
+        except OSError as error:
+            raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
     async def _recover(self, group: asyncio.TaskGroup) -> Recovered:
         """Find out what there is, and start what runs by itself."""
         group.create_task(self._zygote.serve(), name="zygote")
-        if self._parts.database.has_gaps:
-            # Nobody may be told that there is no such container before those are known that only disk tells of.
-            self._parts.dispatch.complete()
-        reboot.settle(self._config.state, self._parts.bundles)
-        # Before the shims are asked: they tell at once what nobody acknowledged.
-        await _listen(self._parts.shim_listener)
-        return await self._parts.recovery.run()
+        with self._refusing():
+            if self._parts.database.has_gaps:
+                # Nobody may be told that there is no such container before those are known that only disk tells of.
+                self._parts.dispatch.complete()
+            reboot.settle(self._config.state, self._parts.bundles)
+            # Before the shims are asked: they tell at once what nobody acknowledged.
+            await _listen(self._parts.shim_listener)
+            return await self._parts.recovery.run()
 
     async def _serve(self, recovered: Recovered) -> None:
         """Answer clients until a signal says stop, or a successor is ready and nothing is under way."""
@@ -226,7 +238,8 @@ class Supervisor:
         notify("READY=1", f"MAINPID={os.getpid()}")
         # A call of what is not loaded yet loads it; the others, for which clients have waited, go undisturbed.
         await asyncio.sleep(_FIRST_CALLS)
-        await self._parts.bulk.run(self._load_late, recovered)
+        with self._refusing():
+            await self._parts.bulk.run(self._load_late, recovered)
         self._parts.dispatch.complete()
         if self._predecessor is not None:
             self._predecessor.loaded()

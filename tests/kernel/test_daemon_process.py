@@ -81,6 +81,32 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert _refused("--config", str(tmp_path)) == f"pyctrd: {tmp_path}: Is a directory"
 
 
+@pytest.mark.parametrize(
+    ("name", "is_file", "reason"),
+    [("metadata.db", False, "unable to open database file"), ("content", True, "Not a directory")],
+)
+def test_what_a_start_cannot_use_is_its_reason(tmp_path: Path, name: str, reason: str, *, is_file: bool) -> None:
+    root = tmp_path / "r"
+    (root / name).mkdir(parents=True)
+    (root / "lock").write_text("")
+    if is_file:
+        (root / name).rmdir()
+        (root / name).write_text("")
+    assert _refused("--root", str(root), "--state", str(tmp_path / "s")) == f"pyctrd: {root}/{name}: {reason}"
+
+
+def test_a_first_start_on_a_full_disk(tmp_path: Path) -> None:
+    script = f'mount -t tmpfs -o size=64k none {tmp_path} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-m", "pyctrd", "--config", os.devnull,
+         "--root", f"{tmp_path}/r", "--state", f"{tmp_path}/s"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"pyctrd: {tmp_path}/r/metadata.db: database or disk is full"
+
+
 def test_a_directory_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     """Its mode would shut everybody out: /tmp's, say."""
     others = tmp_path / "others"
