@@ -1,6 +1,7 @@
 """What every test relies on: who may run, and what is skipped with which reason."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("pyctr")
+
+
+def pytest_configure() -> None:
+    """Take interrupts, also as a shell's background job, which ignores them: so would all programs that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
