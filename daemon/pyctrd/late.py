@@ -76,7 +76,12 @@ _log = Logger("pyctrd")
 
 # At their first use another version may be installed. What a registry and streams of pods need is too large to be
 # loaded for that alone.
-for _name in ("pyctrd.rpc.convert.events", "pyctrd.events.fields", "pyctr_wire.pyctr.runtime_pb2"):
+for _name in (
+    "pyctrd.rpc.convert.events",
+    "pyctrd.events.fields",
+    "pyctrd.runtime.figures",
+    "pyctr_wire.pyctr.runtime_pb2",
+):
     importlib.import_module(_name)
 
 

@@ -37,7 +37,6 @@ from pyctr_shim.keeper import Common, Keeper, read_notices, share
 from pyctr_shim.loop import Loop
 from pyctr_shim.oci import exec as joining
 from pyctr_shim.oci import forks
-from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.shim import BundleTaken, Shim, prepare_process, wake
 from pyctr_shim.warmup import touched_pages, warm_up
 from pyctr_sys import pagemap
@@ -51,21 +50,19 @@ _SURPLUS_AFTER: Final = 2.0  # seconds without a change
 _REFILL_AFTER: Final = 0.03  # seconds; by then a container that has just been asked for is running
 _PAUSE_AFTER_DEATH: Final = 0.5
 _MAY_KEEP: Final = 4
-_LIVES: Final = 100  # of one worker: what Python never gives back must not add up
+_LIVES: Final = 100  # of one worker, at least: what Python never gives back must not add up
 
 
 class Nest(NamedTuple):
     """What a spare has of the zygote: where requests come, where it offers itself, and what was made once.
 
-    `pages` are those that a shim touches until its container runs; with `stubs`, it starts that container's first
-    process before it is asked for.
+    `pages` are those that a shim touches until its container runs.
     """
 
     requests: socket.socket
     offers: socket.socket
     inheritance: Inheritance
     pages: pagemap.Ranges
-    stubs: bool
 
 
 def serve(request_fd: int) -> None:
@@ -85,7 +82,7 @@ def serve(request_fd: int) -> None:
     immortalize()
     gc.freeze()
     pages = touched_pages(inheritance)
-    keep_spares(Nest(requests, offers, inheritance, pages, not mounted().is_v2), offered)
+    keep_spares(Nest(requests, offers, inheritance, pages), offered)
 
 
 # -- the zygote
@@ -118,6 +115,7 @@ def keep_spares(nest: Nest, offered: socket.socket) -> None:
             forget(next(iter(spares)))
         while not changes and len(spares) < _SPARES:
             keep(fork_spare(nest, (offered.fileno(), *spares)))
+        died = False
         for fd, _events in changes:
             if fd == nest.requests.fileno():
                 return
@@ -127,9 +125,10 @@ def keep_spares(nest: Nest, offered: socket.socket) -> None:
                     if len(spares) > _MOST_SPARES:
                         forget(spare)
             else:
-                if not os.read(fd, 1):  # it died before it was taken: do not fork as fast as they die
-                    time.sleep(_PAUSE_AFTER_DEATH)
+                died = not os.read(fd, 1) or died  # before it was taken
                 forget(fd)
+        if died:  # do not fork as fast as they die
+            time.sleep(_PAUSE_AFTER_DEATH)
 
 
 def _patience(spares: int) -> float | None:
@@ -167,8 +166,7 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
     def begin(common: Common) -> NoReturn:
         forks.fork_siblings()
         pagemap.populate(nest.pages)
-        if nest.stubs:
-            forks.start_ahead()
+        forks.start_ahead()
         live(nest, common, kept, tell_fd)
 
     def go_on(common: Common) -> NoReturn:
@@ -186,10 +184,16 @@ def be_keeper(nest: Nest, tell_fd: int) -> NoReturn:
 
 def live(nest: Nest, common: Common, kept: Set[int], tell_fd: int) -> NoReturn:
     """Be a spare, then a shim, then a spare again, as long as this process is of use."""
-    for _ in range(_LIVES):
+    for _ in range(lives()):
         live_out(be_taken(nest, common, tell_fd), common)
         tell_fd = begin_anew(nest, common, kept)
-    os._exit(0)
+    live_out(be_taken(nest, common, tell_fd), common)
+    os._exit(0)  # without having been offered: nobody counts on it
+
+
+def lives() -> int:
+    """Return how often this process may be a spare again: those that take turns must not all end at once."""
+    return _LIVES + os.getpid() % _LIVES
 
 
 def be_taken(nest: Nest, common: Common, tell_fd: int) -> Shim:
@@ -237,8 +241,7 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
         os.dup2(epoll.fileno(), common.epoll_fd, inheritable=False)
     for _ in read_notices(common):
         continue
-    if nest.stubs:
-        forks.start_ahead()
+    forks.start_ahead()
     told_fd, tell_fd = os.pipe()
     try:
         socket.send_fds(nest.offers, [b"x"], [told_fd])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyctr_shim.oci import capabilities, init, program
 from pyctr_shim.oci import exec as joining
+from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import State
 from pyctr_sys import stub
@@ -140,7 +141,7 @@ def _clone(flags: int, become: Callable[[], NoReturn], cgroup_fd: int = 0) -> tu
 def start_ahead() -> None:
     """Start a stub now that the next container takes, whose creation then does not wait for that."""
     global _ahead  # like kinship
-    if in_user_namespace() or os.geteuid():
+    if mounted().is_v2 or in_user_namespace() or os.geteuid():
         return  # nobody takes one there
     with suppress(OSError):  # what is wrong is found out by whoever needs one
         _ahead = _start_stub(), _now()
