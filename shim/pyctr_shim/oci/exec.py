@@ -44,7 +44,6 @@ from pyctr_sys.process import (
 from pyctr_sys.routine import routine
 from pyctr_sys.steps import Steps
 
-_BY_FORK: Final = Clone.NEWPID | Clone.NEWTIME  # what a process only gets for its children
 _NAME: Final = b"pyctr-exec"
 _STDIO: Final = 3
 _HERE: Final = -100  # AT_FDCWD
@@ -101,8 +100,9 @@ class Joiner:
     def straight(self) -> Steps | None:
         """Return all that is to be done as steps for a spawned process; None where that cannot be.
 
-        Terminals, user namespaces and what is seldom asked for need decisions inside the container. Steps that
-        fail are no verdict: whoever forks instead finds out the reason, or that there is none.
+        Terminals, user namespaces and what is seldom asked for need decisions inside the container, and who joins a
+        time namespace must not share its memory, where the kernel keeps the clocks. Steps that fail are no verdict:
+        whoever forks instead finds out the reason, or that there is none.
         """
         request, process = self.request, self._process
         if self._identity is None or request.namespaces & Clone.NEWTIME or request.preserve_fds or os.geteuid():
@@ -188,7 +188,7 @@ class Joiner:
         self._enter.call("prctl", "prctl", PR_SET_DUMPABLE, 0)
         self._enter.call("prctl", "prctl", PR_SET_NAME, name)
         scheduling.add_lasting(self._enter, self.request.linux)
-        self._enter.call("joining namespaces", "setns", self._init_pidfd, self.request.namespaces & ~_BY_FORK)
+        self._enter.call("joining namespaces", "setns", self._init_pidfd, self.request.namespaces & ~Clone.NEWPID)
         program.add_signals(self._leave)
         self._leave.call("prctl", "prctl", PR_SET_PDEATHSIG, 0)
 

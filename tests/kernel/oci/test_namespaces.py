@@ -150,6 +150,18 @@ def test_a_time_namespace(lab: Lab) -> None:
     assert float(lab.run(spec).output.split()[0]) >= host + 999_000
 
 
+def test_exec_into_a_time_namespace(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("sleep", "1000"), time="")
+    spec["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000}, "monotonic": {"secs": -1, "nanosecs": 5}}
+    container = lab.running(spec)
+
+    ended = lab.exec(container, process("sh", "-c", "readlink /proc/self/ns/time; cat /proc/uptime"))
+
+    inside, uptime, _ = ended.output.split()
+    assert inside == os.readlink(f"/proc/{container.pid}/ns/time") != os.readlink("/proc/self/ns/time")
+    assert float(uptime) >= 1_000_000
+
+
 def test_a_cgroup_namespace(lab: Lab) -> None:
     spec = with_namespaces(lab.spec("cat", "/proc/self/cgroup"), cgroup="")
 
