@@ -155,11 +155,12 @@ def _built() -> list[Path]:
 
 def _bring_newer_criu(local: Path) -> None:
     """Copy the CRIU that tests/newer-criu makes, if it has: Debian 12's forgets what no_new_privs forbids."""
-    files = peers.DIRECTORY / "criu-files"
+    made = peers.DIRECTORY / "newer-criu"
+    files = made / "criu-files"
     if not files.exists():
         return
     shutil.copytree(files, local / "criu-files", symlinks=True)
     (local / "bin").mkdir()
     wrapper = local / "bin/criu"
-    wrapper.write_text((peers.DIRECTORY / "criu").read_text().replace(str(files.resolve()), "/usr/local/criu-files"))
+    wrapper.write_text((made / "criu").read_text().replace(str(files.resolve()), "/usr/local/criu-files"))
     wrapper.chmod(0o755)
