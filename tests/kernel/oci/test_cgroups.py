@@ -12,6 +12,7 @@ from pyctr_shim.oci.cgroups import Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v2 import CgroupV2
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import CreateOptions, Stdio, create
+from pyctr_sys.mount import MNT_DETACH, mount, umount2
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2 as v1
 from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from support.oci_bundle import Lab, Spec, eventually, process, read_all, wait
@@ -51,6 +52,45 @@ def test_limits_of_version_1(lab: Lab) -> None:
     assert v1_file(path, "cpu", "cpu.cfs_quota_us") == "50000"
     assert v1_file(path, "cpuset", "cpuset.cpus") == "0"
     assert v1_file(path, "pids", "pids.max") == "100"
+
+
+@on_v1
+def test_disks_and_kills_for_memory_of_version_1(lab: Lab) -> None:
+    disk = next(Path("/sys/block").glob("*/dev")).read_text().strip()
+    major, minor = map(int, disk.split(":"))
+    fields = ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")
+    rates = {
+        f"throttle{field}Device": [{"major": major, "minor": minor, "rate": rate}]
+        for rate, field in enumerate(fields, 4096)
+    }
+    spec = limited(lab, memory={"limit": 64 * MIB, "disableOOMKiller": True}, blockIO=rates)
+    path = spec["linux"]["cgroupsPath"]
+
+    lab.running(spec)
+
+    assert "oom_kill_disable 1" in v1_file(path, "memory", "memory.oom_control")
+    names = [f"blkio.throttle.{name}_device" for name in ("read_bps", "write_bps", "read_iops", "write_iops")]
+    assert [v1_file(path, "blkio", name) for name in names] == [f"{disk} {rate}" for rate in range(4096, 4100)]
+
+
+@on_v1
+def test_the_network_class_of_version_1(lab: Lab, tmp_path: Path) -> None:
+    """In a hierarchy of its own, as systemd and others mount it."""
+    network, path = str(tmp_path), f"{lab.cgroup}-network"
+    try:
+        mount("cgroup", network, "cgroup", 0, "net_cls,net_prio")
+    except OSError as error:
+        pytest.skip(f"net_cls and net_prio cannot be mounted: {error.strerror}")
+    cgroup = cgroup_for(Hierarchies({"net_cls": network, "net_prio": network}, ""), path)
+    try:
+        cgroup.create()
+        cgroup.apply({"network": {"classID": 0x100001, "priorities": [{"name": "lo", "priority": 5}]}})
+
+        assert Path(network + path, "net_cls.classid").read_text() == f"{0x100001}\n"
+        assert "lo 5" in Path(network + path, "net_prio.ifpriomap").read_text().splitlines()
+    finally:
+        cgroup.remove()
+        umount2(network, MNT_DETACH)
 
 
 @on_v1

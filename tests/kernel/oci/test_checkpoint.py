@@ -121,6 +121,23 @@ def test_a_container_goes_on_where_it_was(lab: Lab, tmp_path: Path) -> None:
     lab.remove(again)
 
 
+def test_clocks_of_its_own_come_along(lab: Lab, tmp_path: Path) -> None:
+    spec, images = counting(lab), tmp_path / "images"
+    spec["linux"]["namespaces"].append({"type": "time"})
+    spec["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000}}
+    container = started_counting(lab, spec)
+    save(container, images)
+    wait(container.pidfd)
+    lab.remove(container)
+
+    again = restored(lab, spec, container.bundle, images)
+    again.start()
+
+    uptime = lab.exec(again, {"args": ["cat", "/proc/uptime"], "env": ["PATH=/bin"], "cwd": "/"}).output
+    assert float(uptime.split()[0]) >= 1_000_000
+    lab.remove(again)
+
+
 def test_who_has_ended_and_is_not_waited_for_comes_along(lab: Lab, tmp_path: Path) -> None:
     """CRIU has a zombie end as root with all capabilities: that is nothing that anybody could use."""
     spec, images = counting(lab), tmp_path / "images"
