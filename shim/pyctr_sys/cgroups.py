@@ -1,6 +1,7 @@
-"""Moving oneself between cgroups, of both versions. Source: cgroups(7), cpuset(7)."""
+"""Where processes are among the cgroups of both versions, and moving oneself. Source: cgroups(7), cpuset(7)."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,6 +11,24 @@ from pyctr_sys.proc_lines import read_lines
 _ROOT: Final = Path("/sys/fs/cgroup")
 _CPUSET: Final = ("cpuset.cpus", "cpuset.mems")
 _SHARES: Final = (("cpu.shares", 1024), ("cpu.weight", 100))  # version 1, version 2
+
+
+def cgroups_of(pid: int) -> dict[str, str]:
+    """Return a process's cgroup in each hierarchy, as `by_controller` does. Raises OSError if it has ended."""
+    return by_controller(read_lines(f"/proc/{pid}/cgroup"))
+
+
+def by_controller(lines: Iterable[str]) -> dict[str, str]:
+    """Return the cgroup by controller that the lines of a process's file name.
+
+    Version 2 is "", a hierarchy of version 1 without a controller is called as it is mounted, "name=systemd". Source:
+    cgroups(7), /proc/PID/cgroup.
+    """
+    found: dict[str, str] = {}
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        found.update(dict.fromkeys(controllers.split(","), path))
+    return found
 
 
 class Hierarchy(NamedTuple):
@@ -44,11 +63,7 @@ def base_of(own: str) -> str:
 
 def read_hierarchies(mountinfo: list[str], own_cgroups: list[str]) -> list[Hierarchy]:
     """Return the hierarchies that the lines of two files describe. Source: proc_pid_mountinfo(5), cgroups(7)."""
-    own: dict[str, str] = {}
-    for line in own_cgroups:
-        _number, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            own[controller] = path
+    own = by_controller(own_cgroups)
     found = []
     for line in mountinfo:
         before, _, after = line.partition(" - ")

@@ -6,7 +6,7 @@ Source: kernel Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, cp
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pyctr_sys.proc_lines import read_lines
+from pyctr_sys.cgroups import cgroups_of
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _UNLIMITED: Final = 1 << 60  # version 1 has a number near 2^63 for it
@@ -42,12 +42,8 @@ class CgroupDirectories(NamedTuple):
 
 
 def directories_of(pid: int) -> CgroupDirectories:
-    """Return the cgroup of a process. Raises OSError if it has ended. Source: cgroups(7), /proc/PID/cgroup."""
-    paths: dict[str, str] = {}
-    for line in read_lines(f"/proc/{pid}/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            paths[controller] = path.lstrip("/")
+    """Return the cgroup of a process. Raises OSError if it has ended."""
+    paths = {controller: path.lstrip("/") for controller, path in cgroups_of(pid).items()}
     if "memory" in paths:
         cpu, memory, pids = (_MOUNT / name / paths.get(name, "") for name in ("cpuacct", "memory", "pids"))
         return CgroupDirectories(cpu, memory, pids, is_v2=False)

@@ -1,13 +1,12 @@
 """What a container uses, read from its cgroup: no shim is asked, or woken, for that."""
 
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from pyctr_sys import cgroup_counters
-from pyctr_sys.proc_lines import read_lines
+from pyctr_sys.cgroups import cgroups_of
 from pyctr_wire import cgroup_metrics
 
 _ROOT: Final = "/sys/fs/cgroup"
@@ -22,7 +21,7 @@ def read(pid: int, recorded: str) -> AnyMessage:
     """
     paths = {
         controller: _container(path, recorded)
-        for controller, path in _cgroups_of(pid).items()
+        for controller, path in cgroups_of(pid).items()
         if not controller.startswith("name=")
     }
     if any(path.startswith("/..") for path in paths.values()):
@@ -36,15 +35,6 @@ def read(pid: int, recorded: str) -> AnyMessage:
     else:
         raise FileNotFoundError(f"process {pid} is in no cgroup")
     return AnyMessage(type_url=url, value=value)
-
-
-def _cgroups_of(pid: int) -> Mapping[str, str]:
-    """Return a process's paths by controller, "" being version 2. Raises OSError. Source: cgroups(7)."""
-    found: dict[str, str] = {}
-    for line in read_lines(f"/proc/{pid}/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        found |= dict.fromkeys(controllers.split(","), path)
-    return found
 
 
 def _container(path: str, recorded: str) -> str:

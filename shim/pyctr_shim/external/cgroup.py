@@ -4,12 +4,13 @@ The shim counts, measures and at last ends the processes in there by itself. A c
 above it, is nobody's container: there a runtime that made none has left its process.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
 from typing import Final
 
 from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.proc_lines import read_lines
+from pyctr_sys.cgroups import cgroups_of
 
 _NOWHERE: Final = ""
 _UNIFIED: Final = "unified:"
@@ -23,20 +24,10 @@ def find(pid: int) -> str:
     version 2 uses that hierarchy alone, without any of the controllers.
     """
     try:
-        theirs = places(read_lines(f"/proc/{pid}/cgroup"))
+        theirs = cgroups_of(pid)
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
-    ours = places(read_lines("/proc/self/cgroup"))
-    return choose(mounted(), theirs, ours)
-
-
-def places(lines: Iterable[str]) -> dict[str, str]:
-    """Return the cgroup in each hierarchy by controller, "" for the unified one. Source: cgroups(7)."""
-    found: dict[str, str] = {}
-    for line in lines:
-        _number, controllers, path = line.split(":", 2)
-        found.update(dict.fromkeys(controllers.split(","), path))
-    return found
+    return choose(mounted(), theirs, cgroups_of(os.getpid()))
 
 
 def choose(hierarchies: Hierarchies, theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:

@@ -17,8 +17,8 @@ from pyctr_shim.oci.cgroups.manager import Hierarchies, Resources
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import cgroup_counters
 from pyctr_sys.bpf import attach_device_program, detach_device_program, device_programs, load_device_program
+from pyctr_sys.cgroups import cgroups_of
 from pyctr_sys.namespaces import in_user_namespace
-from pyctr_sys.proc_lines import read_lines
 
 _FREEZE_SECONDS: Final = 10.0
 _DEFAULT_PERIOD_US: Final = 100_000
@@ -74,9 +74,7 @@ class CgroupV2:
     def directory_of(self, pid: int) -> str:
         """Return the directory of a process in it that may be further down."""
         with suppress(OSError):  # it has ended
-            for line in read_lines(f"/proc/{pid}/cgroup"):
-                if line.startswith("0::"):
-                    return self._mount_point + line.removeprefix("0::")
+            return self._mount_point + cgroups_of(pid)[""]
         return self._directory
 
     def apply(self, resources: Resources) -> None:

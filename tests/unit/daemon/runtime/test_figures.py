@@ -45,6 +45,6 @@ def test_who_has_ended_uses_nothing() -> None:
 
 def test_who_is_in_no_cgroup_of_ours_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
     for seen in ({"": "/../other"}, {"name=systemd": "/x"}):
-        monkeypatch.setattr(figures, "_cgroups_of", lambda _pid, seen=seen: seen)
+        monkeypatch.setattr(figures, "cgroups_of", lambda _pid, seen=seen: seen)
         with pytest.raises(FileNotFoundError):
             figures.read(1, "")

@@ -23,11 +23,6 @@ def placed(path: str, unified: str = "/shims") -> dict[str, str]:
     return {"memory": path, "pids": path, "freezer": path, "name=systemd": path, "": unified}
 
 
-def test_a_process_tells_where_it_is() -> None:
-    lines = ["12:cpu,cpuacct:/a", "11:memory:/a/b:c", "1:name=systemd:/s", "0::/u"]
-    assert cgroup.places(lines) == {"cpu": "/a", "cpuacct": "/a", "memory": "/a/b:c", "name=systemd": "/s", "": "/u"}
-
-
 @pytest.mark.parametrize(
     ("hierarchies", "theirs", "expected"),
     [

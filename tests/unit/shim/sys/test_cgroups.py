@@ -1,13 +1,25 @@
 """Which hierarchies there are, read from what the kernel says."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pyctr_sys.cgroups import Hierarchy, enter, read_hierarchies, weigh
+from pyctr_sys.cgroups import Hierarchy, by_controller, cgroups_of, enter, read_hierarchies, weigh
 
 V1 = "30 25 0:27 / /sys/fs/cgroup/{name} rw,nosuid shared:9 - cgroup cgroup rw,{options}"
 V2 = "29 23 0:26 / {path} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+
+
+def test_a_process_tells_where_it_is() -> None:
+    lines = ["12:cpu,cpuacct:/a", "11:memory:/a/b:c", "1:name=systemd:/s", "0::/u"]
+    assert by_controller(lines) == {"cpu": "/a", "cpuacct": "/a", "memory": "/a/b:c", "name=systemd": "/s", "": "/u"}
+
+
+def test_who_has_ended_is_nowhere() -> None:
+    assert cgroups_of(os.getpid())
+    with pytest.raises(FileNotFoundError):
+        cgroups_of(1 << 22)
 
 
 def test_version_1_and_the_unified_hierarchy_beside_it() -> None:
