@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyctr_wire.errors import FailedPrecondition
+from pyctrd.core.addresses import Tcp
 
 
 def answers(path: Path) -> bool:
@@ -57,7 +58,7 @@ def clear(public: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(address: Path) -> Iterator[None]:
+def naming(address: Path | Tcp) -> Iterator[None]:
     """Make what goes wrong while an address is taken a FailedPrecondition that names it."""
     try:
         yield

@@ -8,6 +8,7 @@ import grpc.aio
 
 from pyctr_wire.errors import FailedPrecondition
 from pyctrd.core.addresses import Tcp
+from pyctrd.server import public_socket
 from pyctrd.server.certificates import Certificates
 from pyctrd.server.dispatch import Dispatch
 from pyctrd.server.listener import options
@@ -39,10 +40,8 @@ class RemoteListener:
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition if an address cannot be used."""
         for address in self._addresses:
-            try:
+            with public_socket.naming(address):
                 self._server.add_secure_port(str(address).removeprefix("tcp://"), self._credentials)
-            except RuntimeError as error:
-                raise FailedPrecondition(f"address {address}: cannot listen on it") from error
         await self._server.start()
 
     async def drain(self) -> None:
