@@ -13,8 +13,9 @@ from typing import Final
 import pytest
 
 from support import runtimes
+from support.buildkit import write_context
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.dockerd import IMAGE, Dockerd, in_netns_of, moby, private_dockerd, touch
+from support.dockerd import IMAGE, Dockerd, in_netns_of, moby, private_dockerd, touch, two_stages
 from support.footprint import cgroup_value
 from support.pod_networks import own_host
 from support.terminal_session import TerminalSession
@@ -288,22 +289,7 @@ def test_volumes(docker: Dockerd, name: str) -> None:
 @pytest.mark.full
 def test_build(docker: Dockerd) -> None:
     """Its classic builder runs a container for each step and makes images of what they leave."""
-    context = docker.ground.base / "context"
-    context.mkdir()
-    (context / "sent").write_text("sent\n")
-    (context / "Dockerfile").write_text(
-        f"""\
-FROM {IMAGE} AS first
-ENV A=b
-RUN echo $A >/made && id -u >>/made
-FROM {IMAGE}
-COPY --from=first /made /x/
-COPY sent /x/
-WORKDIR /x
-USER 1000
-CMD ["sh", "-c", "cat made sent; id -u"]
-"""
-    )
+    context = write_context(docker.ground.base / "context", two_stages(), {"sent": "sent\n"})
 
     output = docker("build", "--tag", "built:1", str(context))
 

@@ -16,7 +16,7 @@ import pytest
 
 from support.buildkit import write_context
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
-from support.dockerd import IMAGE, Dockerd, moby, touch
+from support.dockerd import IMAGE, Dockerd, moby, touch, two_stages
 from support.footprint import Footprint
 from support.pod_networks import own_host
 from support.registry_process import running_registry
@@ -24,19 +24,11 @@ from support.registry_process import running_registry
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.full, pytest.mark.timeout(300)]
 
 OURS: Final = '[runtimes.runc]\npath = "embedded"\n'
-STAGES: Final = f"""\
-FROM {IMAGE} AS first
-ENV A=b
-RUN echo $A >/made && id -u >>/made
-FROM {IMAGE}
-COPY --from=first /made /x/
-COPY sent /x/
-RUN --mount=type=secret,id=word tr a-z A-Z </run/secrets/word >/x/secret
-RUN --network=none ls /sys/class/net | grep -c . >/x/links && echo th''ere
-WORKDIR /x
-USER 1000
-CMD ["sh", "-c", "cat made sent secret; id -u"]
-"""
+STAGES: Final = two_stages(
+    "RUN --mount=type=secret,id=word tr a-z A-Z </run/secrets/word >/x/secret",
+    "RUN --network=none ls /sys/class/net | grep -c . >/x/links && echo th''ere",
+    shown="made sent secret",
+)
 _LARGE: Final = 64 << 20  # bytes
 PRINTS: Final = "b\n0\nsent\nWORD\n1000\n"
 

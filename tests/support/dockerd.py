@@ -25,6 +25,18 @@ from .daemon_process import DEADLINE, wait_until
 from .engines import Client, Ground, installed, make_root, private_ground
 
 IMAGE: Final = "busybox:1"
+_STAGES: Final = """\
+FROM {image} AS first
+ENV A=b
+RUN echo $A >/made && id -u >>/made
+FROM {image}
+COPY --from=first /made /x/
+COPY sent /x/
+{steps}
+WORKDIR /x
+USER 1000
+CMD ["sh", "-c", "cat {shown}; id -u"]
+"""
 _APPLETS: Final = ("grep", "httpd", "mkdir", "rm", "tail", "touch", "wget")
 START_TIMEOUT: Final = 120.0  # seconds; it waits for its own child processes and for us
 
@@ -123,6 +135,14 @@ def moby(containerd: Path) -> AbstractContextManager[Dockerd]:
     """Return a current dockerd, whose images are containerd's; skips the test where there is none."""
     config = {"features": {"containerd-snapshotter": True}, "userland-proxy": False}  # there is Debian's proxy only
     return private_dockerd(containerd, peers.find("dockerd-28"), **config)
+
+
+def two_stages(*steps: str, shown: str = "made sent") -> str:
+    """Return a Dockerfile that wants a file `sent`; run, its image shows files of its directory /x.
+
+    `steps` are lines of its second stage. The file `made` of the first one says "b" and 0, root's uid.
+    """
+    return _STAGES.format(image=IMAGE, steps="\n".join(steps), shown=shown)
 
 
 def command(*words: str) -> str:
