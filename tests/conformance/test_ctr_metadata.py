@@ -13,6 +13,7 @@ import pytest
 
 from pyctr_wire.containerd.services.images.v1 import images_pb2, images_pb2_grpc
 from pyctr_wire.containerd.types import descriptor_pb2
+from support.background import background
 from support.daemon_process import DaemonProcess, wait_until
 
 pytestmark = [
@@ -300,17 +301,14 @@ def test_events(ctr: Ctr, tmp_path: Path) -> None:
     """ctr decodes what it knows: a wrong type would show as bytes."""
     output = tmp_path / "events"
     command = ["ctr", "-a", str(ctr.daemon.address), "-n", ctr.namespace, "events"]
-    with output.open("w") as file, subprocess.Popen(command, stdout=file) as events:
-        try:
+    with output.open("wb") as file, background(command, stdout=file):
 
-            def is_shown() -> bool:
-                # ctr does not say when it has subscribed: so something happens until it shows.
-                ctr("snapshots", "prepare", f"k{next(_numbers)}")
-                return f"{ctr.namespace} /snapshot/prepare" in output.read_text()
+        def is_shown() -> bool:
+            # ctr does not say when it has subscribed: so something happens until it shows.
+            ctr("snapshots", "prepare", f"k{next(_numbers)}")
+            return f"{ctr.namespace} /snapshot/prepare" in output.read_text()
 
-            wait_until(is_shown, "ctr shows an event")
-        finally:
-            events.kill()
+        wait_until(is_shown, "ctr shows an event")
     lines = [line for line in output.read_text().splitlines() if f"{ctr.namespace} /snapshot/prepare" in line]
     assert re.search(r'"key":"k\d+"', lines[0]), lines
 

@@ -8,13 +8,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from . import peers
+from .background import background
 from .daemon_process import DEADLINE, wait_until
 from .footprint import cgroups_below, remove_cgroup
 from .nerdctl import Nerdctl
@@ -108,18 +109,10 @@ class Buildkit:
         wait_until(found, "buildkitd finds the daemon")
         return told
 
-    @contextmanager
-    def building(self, context: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    def building(self, context: Path, *options: str) -> AbstractContextManager["subprocess.Popen[str]"]:
         """Build a folder while the context lasts; the progress is on standard error."""
-        with subprocess.Popen(
-            self._command(*self.words(context, *options)),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=self.environment,
-        ) as process:  # fmt: skip
-            try:
-                yield process
-            finally:
-                process.kill()
+        command = self._command(*self.words(context, *options))
+        return background(command, self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def by_nerdctl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run a command of nerdctl that asks buildkitd, through buildctl, to its end, whatever comes of it."""

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Final
 
 from . import peers
+from .background import background
 from .daemon_process import DEADLINE, DaemonProcess
 from .footprint import Footprint, cgroups_below, remove_cgroup
 from .images import BuiltImage, write_archive
@@ -91,16 +92,9 @@ class Ctr:
         """Run a command on a terminal of 31 rows and 97 columns."""
         return TerminalSession(self._command(arguments), dict(os.environ), (31, 97))
 
-    @contextmanager
-    def background(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    def background(self, *arguments: str) -> AbstractContextManager["subprocess.Popen[str]"]:
         """Run a command with pipes while the context lasts, and kill it if it has not ended by then."""
-        command = self._command(arguments)
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+        return background(self._command(arguments), stdin=subprocess.PIPE)
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         return [self._program, "--address", str(self.daemon.address), "--namespace", self.namespace, *arguments]

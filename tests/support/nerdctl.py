@@ -20,6 +20,7 @@ from typing import Any, Final
 import pytest
 
 from . import peers
+from .background import background
 from .daemon_process import DEADLINE, DaemonProcess
 from .footprint import Footprint, cgroups_below, remove_cgroup
 from .images import busybox_with_applets, write_layout
@@ -111,19 +112,14 @@ class Nerdctl:
         return status
 
     @contextmanager
-    def background(self, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+    def background(self, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
         """Run a command while the context lasts and end it then; what it writes is in a file."""
         output = self.daemon.base / "output"
         with (
             output.open("wb") as file,
-            subprocess.Popen(
-                self.command(*arguments), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=self.environment
-            ) as process,
+            background(self.command(*arguments), self.environment, stdout=file) as process,
         ):
-            try:
-                yield process, output
-            finally:
-                process.kill()
+            yield process, output
 
 
 @contextmanager
