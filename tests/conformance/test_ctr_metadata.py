@@ -1,10 +1,9 @@
-"""Debian's ctr 1.6 drives what needs no running container, from namespaces to events."""
+"""Real ctr programs, Debian's 1.6 and one of containerd 2, drive what needs no container: namespaces to events."""
 
 import hashlib
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,41 +13,36 @@ import pytest
 from pyctr_wire.containerd.services.images.v1 import images_pb2, images_pb2_grpc
 from pyctr_wire.containerd.types import descriptor_pb2
 from support.background import background
+from support.ctr_client import DEBIANS, Ctr, program
 from support.daemon_process import DaemonProcess, wait_until
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.peer,
-    pytest.mark.skipif(shutil.which("ctr") is None, reason="ctr is not installed (Debian: containerd)"),
+    pytest.mark.skipif(DEBIANS is None, reason="ctr is not installed (Debian: containerd)"),
 ]
 
 _numbers = itertools.count()
 
 
-class Ctr:
+class Stores(Ctr):
     """ctr in a namespace of the test's own."""
 
-    def __init__(self, daemon: DaemonProcess) -> None:
-        self.daemon = daemon
-        self.namespace = f"test-{next(_numbers)}"
-
-    def __call__(self, *arguments: str) -> str:
-        return self.daemon.ctr(*arguments, namespace=self.namespace)
+    def __init__(self, daemon: DaemonProcess, version: str) -> None:
+        super().__init__(daemon, program(version), f"test-{next(_numbers)}")
 
     def fails(self, *arguments: str) -> str:
-        return self.daemon.ctr(*arguments, namespace=self.namespace, check=False)
+        """Run a command that does not succeed, and return what it says."""
+        done = self.run(*arguments)
+        assert done.returncode != 0, f"{arguments}: {done.stdout}"
+        return done.stderr
 
-    def rows(self, *arguments: str) -> list[list[str]]:
-        """Return the words of the table that a command prints, line by line, without its heading."""
-        return [line.split() for line in self(*arguments).splitlines()[1:] if line.strip()]
-
-    def ingest(self, data: bytes, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    def ingest(self, data: bytes, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Let ctr write a blob, whatever comes of it."""
-        command = ["ctr", "-a", str(self.daemon.address), "-n", self.namespace, "content", "ingest", *arguments]
         with tempfile.TemporaryFile() as file:  # a file: ctr seeks in it when it resumes
             file.write(data)
             file.seek(0)
-            return subprocess.run(command, stdin=file, capture_output=True, timeout=60, check=False)
+            return self.run("content", "ingest", *arguments, stdin=file)
 
     def keep(self, data: bytes) -> str:
         """Store a blob, keep it from collection and return its digest."""
@@ -58,7 +52,7 @@ class Ctr:
             # A collection may come between the two, as in containerd.
             done = self.ingest(data, "--expected-size", str(len(data)), "--expected-digest", digest, f"ref-{digest}")
             assert done.returncode == 0, done.stderr
-            return "not found" not in self.fails("content", "label", digest, "containerd.io/gc.root=now")
+            return "not found" not in self.run("content", "label", digest, "containerd.io/gc.root=now").stderr
 
         wait_until(is_kept, f"{digest} is kept")
         return digest
@@ -68,12 +62,12 @@ def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-@pytest.fixture
-def ctr(daemon: DaemonProcess) -> Ctr:
-    return Ctr(daemon)
+@pytest.fixture(params=["1.6", "2"])
+def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess) -> Stores:
+    return Stores(daemon, request.param)
 
 
-def test_version_and_who_we_are(ctr: Ctr) -> None:
+def test_version_and_who_we_are(ctr: Stores) -> None:
     text = ctr("version")
 
     server = text[text.index("Server:") :]
@@ -82,7 +76,7 @@ def test_version_and_who_we_are(ctr: Ctr) -> None:
     assert (ctr.daemon.root / "uuid").read_text() in server
 
 
-def test_plugins(ctr: Ctr) -> None:
+def test_plugins(ctr: Stores) -> None:
     plugins = {(kind, name): rest for kind, name, *rest in ctr.rows("plugins", "ls")}
 
     assert plugins["io.containerd.snapshotter.v1", "overlayfs"] == ["linux/amd64", "ok"]
@@ -92,7 +86,7 @@ def test_plugins(ctr: Ctr) -> None:
         assert plugins["io.containerd.grpc.v1", service][-1] == "ok"
 
 
-def test_namespaces(ctr: Ctr) -> None:
+def test_namespaces(ctr: Stores) -> None:
     name = f"{ctr.namespace}-made"
 
     ctr("namespaces", "create", name, "color=green")
@@ -105,7 +99,7 @@ def test_namespaces(ctr: Ctr) -> None:
     assert "a--b" in ctr.fails("namespaces", "create", "a--b")
 
 
-def test_a_namespace_with_something_in_it_stays(ctr: Ctr) -> None:
+def test_a_namespace_with_something_in_it_stays(ctr: Stores) -> None:
     ctr("snapshots", "prepare", "key")
 
     assert 'must be empty, but it still has snapshots on "overlayfs" snapshotter' in ctr.fails(
@@ -113,27 +107,28 @@ def test_a_namespace_with_something_in_it_stays(ctr: Ctr) -> None:
     )
 
 
-def test_content(ctr: Ctr) -> None:
+def test_content(ctr: Stores) -> None:
     data = bytes(range(256)) * 9000
     digest = ctr.keep(data)
     ctr("content", "label", digest, "a=b")
 
     assert ctr("content", "ls", "-q").split() == [digest]
     assert ctr("content", "ls", "-q", "labels.a==c").split() == []
-    command = ["ctr", "-a", str(ctr.daemon.address), "-n", ctr.namespace, "content", "get", digest]
-    assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout == data
+    assert (
+        subprocess.run(ctr.command("content", "get", digest), capture_output=True, check=True, timeout=60).stdout
+        == data
+    )
     ctr("content", "label", digest, "a=")
     assert ctr("content", "ls", "-q", "labels.a").split() == []
     ctr("content", "rm", digest)
     assert "not found" in ctr.fails("content", "get", digest)
 
 
-def test_an_ingest_stays_until_it_is_finished(ctr: Ctr) -> None:
+def test_an_ingest_stays_until_it_is_finished(ctr: Stores) -> None:
     """ctr is killed in the middle; another one goes on."""
     data = b"x" * 3_000_000
     expected = ("--expected-size", str(len(data)), "--expected-digest", _digest(data), "the-ref")
-    command = ["ctr", "-a", str(ctr.daemon.address), "-n", ctr.namespace, "content", "ingest", *expected]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as first:
+    with subprocess.Popen(ctr.command("content", "ingest", *expected), stdin=subprocess.PIPE) as first:
         assert first.stdin is not None
         first.stdin.write(data[:2_500_000])
         first.stdin.flush()
@@ -150,14 +145,14 @@ def test_an_ingest_stays_until_it_is_finished(ctr: Ctr) -> None:
     wait_until(is_finished, "the ingest is finished")
 
 
-def test_a_damaged_ingest_is_refused(ctr: Ctr) -> None:
+def test_a_damaged_ingest_is_refused(ctr: Stores) -> None:
     done = ctr.ingest(b"data", "--expected-digest", f"sha256:{'0' * 64}", "ref")
 
     assert done.returncode != 0
-    assert b"unexpected commit digest" in done.stderr
+    assert "unexpected commit digest" in done.stderr
 
 
-def test_content_goes_once_nothing_keeps_it(ctr: Ctr) -> None:
+def test_content_goes_once_nothing_keeps_it(ctr: Stores) -> None:
     digest = ctr.keep(b"soon gone")
     path = ctr.daemon.root / "content" / "blobs" / "sha256" / digest.removeprefix("sha256:")
     ctr("leases", "create", "--id", "l")
@@ -172,7 +167,7 @@ def test_content_goes_once_nothing_keeps_it(ctr: Ctr) -> None:
     assert ctr("content", "ls", "-q") == ""
 
 
-def test_snapshots(ctr: Ctr, tmp_path: Path) -> None:
+def test_snapshots(ctr: Stores, tmp_path: Path) -> None:
     mounts = ctr("snapshots", "prepare", "--target", str(tmp_path), "key")
     assert mounts.startswith("mount -t bind")
     ctr("snapshots", "commit", "base", "key")
@@ -201,7 +196,7 @@ def test_snapshots(ctr: Ctr, tmp_path: Path) -> None:
     assert "snapshotter not loaded: zfs" in ctr.fails("snapshots", "--snapshotter", "zfs", "ls")
 
 
-def test_native_snapshots_are_copies(ctr: Ctr, tmp_path: Path) -> None:
+def test_native_snapshots_are_copies(ctr: Stores, tmp_path: Path) -> None:
     native = ("snapshots", "--snapshotter", "native")
     target = ("--target", str(tmp_path))
     _mounted(ctr(*native, "prepare", *target, "key"), f"echo below >{tmp_path}/file")
@@ -215,10 +210,10 @@ def test_native_snapshots_are_copies(ctr: Ctr, tmp_path: Path) -> None:
         ctr(*native, "rm", name)
 
 
-def _is_viewed(ctr: Ctr, key: str, parent: str) -> bool:
+def _is_viewed(ctr: Stores, key: str, parent: str) -> bool:
     """Make a view that stays: ctr does not label it, so a collection may come before we do."""
-    ctr.fails("snapshots", "view", key, parent)
-    return "not found" not in ctr.fails("snapshots", "label", key, "containerd.io/gc.root=now")
+    ctr.run("snapshots", "view", key, parent)
+    return "not found" not in ctr.run("snapshots", "label", key, "containerd.io/gc.root=now").stderr
 
 
 def _mounted(mount: str, script: str) -> str:
@@ -227,7 +222,7 @@ def _mounted(mount: str, script: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def test_leases(ctr: Ctr) -> None:
+def test_leases(ctr: Stores) -> None:
     lease = ctr("leases", "create", "--id", "mine", "--expires", "1h", "a=b").strip()
     other = ctr("leases", "create").strip()
 
@@ -240,7 +235,7 @@ def test_leases(ctr: Ctr) -> None:
     assert ctr("leases", "ls", "-q") == ""
 
 
-def test_containers(ctr: Ctr, tmp_path: Path) -> None:
+def test_containers(ctr: Stores, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2",   "process": {"args": ["true"]}}')
     ctr("containers", "create", "--config", str(tmp_path / "config.json"), "--label", "a=b", "c1")
 
@@ -257,7 +252,7 @@ def test_containers(ctr: Ctr, tmp_path: Path) -> None:
     assert 'container "c1" in namespace' in ctr.fails("containers", "info", "c1")
 
 
-def test_images(ctr: Ctr) -> None:
+def test_images(ctr: Stores) -> None:
     """An image made by hand: ctr reads its manifest and configuration to show its size and platform."""
     layer = ctr.keep(b"no real layer")
     config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}).encode()
@@ -285,7 +280,7 @@ def test_images(ctr: Ctr) -> None:
     assert ctr("images", "ls", "-q") == ""
 
 
-def _create_image(ctr: Ctr, name: str, digest: str, size: int) -> None:
+def _create_image(ctr: Stores, name: str, digest: str, size: int) -> None:
     """Name a manifest: ctr itself has no command that only does that."""
     target = descriptor_pb2.Descriptor(
         media_type="application/vnd.oci.image.manifest.v1+json", digest=digest, size=size
@@ -297,11 +292,10 @@ def _create_image(ctr: Ctr, name: str, digest: str, size: int) -> None:
         )
 
 
-def test_events(ctr: Ctr, tmp_path: Path) -> None:
+def test_events(ctr: Stores, tmp_path: Path) -> None:
     """ctr decodes what it knows: a wrong type would show as bytes."""
     output = tmp_path / "events"
-    command = ["ctr", "-a", str(ctr.daemon.address), "-n", ctr.namespace, "events"]
-    with output.open("wb") as file, background(command, stdout=file):
+    with output.open("wb") as file, background(ctr.command("events"), stdout=file):
 
         def is_shown() -> bool:
             # ctr does not say when it has subscribed: so something happens until it shows.
@@ -315,7 +309,7 @@ def test_events(ctr: Ctr, tmp_path: Path) -> None:
 
 def test_everything_is_still_there_after_a_crash(tmp_path: Path) -> None:
     with DaemonProcess() as daemon:
-        ctr = Ctr(daemon)
+        ctr = Stores(daemon, "1.6")
         ctr.keep(b"kept")
         ctr("snapshots", "prepare", "key")
         ctr("leases", "create", "--id", "l")

@@ -75,7 +75,7 @@ class Ctr:
     def run(self, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> "subprocess.CompletedProcess[str]":
         """Run a command, whatever comes of it."""
         return subprocess.run(
-            self._command(arguments), stdin=stdin, capture_output=True, text=True, timeout=2 * DEADLINE, check=False
+            self.command(*arguments), stdin=stdin, capture_output=True, text=True, timeout=2 * DEADLINE, check=False
         )
 
     def __call__(self, *arguments: str) -> str:
@@ -90,11 +90,12 @@ class Ctr:
 
     def terminal(self, *arguments: str) -> TerminalSession:
         """Run a command on a terminal of 31 rows and 97 columns."""
-        return TerminalSession(self._command(arguments), dict(os.environ), (31, 97))
+        return TerminalSession(self.command(*arguments), dict(os.environ), (31, 97))
 
     def background(self, *arguments: str) -> AbstractContextManager["subprocess.Popen[str]"]:
         """Run a command with pipes while the context lasts, and kill it if it has not ended by then."""
-        return background(self._command(arguments), stdin=subprocess.PIPE)
+        return background(self.command(*arguments), stdin=subprocess.PIPE)
 
-    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
+        """Return the words that run it."""
         return [self._program, "--address", str(self.daemon.address), "--namespace", self.namespace, *arguments]
