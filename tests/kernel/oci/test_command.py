@@ -199,6 +199,15 @@ def test_update_and_events(lab: Lab, oci: Command) -> None:
     assert counters["data"]["pids"] == {"current": 1, "limit": 77}
 
 
+@pytest.mark.parametrize(("options", "own"), [((), "1"), (("--no-new-keyring",), "0"), (("--no-pivot",), "1")])
+def test_a_session_keyring_is_new_unless_told_otherwise(
+    lab: Lab, oci: Command, options: tuple[str, ...], own: str
+) -> None:
+    bundle = lab.bundle(lab.spec("grep", "-c", "_ses.c1", "/proc/keys"))
+
+    assert oci("run", *options, "--bundle", str(bundle), "c1").stdout == f"{own}\n"
+
+
 def test_fds_are_preserved(lab: Lab, oci: Command) -> None:
     bundle = lab.bundle(lab.spec("sh", "-c", "cat <&3"))
     command = f"{sys.executable} -m pyctr_shim.oci --root {oci.root} run --preserve-fds 1 --bundle {bundle} c1"
@@ -276,6 +285,22 @@ def test_events_are_as_runc_prints_them(lab: Lab, oci: Command) -> None:
     assert data["memory"]["raw"]
     assert data["pids"]["current"] == 1
     assert "is not running" in oci("events", "c1").stderr
+
+
+def test_events_tell_of_a_kill_for_memory(lab: Lab, oci: Command) -> None:
+    spec = lab.spec("sleep", "1000")
+    spec["linux"]["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+    oci("run", "-d", "--bundle", str(lab.bundle(spec)), "c1", **detached())
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "events", "--interval", "50ms", "c1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "stats"  # from now on it would see one
+        oci("exec", "c1", "sh", "-c", "head -c 100000000 /dev/zero | busybox tail -c 100000000 >/dev/null")
+        told = next(event for line in process.stdout if (event := json.loads(line))["type"] != "stats")
+        oci("kill", "c1", "9")
+        process.stdout.read()
+
+    assert told == {"type": "oom", "id": "c1"}
 
 
 def test_who_starts_twice_is_told_so(lab: Lab, oci: Command) -> None:

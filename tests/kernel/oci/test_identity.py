@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -265,6 +266,30 @@ def test_seccomp(lab: Lab, no_new_privileges: bool, in_exec: bool) -> None:
 
     assert ended.output.split()[:2] == ["Seccomp:", "2"]
     assert "Not supported" in ended.output or "not supported" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("action", "message", "status"),
+    [
+        ("SCMP_ACT_ALLOW", "", 0),
+        ("SCMP_ACT_LOG", "", 0),
+        ("SCMP_ACT_ERRNO", "Operation not permitted", 1),
+        ("SCMP_ACT_TRACE", "Function not implemented", 1),  # nobody traces
+        ("SCMP_ACT_TRAP", "Bad system call", 128 + signal.SIGSYS),
+        ("SCMP_ACT_KILL", "Bad system call", 128 + signal.SIGSYS),
+        ("SCMP_ACT_KILL_THREAD", "Bad system call", 128 + signal.SIGSYS),
+        ("SCMP_ACT_KILL_PROCESS", "Bad system call", 128 + signal.SIGSYS),
+    ],
+)
+def test_what_the_actions_of_a_profile_do(lab: Lab, action: str, message: str, status: int) -> None:
+    spec = lab.spec("sh", "-c", "mkdir /x; echo ended: $?")
+    rule = {"names": ["mkdir", "mkdirat"], "action": action}
+    spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+
+    output = lab.run(spec).output
+
+    assert message in output
+    assert output.endswith(f"ended: {status}\n")
 
 
 def test_the_seccomp_cache_is_private_and_used(lab: Lab) -> None:
