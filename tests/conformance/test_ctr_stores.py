@@ -1,9 +1,11 @@
 """Real ctr programs, Debian's 1.6 and one of containerd 2: what they do with images, blobs, snapshots and sandboxes."""
 
 import hashlib
+import io
 import json
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,6 +119,24 @@ def test_an_image_is_exported_and_imported_by_ctr_itself(ctr: Ctr, tmp_path: Pat
     names = set(ctr("images", "ls", "-q").split()) - {NAME}
     assert f"example.com/other@{IMAGE.digest}" in names
     ctr("images", "rm", "--sync", *names)
+
+
+@pytest.mark.full
+def test_an_archive_is_exported_whole_to_whoever_is_slow_to_read_it(newer: Ctr) -> None:
+    """ctr ends with its transfer, and what it has not taken by then is in no archive."""
+    most = (
+        sum(map(len, IMAGE.blobs.values())) - 130_000
+    )  # the rest is more than pipes hold, less than ctr has asked for
+    with subprocess.Popen(newer.command("images", "export", "-", NAME), stdout=subprocess.PIPE) as export:
+        assert export.stdout is not None
+        archive = export.stdout.read(most)
+        with pytest.raises(subprocess.TimeoutExpired):
+            export.wait(7)
+        archive += export.stdout.read()
+
+    assert export.returncode == 0
+    with tarfile.open(fileobj=io.BytesIO(archive)) as file:
+        assert file.getnames()[-1] == "oci-layout"
 
 
 def test_a_blob_is_edited(ctr: Ctr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ from pyctr_wire.errors import Cancelled, InvalidArgument
 from pyctrd.core.anys import AnyValue
 from pyctrd.streams.manager import Stream
 
-WINDOW: Final = 64 << 10  # what clients ask for at a time
+WINDOW: Final = 64 << 10  # what containerd's clients ask for at a time, as soon as they could take less than that
 CREDIT: Final = 1 << 20  # what a client is given at once
 _LARGEST_MESSAGE: Final = 32 << 10
-# Seconds in which a client takes the last window.
+# Seconds in which a client that asks in a way of its own takes what is left.
 _PATIENCE: Final = 5.0
+_BLOCK: Final = 512  # of a tar archive, in bytes
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -52,6 +53,8 @@ class ByteSender:
         """Send over `stream` (borrowed)."""
         self._stream = stream
         self._credit = 0
+        self._sent = 0
+        self._by_windows = True  # the client asks as containerd's do
 
     async def write(self, data: bytes) -> None:
         """Send `data`; waits for credit. Raises Cancelled if the client goes away."""
@@ -62,25 +65,38 @@ class ByteSender:
             part = view[: min(self._credit, _LARGEST_MESSAGE)]
             await self._stream.send(_encode(streaming_pb2.Data(data=bytes(part))))
             self._credit -= len(part)
+            self._sent += len(part)
             view = view[len(part) :]
 
     async def finish(self) -> None:
-        """End the stream once the client has taken everything: it then asks for a whole window again.
+        """End the stream once the client could take a whole window again.
 
-        A client that ends as soon as its transfer is done would lose what it has not taken by then. One that asks
-        in another way is not waited for longer than five seconds.
+        One that asks in other amounts is not waited for longer than five seconds.
         """
         with suppress(TimeoutError, Cancelled):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(None if self._by_windows else _PATIENCE):
                 while self._credit < WINDOW:
                     await self._take_credit()
         await self._stream.close()
+
+    async def finish_archive(self) -> None:
+        """End the stream once the client has taken all of an archive, which gets zeros behind its end.
+
+        A client of containerd ends as soon as its transfer is done and loses what it has not taken by then. Its
+        requests come once in a window, when it has taken the first bytes of that: so the zeros reach just into the
+        next window, and whoever asks then has taken everything before them. How many they are depends on nothing but
+        the archive's size.
+        """
+        await self.write(bytes(-self._sent % WINDOW + _BLOCK))
+        await self.finish()
 
     async def _take_credit(self) -> None:
         message = await self._stream.receive()
         if message is None:
             raise Cancelled("the client stopped asking for data")
-        self._credit += _decode(message, streaming_pb2.WindowUpdate).update
+        update = _decode(message, streaming_pb2.WindowUpdate).update
+        self._credit += update
+        self._by_windows = self._by_windows and update == WINDOW
 
 
 def _decode(message: AnyValue, kind: type[_Message]) -> _Message:

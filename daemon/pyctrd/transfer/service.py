@@ -171,7 +171,7 @@ class Transfers:
         if not images:
             raise InvalidArgument("an export needs the name of an image")
         await export(opened, images, destination, self._host, sender.write, progress)
-        await sender.finish()
+        await sender.finish_archive()
 
     async def _tag(self, opened: Session, source: ImageStore, destination: ImageStore) -> None:
         image = await self._image(opened, source.name)

@@ -7,6 +7,7 @@ import pytest
 from pyctr_wire.containerd.types.transfer import streaming_pb2
 from pyctr_wire.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound
 from pyctrd.core.anys import AnyValue
+from pyctrd.streams import byte_stream
 from pyctrd.streams.byte_stream import CREDIT, WINDOW, ByteSender, receive_bytes
 from pyctrd.streams.manager import Stream, StreamManager
 
@@ -159,6 +160,69 @@ async def test_the_end_waits_until_the_client_has_taken_everything() -> None:
         await asyncio.sleep(0)
         assert not finishing.done()
         await stream.feed(credit(WINDOW))
+    assert len(await taken(stream)) == 1
+
+
+class GoClient:
+    """Takes bytes as containerd's client does: it asks for a window whenever it could take less than one."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._messages = stream.drain()
+        self._window = 0
+        self.taken = b""
+
+    async def take(self, until: int) -> None:
+        """Take messages until there have been so many bytes."""
+        while True:
+            if self._window < WINDOW:
+                await self._stream.feed(credit(WINDOW))
+                self._window += WINDOW
+            if len(self.taken) >= until:
+                return
+            part = streaming_pb2.Data.FromString((await anext(self._messages)).value).data
+            self._window -= len(part)
+            self.taken += part
+
+
+# Some that fill a window, or nearly; the last of them leaves the client with more than a window to take.
+@pytest.mark.parametrize("size", [512, WINDOW - 512, WINDOW, WINDOW + 512, 10 * WINDOW, 10 * WINDOW + 30_208])
+async def test_the_end_of_an_archive_waits_until_the_client_has_taken_it(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However small its last messages are, and however long that takes; what comes behind it are zeros."""
+    monkeypatch.setattr(byte_stream, "_PATIENCE", 0.0)
+    stream, content = Stream(), bytes(range(1, 129)) * (size // 128)
+    sender, client = ByteSender(stream), GoClient(stream)
+
+    async def send() -> None:
+        for at in range(0, size, 512):
+            await sender.write(content[at : at + 512])
+        await sender.finish_archive()
+
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(send())
+        await client.take(size)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not sending.done()
+        await client.take(size + 1)
+        assert not sending.done()
+        await client.take(-(-size // WINDOW) * WINDOW + 512)
+
+    assert client.taken[:size] == content
+    assert not any(client.taken[size:])
+
+
+async def test_who_asks_in_another_way_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_stream, "_PATIENCE", 0.0)
+    stream = Stream()
+    sender = ByteSender(stream)
+    await stream.feed(credit(1000))
+
+    await sender.write(bytes(1000))
+    await sender.finish()
+
     assert len(await taken(stream)) == 1
 
 
