@@ -183,6 +183,7 @@ def _check(source: DaemonProcess, target: DaemonProcess, there: Ctr, here: Ctr) 
     wait_until(lambda: "RUNNING" not in there("tasks", "ls").partition("changer")[2].partition("\n")[0], "it ends")
     assert migrate(source, target).returncode == 0
     assert here("tasks", "start", "changer") == "late\n"
+    wait_until(lambda: copy.content() == original.content(), "what only that run needed is gone again")
     again = migrate(source, target)
     assert "content:     0 copied" in again.stdout
     assert "snapshots:   1 copied" in again.stdout, "that of what runs, and no other"

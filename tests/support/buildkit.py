@@ -21,6 +21,7 @@ from .footprint import cgroups_below, remove_cgroup
 from .nerdctl import Nerdctl
 
 NAMESPACE: Final = "buildkit"
+_HISTORIES: Final = "buildkit_history"  # of builds
 _TIMEOUT: Final = 6 * DEADLINE  # seconds for one command
 
 
@@ -136,6 +137,16 @@ class Buildkit:
         """Run ctr in buildkitd's namespace, whatever comes of it: nerdctl does not remove what is not its own."""
         self.nerdctl.daemon.ctr(*arguments, namespace=NAMESPACE, check=False)
 
+    def _drop_leases(self) -> None:
+        """Have what is left of histories removed: it looks no more for what it could not let go of, but lends it.
+
+        It writes a build's trace seconds after the build, under a lease of five minutes; the daemon may be away when
+        that is done.
+        """
+        ctr = self.nerdctl.daemon.ctr
+        for lease in ctr("leases", "ls", "-q", namespace=_HISTORIES).split():
+            ctr("leases", "rm", lease, namespace=_HISTORIES)
+
     def log(self) -> str:
         """Return the end of what the daemon has logged."""
         return (self.root / "log").read_text(errors="replace")[-4000:]
@@ -161,6 +172,7 @@ class Buildkit:
             if error is None:
                 self.prune()
                 self("prune-histories")
+                self._drop_leases()
             if self._process is not None:
                 self.stop()
             if error is None:
