@@ -35,7 +35,7 @@ def daemon() -> Iterator[DaemonProcess]:
             yield daemon
 
 
-@pytest.fixture
+@pytest.fixture(params=["1.6", "2"])
 def ctr(request: pytest.FixtureRequest, daemon: DaemonProcess) -> Iterator[Ctr]:
     """A ctr program with an image; what it makes beside that is gone afterwards."""
     with namespace_with(daemon, NAME, IMAGE) as namespace:
@@ -80,11 +80,6 @@ def remove(ctr: Ctr, id: str) -> None:
     ctr("containers", "rm", id)
 
 
-both = pytest.mark.parametrize("ctr", ["1.6", "2"], indirect=True)
-one = pytest.mark.parametrize("ctr", ["1.6"], indirect=True)
-
-
-@both
 def test_a_container_is_saved_as_an_image_and_restored(ctr: Ctr) -> None:
     run(ctr, "c1")
 
@@ -101,7 +96,6 @@ def test_a_container_is_saved_as_an_image_and_restored(ctr: Ctr) -> None:
     remove(ctr, "c1")
 
 
-@one
 def test_a_task_is_saved_and_ends(ctr: Ctr) -> None:
     run(ctr, "c1")
 
@@ -113,7 +107,6 @@ def test_a_task_is_saved_and_ends(ctr: Ctr) -> None:
     remove(ctr, "c1")
 
 
-@one
 def test_a_task_is_saved_in_a_directory(ctr: Ctr, tmp_path: Path) -> None:
     run(ctr, "c1")
 
