@@ -149,7 +149,7 @@ class Parts:
         self.runtimes = Runtimes(config.runtimes)
         self.runtime_versions = RuntimeVersions(self.bulk, group)
         self.owners = owners = Owners(group)
-        shims = Shims(endpoints, zygote, self.bulk)
+        shims = Shims(endpoints, zygote, self.bulk, lambda request: self.shim_listener.take(request))
         self.tasks = Tasks(self.exchange, group, self.rows)
         undertaker = Undertaker(self.tasks, shims, owners, self.operations, group)
         self.lifecycle = Lifecycle(self.tasks, self.bundles, shims, owners, undertaker, self.operations, group)

@@ -1,6 +1,9 @@
 """Events on their way to the daemon: numbered, kept until acknowledged, never in the container's way.
 
-One event is in flight at a time, because a ttrpc server may run two requests of one connection in either order.
+A daemon of ours takes events on the connection by which it calls, in their order: they travel with the answers, and
+its acknowledgements with its next calls. Where there is none, a connection is made for them. On that one event is in
+flight at a time, because a ttrpc server may run two requests of one connection in either order.
+
 What is not acknowledged soon goes to `<bundle>/spool/<sequence>` and is sent again, with a pause that grows to a
 second, or at once when a daemon says Connect. An exit's record is on disk before its event comes here, so the
 spool may be bounded: when it is full the oldest event is dropped and counted.
@@ -11,7 +14,7 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
@@ -40,8 +43,15 @@ class Event(NamedTuple):
     envelope: bytes
 
 
+class Way(Protocol):
+    """A connection of a daemon that takes events by it."""
+
+    def post(self, data: bytes, /) -> int:
+        """Send a request and return its number; `Publisher` gets to hear of the answer, or of the way's end."""
+
+
 class Publisher:
-    """Sends one shim's events in order over a connection of its own."""
+    """Sends one shim's events in order."""
 
     def __init__(self, loop: Loop, identity: Identity) -> None:
         """Start with nothing to send; the connection is made when there is."""
@@ -53,9 +63,11 @@ class Publisher:
         self._spooled: set[int] = set()
         self._dropped = 0
         self._pause = _FIRST_PAUSE
+        self._way: Way | None = None
+        self._posted: deque[int] = deque()  # requests by that, for the first so many events
         self._connection: socket.socket | None = None
         self._unsent = b""
-        self._in_flight = False
+        self._in_flight = False  # the first one is, by the connection
         self._stream = 1
         self._decoder = ttrpc.FrameDecoder()
         self._retry: Timer | None = None
@@ -69,10 +81,10 @@ class Publisher:
         return not self._queue
 
     def publish(self, topic: str, event: Message, *, answered: bool = False) -> None:
-        """Queue an event and send it after the current round of the loop; never blocks.
+        """Queue an event and send it with the next answer, or after the current round of the loop; never blocks.
 
-        Of what is `answered`, the client hears without it: it is sent a moment later, when the daemon has passed the
-        answer on and has nothing to do.
+        Of what is `answered`, the client hears without it. On a connection of its own it is sent a moment later, when
+        the daemon has passed the answer on and has nothing to do.
         """
         envelope = event_pb2.Envelope(namespace=self._identity.namespace, topic=topic)
         envelope.timestamp.FromNanoseconds(time.time_ns())
@@ -84,6 +96,8 @@ class Publisher:
             self._drop_one()
         if self._retry is not None:
             self._write_spool()
+        elif self._way is not None:
+            self._pump()
         elif answered:
             self._loop.call_later(_AFTER_ANSWER, self._pump)
         else:
@@ -97,6 +111,31 @@ class Publisher:
             self._retry = None
             self._loop.call_soon(self._pump)
 
+    def offered(self, way: Way) -> None:
+        """Send by `way` from now on: a daemon that takes events by it has called."""
+        if way is self._way:
+            return
+        self._leave_way()
+        self._way = way
+        if self._queue:
+            self.retry_now()
+            self._pump()
+
+    def answered(self, way: Way, number: int, data: bytes) -> None:
+        """Take an answer that came by `way`; one to what has been given up says nothing of what is on its way now."""
+        if way is self._way and self._posted and number == self._posted[0] and self._accepted(data):
+            self._posted.popleft()
+            self._forget_first()
+            if self._posted:
+                self._deadline = self._loop.call_later(_SPOOL_AFTER, self._overdue)
+            self._go_on()
+
+    def lost(self, way: Way) -> None:
+        """Do without `way`: it has closed."""
+        if way is self._way:
+            self._leave_way()
+            self._loop.call_soon(self._pump)
+
     async def flush(self, seconds: float) -> None:
         """Wait until every event has been acknowledged, at most `seconds`."""
         if self._queue:
@@ -106,11 +145,15 @@ class Publisher:
     def close(self) -> None:
         """Close the connection; what is queued stays in the spool."""
         self._write_spool()
+        self._leave_way()
         self._disconnect()
 
     def _pump(self) -> None:
-        """Send the oldest event unless one is in flight or a pause is on."""
+        """Send all events by a daemon's way, or else the oldest one, unless one is in flight or a pause is on."""
         if self._in_flight or self._retry is not None or not self._queue:
+            return
+        if self._way is not None:
+            self._post_all(self._way)
             return
         if self._idle is not None:
             self._idle.cancel()
@@ -121,6 +164,12 @@ class Publisher:
         self._unsent = ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, self._request(self._queue[0]))
         self._deadline = self._loop.call_later(_SPOOL_AFTER, self._overdue)
         self._flush()
+
+    def _post_all(self, way: Way) -> None:
+        if self._deadline is None:
+            self._deadline = self._loop.call_later(_SPOOL_AFTER, self._overdue)
+        for event in list(self._queue)[len(self._posted) :]:
+            self._posted.append(way.post(self._request(event)))
 
     def _request(self, event: Event) -> bytes:
         forward = events_pb2.ForwardRequest()
@@ -183,24 +232,36 @@ class Publisher:
 
     def _answered(self, data: bytes) -> None:
         self._stream += 2
+        if self._accepted(data):
+            self._in_flight = False
+            self._forget_first()
+            if not self._queue:
+                self._idle = self._loop.call_later(_IDLE, self._disconnect)
+            self._go_on()
+
+    def _accepted(self, data: bytes) -> bool:
+        """Whether an answer says that nobody need be told of the first event again."""
         try:
             ttrpc.decode_response(data)
         except (InvalidArgument, Unimplemented) as error:  # it would be refused for ever, and hold up the rest
             journal.log("event refused", sequence=self._queue[0].sequence, error=str(error))
         except ApiError as error:
             self._failed(f"refused: {error}")
-            return
-        self._in_flight = False
+            return False
+        return True
+
+    def _forget_first(self) -> None:
         self._cancel_deadline()
         self._pause = _FIRST_PAUSE
         event = self._queue.popleft()
         if event.sequence in self._spooled:
             self._unspool(event.sequence)
-        if self._queue:
-            self._loop.call_soon(self._pump)
-        else:
-            self._idle = self._loop.call_later(_IDLE, self._disconnect)
+
+    def _go_on(self) -> None:
+        if not self._queue:
             self._emptied.set(None)
+        elif not self._posted:
+            self._loop.call_soon(self._pump)
 
     def _overdue(self) -> None:
         """Nobody answered yet: keep what waits on disk, and give the daemon the rest of its time."""
@@ -211,6 +272,7 @@ class Publisher:
         """Give up this attempt and plan the next one."""
         if self._pause == _FIRST_PAUSE:
             journal.log("events wait", reason=why, queued=len(self._queue))
+        self._leave_way()
         self._disconnect()
         if not self._queue:
             return
@@ -222,10 +284,18 @@ class Publisher:
         self._retry = None
         self._pump()
 
+    def _leave_way(self) -> None:
+        self._way = None
+        if self._posted:
+            self._posted.clear()
+            self._cancel_deadline()
+
     def _disconnect(self) -> None:
-        self._in_flight = False
+        """Close the connection that was made for events."""
+        if self._in_flight:
+            self._in_flight = False
+            self._cancel_deadline()
         self._unsent = b""
-        self._cancel_deadline()
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
@@ -264,9 +334,10 @@ class Publisher:
             return
 
     def _drop_one(self) -> None:
-        """Drop the oldest event that is not in flight."""
-        event = self._queue[1]
-        del self._queue[1]
+        """Drop the oldest event that is not in flight, or the newest."""
+        first = min(max(len(self._posted), 1), len(self._queue) - 1)
+        event = self._queue[first]
+        del self._queue[first]
         self._dropped += 1
         if event.sequence in self._spooled:
             self._unspool(event.sequence)

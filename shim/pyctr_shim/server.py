@@ -2,6 +2,9 @@
 
 A call is a coroutine of the service. One that waits (Wait for an exit, Delete for the last bytes of output)
 is parked and costs nothing; it is dropped when its connection closes or its time is up.
+
+A client whose calls carry the header `pyctr-events` answers requests too, whose numbers are even: what the shim has to
+tell travels with the answers to it.
 Source: BEHAVIOUR of containerd's shims; github.com/containerd/ttrpc, PROTOCOL.md.
 """
 
@@ -23,6 +26,7 @@ _MAX_UNSENT: Final = 16 << 20
 _MAX_CONNECTIONS: Final = 64
 _MAX_CALLS: Final = 4096  # that wait, on one connection
 _UCRED: Final = struct.Struct("3i")
+_TAKES_EVENTS: Final = "pyctr-events"
 
 
 class Service(Protocol):
@@ -33,13 +37,27 @@ class Service(Protocol):
         ...
 
 
+class Teller(Protocol):
+    """Who has something to tell."""
+
+    def offered(self, way: "Connection") -> None:
+        """Note that the client of `way` takes events; called for each call of such a client."""
+
+    def answered(self, way: "Connection", number: int, data: bytes) -> None:
+        """Take the answer to what was posted on `way` as `number`."""
+
+    def lost(self, way: "Connection") -> None:
+        """Note that `way` has closed: what was not answered will not be."""
+
+
 class Server:
     """Serves one service on any number of connections."""
 
-    def __init__(self, loop: Loop, service: Service, when_quiet: Callable[[], None]) -> None:
-        """Serve `service`; call `when_quiet` whenever the last connection has closed."""
+    def __init__(self, loop: Loop, service: Service, teller: Teller, when_quiet: Callable[[], None]) -> None:
+        """Serve `service`, let `teller` tell; call `when_quiet` whenever the last connection has closed."""
         self._loop = loop
         self._service = service
+        self._teller = teller
         self._when_quiet = when_quiet
         self._connections: set[Connection] = set()
         self._listener: socket.socket | None = None
@@ -58,7 +76,7 @@ class Server:
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connected socket, which the server then owns."""
         connection.setblocking(False)
-        self._connections.add(Connection(self._loop, connection, self._service, self._closed))
+        self._connections.add(Connection(self._loop, connection, self._service, self._teller, self._closed))
 
     def close(self) -> None:
         """Close the listener and every connection; calls under way are dropped."""
@@ -92,15 +110,23 @@ class Connection:
     """One client: its half-read frame, its calls under way and the bytes that it has not taken yet."""
 
     def __init__(
-        self, loop: Loop, peer: socket.socket, service: Service, when_closed: Callable[["Connection"], None]
+        self,
+        loop: Loop,
+        peer: socket.socket,
+        service: Service,
+        teller: Teller,
+        when_closed: Callable[["Connection"], None],
     ) -> None:
         """Serve `peer`, which the connection owns."""
         self._loop = loop
         self._peer = peer
         self._service = service
+        self._teller = teller
         self._when_closed = when_closed
         self._decoder = ttrpc.FrameDecoder()
         self._unsent = bytearray()
+        self._posted = b""
+        self._last_posted = 0
         self._last_stream = -1
         self._calls: dict[int, tuple[Call, Timer | None]] = {}
         self._open = True
@@ -118,7 +144,22 @@ class Connection:
             call.cancel()
             if timer is not None:
                 timer.cancel()
+        self._teller.lost(self)
         self._when_closed(self)
+
+    def post(self, data: bytes) -> int:
+        """Send the data of a request of our own with the next answer, or after the current round of the loop.
+
+        Returns its number.
+        """
+        self._last_posted += 2
+        self._posted += ttrpc.encode_frame(self._last_posted, ttrpc.FrameType.REQUEST, data)
+        self._loop.call_soon(self._send_posted)
+        return self._last_posted
+
+    def _send_posted(self) -> None:
+        if self._posted:
+            self._send(b"")
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -146,6 +187,9 @@ class Connection:
         try:
             if isinstance(frame, ttrpc.Oversized):
                 raise ResourceExhausted(f"message of {frame.length} bytes is longer than the limit of {ttrpc.MAX_DATA}")
+            if frame.type == ttrpc.FrameType.RESPONSE and stream % 2 == 0:
+                self._teller.answered(self, stream, frame.data)
+                return
             if frame.type != ttrpc.FrameType.REQUEST:
                 raise InvalidArgument("only unary requests are served")
             if stream % 2 == 0:
@@ -159,6 +203,8 @@ class Connection:
         except ApiError as error:
             self._reply(stream, ttrpc.encode_error(error))
             return
+        if _TAKES_EVENTS in request.metadata:
+            self._teller.offered(self)
         call = self._loop.spawn(self._run(stream, request))
         if call.done:
             return
@@ -197,6 +243,7 @@ class Connection:
         """Send what the client takes now and keep the rest; a client that takes nothing is dropped in the end."""
         if not self._open:
             return
+        data, self._posted = self._posted + data, b""
         had_unsent = bool(self._unsent)
         if had_unsent:
             self._unsent += data

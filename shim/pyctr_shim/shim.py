@@ -64,7 +64,7 @@ class Shim:
         reaper = Reaper(loop, common, self._reopen_logs)
         self._tasks = Tasks(loop, reaper, self._publisher, identity, boot_id, common.keeper_pid, make)
         self._service = TaskService(self._tasks, self._publisher, common.keeper_pid, self._shut_down)
-        self._server = Server(loop, self._service, self._quiet)
+        self._server = Server(loop, self._service, self._publisher, self._quiet)
         self._attach_listener: socket.socket | None = None
         self._sockets: list[str] = []
         self._stopping = False

@@ -26,7 +26,6 @@ from pyctr_shim.identity import Identity, Inheritance
 from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import READ, Future, Loop
 from pyctr_shim.oci import practice, runtime, scratch
-from pyctr_shim.server import Server, listen_at
 from pyctr_shim.shim import Shim, prepare_process
 from pyctr_sys import pagemap
 from pyctr_wire import ttrpc
@@ -37,6 +36,7 @@ _ROUNDS: Final = 8  # CPython fits a function to its operands in the first eight
 _ID: Final = "practice"
 _PATIENCE: Final = 2.0  # seconds: practice that goes wrong must not keep the real thing waiting
 _SERVICE: Final = "containerd.task.v3.Task"
+_TAKES_EVENTS: Final = {"pyctr-events": "1"}
 
 
 class _Cgroup:
@@ -80,16 +80,8 @@ class _Container:
         os.close(self.pidfd)
 
 
-class _Daemon:
-    """Takes every event."""
-
-    async def call(self, service: str, method: str, payload: bytes) -> bytes:
-        """Acknowledge."""
-        return b""
-
-
 class _Client:
-    """A daemon's connection to the shim, on a loop."""
+    """A daemon's connection to the shim, on a loop: it takes every event."""
 
     def __init__(self, loop: Loop, connection: socket.socket) -> None:
         """Use `connection` (borrowed)."""
@@ -97,16 +89,28 @@ class _Client:
         self._connection = connection
         self._decoder = ttrpc.FrameDecoder()
         self._stream = -1
+        self._acknowledgements = b""
 
     async def call(self, method: str, request: Message) -> None:
         """Send a request and wait for its answer, whatever it is."""
         self._stream += 2
-        data = ttrpc.encode_request(ttrpc.Request(_SERVICE, method, request.SerializeToString(), 0, {}))
-        self._connection.send(ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, data))
+        data = ttrpc.encode_request(ttrpc.Request(_SERVICE, method, request.SerializeToString(), 0, _TAKES_EVENTS))
+        frame = ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, data)
+        self._connection.send(self._acknowledgements + frame)
+        self._acknowledgements = b""
         while await self._loop.readable(self._connection.fileno(), _PATIENCE):
             data = self._connection.recv(65536)
-            if not data or any(frame.stream_id == self._stream for frame in self._decoder.feed(data)):
+            if not data or self._answered(data):
                 return
+
+    def _answered(self, data: bytes) -> bool:
+        """Whether the call has been answered; what events are in `data` will be."""
+        frames = self._decoder.feed(data)
+        for frame in frames:
+            if frame.type == ttrpc.FrameType.REQUEST:
+                nothing = ttrpc.encode_response(b"")
+                self._acknowledgements += ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, nothing)
+        return any(frame.stream_id == self._stream for frame in frames)
 
     async def start(self, bundle: str, *rootfs: Mount) -> None:
         """Bring a container up, as far as it goes before it is left alone."""
@@ -146,7 +150,6 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
         rootfs = Mount(type=mount.type, source=mount.source, options=mount.options)
         identity = _identity(directory)
         loop = Loop()
-        daemon = _daemon(loop, identity)
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -177,19 +180,17 @@ def touched_pages(inheritance: Inheritance) -> pagemap.Ranges:
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            daemon.close()
             ours.close()
             loop.close()
 
 
 def _live(inheritance: Inheritance) -> None:
-    """One life from beginning to end, with daemon, keeper and worker on one loop."""
+    """One life from beginning to end, with client, keeper and worker on one loop."""
     with scratch.practice_directory() as directory:
         identity = _identity(directory)
         common = share()
         loop = Loop(common.epoll_fd)
         _attend(loop, common, inheritance)
-        daemon = _daemon(loop, identity)
         ours, theirs = socket.socketpair()
         shim = _shim(loop, identity, inheritance, common, theirs)
         client = _Client(loop, ours)
@@ -203,7 +204,6 @@ def _live(inheritance: Inheritance) -> None:
         shim.run()
         call.cancel()
         loop.unwatch(inheritance.signal_fd)
-        daemon.close()
         ours.close()
 
 
@@ -215,13 +215,6 @@ def _attend(loop: Loop, common: Common, inheritance: Inheritance) -> None:
         keeper.forward()
 
     loop.watch(inheritance.signal_fd, READ, forward)
-
-
-def _daemon(loop: Loop, identity: Identity) -> Server:
-    """Take the shim's events."""
-    daemon = Server(loop, _Daemon(), lambda: None)
-    daemon.listen(listen_at(identity.ttrpc_address))
-    return daemon
 
 
 def _shim(loop: Loop, identity: Identity, inheritance: Inheritance, common: Common, connection: socket.socket) -> Shim:

@@ -7,10 +7,11 @@ from typing import Any
 import grpc
 import pytest
 
+from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import Containers, EventLog
-from support.daemon_process import wait_until
+from support.daemon_process import DEADLINE, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -92,6 +93,23 @@ def test_kill_and_delete_race(containers: Containers) -> None:
             assert containers.wait("web").status == 137
             containers.delete("web")
         assert containers.status("web") is None
+
+
+def test_events_come_in_the_order_of_the_calls(containers: Containers) -> None:
+    """What a shim tells is told before the answer that says the same, and so before what a client does then."""
+    stream: Any = events_pb2_grpc.EventsStub(containers.channel).Subscribe(
+        events_pb2.SubscribeRequest(filters=["topic~=^/(tasks|containers)/"]), timeout=DEADLINE
+    )
+    stream.initial_metadata()
+    for _ in range(20):
+        containers.define("web", "sleep", "1000")
+        containers.create("web")
+        containers.start("web")
+        containers.remove("web")
+    lifecycle = ["/containers/create", *(f"/tasks/{verb}" for verb in ("create", "start", "exit", "delete"))]
+    lifecycle.append("/containers/delete")
+    assert [next(stream).topic for _ in range(20 * len(lifecycle))] == 20 * lifecycle
+    stream.cancel()
 
 
 def test_two_hundred_exits_at_once(containers: Containers) -> None:

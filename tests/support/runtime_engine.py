@@ -93,7 +93,7 @@ async def engine(state: Path, zygote: ScriptedZygote) -> AsyncIterator[Engine]:
     programs, published, operations, threads = ScriptedPrograms(), Recorder(), Operations(), Offload(1)
     async with asyncio.TaskGroup() as group:
         bundles = Bundles(state)
-        shims = Shims(Endpoints(state, "/grpc", "/ttrpc", "info"), zygote, programs)
+        shims = Shims(Endpoints(state, "/grpc", "/ttrpc", "info"), zygote, programs, lambda _request: b"")
         owners = Owners(group)
         tasks = Tasks(published, group, threads)
         undertaker = Undertaker(tasks, shims, owners, operations, group)

@@ -38,14 +38,17 @@ def services(sink: EventSink) -> Mapping[str, Mapping[str, Callable[[Request], b
         if not envelope.HasField("timestamp"):
             raise InvalidArgument("timestamp must be set on forwarded event")
         sequence = request.metadata.get(_SEQUENCE, "")
-        sink.forward(
-            envelope.namespace,
-            envelope.topic,
-            any_from_proto(envelope.event),
-            time_from_proto(envelope.timestamp),
-            request.metadata.get(_INSTANCE, ""),
-            int(sequence) if sequence.isdecimal() else 0,
-        )
+        try:
+            sink.forward(
+                envelope.namespace,
+                envelope.topic,
+                any_from_proto(envelope.event),
+                time_from_proto(envelope.timestamp),
+                request.metadata.get(_INSTANCE, ""),
+                int(sequence) if sequence.isdecimal() else 0,
+            )
+        except DecodeError as error:
+            raise InvalidArgument(f"event is not a {envelope.event.type_url}") from error
         return b""
 
     return {SERVICE: {"Forward": forward}}

@@ -1,5 +1,8 @@
 """A ttrpc client on the event loop: one connection to one shim, any number of calls at once, a deadline on each.
 
+Our shims tell by the same connection what happens, in requests with even numbers, ahead of the answers that tell the
+same; they are acknowledged ahead of the next call.
+
 A client that nobody calls may rest: it closes the connection, so that the shim, which may be asleep, need not wake
 up when this daemon ends, and connects again for the next call. Meanwhile the end of the shim's process tells of its
 loss.
@@ -10,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -20,7 +23,13 @@ from pyctr_wire.errors import ApiError, DeadlineExceeded, Internal, PermissionDe
 TASK_SERVICE: Final = "containerd.task.v3.Task"
 REST_AFTER: Final = 1.0  # seconds without a call; less than it takes a shim to fall asleep
 
+_TAKES_EVENTS: Final = "pyctr-events"
+_ACKNOWLEDGE_AFTER: Final = 0.05  # seconds in which a call may come that takes the acknowledgement along
+
 Reply = TypeVar("Reply", bound=Message)
+
+Events: TypeAlias = Callable[[ttrpc.Request], bytes]
+"""Takes in what a shim tells, and returns the answer or raises ApiError."""
 
 
 class ShimGone(Unavailable):
@@ -53,6 +62,9 @@ class ShimClient(asyncio.Protocol):
         self._rest_timer: asyncio.TimerHandle | None = None
         self._resting: asyncio.Event | None = None  # set once the connection that is being closed is closed
         self._connecting = asyncio.Lock()
+        self._events: Events | None = None
+        self._acknowledgements = b""
+        self._acknowledging: asyncio.TimerHandle | None = None
         self.on_close: Callable[[], None] | None = None
 
     @classmethod
@@ -83,6 +95,11 @@ class ShimClient(asyncio.Protocol):
         if not client._watch_process():
             raise ShimGone(f"{name}: shim {where.pid} has ended")
         return client
+
+    def take_events(self, events: Events) -> None:
+        """Let `events` take in, from the next call on, what a shim of ours tells."""
+        self._events = events
+        self._metadata = {**self._metadata, _TAKES_EVENTS: "1"}
 
     def may_rest(self, find: Callable[[], Whereabouts | None]) -> None:
         """Close the connection from now on when nobody calls for a while; `find` tells then where the shim is."""
@@ -115,7 +132,7 @@ class ShimClient(asyncio.Protocol):
         self._calls[stream_id] = future
         # Cheaper than asyncio.timeout, and every call has one.
         timer = loop.call_later(seconds, _expire, future)
-        transport.write(ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
+        transport.write(self._due() + ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
         try:
             return reply.FromString(await future)
         except ConnectionResetError:
@@ -152,6 +169,7 @@ class ShimClient(asyncio.Protocol):
         self._stay_awake()
         self._forget_process()
         if self._transport is not None:
+            self._acknowledge()
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -161,6 +179,9 @@ class ShimClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. An answer to a call that has been given up is dropped."""
         for frame in self._decoder.feed(data):
+            if frame.type == ttrpc.FrameType.REQUEST and isinstance(frame, ttrpc.Frame):
+                self._take(frame)
+                continue
             future = self._calls.get(frame.stream_id)
             if future is None or future.done():
                 continue
@@ -175,6 +196,7 @@ class ShimClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._transport = None
+        self._acknowledgements = b""
         if self._resting is not None:
             self._resting.set()
         for future in self._calls.values():
@@ -182,6 +204,31 @@ class ShimClient(asyncio.Protocol):
                 future.set_exception(ConnectionResetError())
         if self._pidfd < 0:
             self._lost()
+
+    # --- events ---
+
+    def _take(self, frame: ttrpc.Frame) -> None:
+        if self._events is None:
+            return
+        try:
+            answer = ttrpc.encode_response(self._events(ttrpc.decode_request(frame.data)))
+        except ApiError as error:
+            answer = ttrpc.encode_error(error)
+        self._acknowledgements += ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, answer)
+        if self._acknowledging is None:
+            self._acknowledging = asyncio.get_running_loop().call_later(_ACKNOWLEDGE_AFTER, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        """Send what no call has taken along."""
+        if self._acknowledging is not None:
+            self._acknowledging.cancel()
+            self._acknowledging = None
+        if self._transport is not None and self._acknowledgements:
+            self._transport.write(self._due())
+
+    def _due(self) -> bytes:
+        due, self._acknowledgements = self._acknowledgements, b""
+        return due
 
     # --- resting ---
 
@@ -198,6 +245,7 @@ class ShimClient(asyncio.Protocol):
         self._rest_timer = None
         if self._transport is not None and (self._pidfd >= 0 or self._watch_process()):
             self._resting = asyncio.Event()
+            self._acknowledge()
             self._transport.close()
 
     def _watch_process(self) -> bool:

@@ -19,7 +19,7 @@ from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.other_shims import OtherShims
 from pyctrd.runtime.programs import API_VERSION, Endpoints, Offload, Programs
-from pyctrd.runtime.shim_client import ShimClient, ShimGone, Whereabouts
+from pyctrd.runtime.shim_client import Events, ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds
@@ -45,9 +45,10 @@ class ShimSource(Protocol):
 class Shims:
     """Knows how to get at shims; which of them there are is the table's business."""
 
-    def __init__(self, endpoints: Endpoints, zygote: ShimSource, offload: Offload) -> None:
-        """Make the directory of shim sockets if it is not there."""
+    def __init__(self, endpoints: Endpoints, zygote: ShimSource, offload: Offload, events: Events) -> None:
+        """Make the directory of shim sockets if it is not there. `events` takes in what our shims tell."""
         self._endpoints = endpoints
+        self._events = events
         self._zygote = zygote
         self._programs = Programs(endpoints, offload)
         self._others = OtherShims(self._programs, offload)
@@ -86,6 +87,7 @@ class Shims:
             _log.warning("shim starts cold", namespace=manifest.namespace, container=manifest.id, reason=str(error))
             return await self.launch_cold(bundle)
         client = await ShimClient.over(ours, f"task {manifest.id}", _metadata(manifest.namespace))
+        client.take_events(self._events)
         made.add_done_callback(lambda _: None if made.cancelled() or made.exception() is None else client.give_up())
         return client
 
@@ -106,7 +108,7 @@ class Shims:
         except DecodeError as error:
             raise UnknownError(f"task {manifest.id}: shim start: it printed no address") from error
         path = address.removeprefix("unix://")
-        return await ShimClient.connect(path, f"task {manifest.id}", _metadata(manifest.namespace))
+        return await self._connect(path, bundle)
 
     def ever_lived(self, bundle: Bundle) -> bool:
         """Whether a shim has run in this bundle: the first thing that ours does is to open the lock."""
@@ -119,8 +121,7 @@ class Shims:
         shim = bundle.shim()
         if shim is None:
             raise ShimGone(f"task {bundle.manifest.id}: its shim has not written its address")
-        path = shim.address.removeprefix("unix://")
-        return await ShimClient.connect(path, f"task {bundle.manifest.id}", _metadata(bundle.manifest.namespace))
+        return await self._connect(shim.address.removeprefix("unix://"), bundle)
 
     def at_rest(self, bundle: Bundle) -> ShimClient:
         """Return the way to a live shim that sleeps, which does not wake it; raises ShimGone."""
@@ -128,7 +129,14 @@ class Shims:
         name = f"task {bundle.manifest.id}"
         if where is None:
             raise ShimGone(f"{name}: its shim has not written its address")
-        return ShimClient.at_rest(where, name, _metadata(bundle.manifest.namespace))
+        client = ShimClient.at_rest(where, name, _metadata(bundle.manifest.namespace))
+        client.take_events(self._events)
+        return client
+
+    async def _connect(self, path: str, bundle: Bundle) -> ShimClient:
+        client = await ShimClient.connect(path, f"task {bundle.manifest.id}", _metadata(bundle.manifest.namespace))
+        client.take_events(self._events)
+        return client
 
     async def find(self, bundle: Bundle) -> ShimClient:
         """Return a connection to a live shim that may still be starting; raises ShimGone if it is not to be had."""

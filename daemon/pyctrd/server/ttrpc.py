@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from pyctr_wire import ttrpc
-from pyctr_wire.errors import ApiError, InvalidArgument, ResourceExhausted, Unimplemented
+from pyctr_wire.errors import ApiError, InvalidArgument, ResourceExhausted, Unavailable, Unimplemented
 from pyctrd.log import Logger
 from pyctrd.server import public_socket
 
@@ -56,6 +56,12 @@ class TtrpcListener:
             self._server.close()
         for connection in tuple(self._connections):
             connection.close()
+
+    def take(self, request: ttrpc.Request) -> bytes:
+        """Answer a request that has come by another connection. Raises Unavailable after `stop`; ApiError."""
+        if self._stopped:
+            raise Unavailable("the daemon is stopping")
+        return _answer(self._services, request)
 
     def _connected(self) -> "_Connection":
         return _Connection(self._services, self._admit, self._connections.discard)
@@ -126,11 +132,14 @@ class _Connection(asyncio.Protocol):
         if stream <= self._last_stream:
             raise InvalidArgument("StreamID cannot be re-used")
         self._last_stream = stream
-        request = ttrpc.decode_request(frame.data)
-        methods = self._services.get(request.service)
-        if methods is None:
-            raise Unimplemented(f"service {request.service}")
-        handler = methods.get(request.method)
-        if handler is None:
-            raise Unimplemented(f"method {request.method}")
-        return handler(request)
+        return _answer(self._services, ttrpc.decode_request(frame.data))
+
+
+def _answer(services: Services, request: ttrpc.Request) -> bytes:
+    methods = services.get(request.service)
+    if methods is None:
+        raise Unimplemented(f"service {request.service}")
+    handler = methods.get(request.method)
+    if handler is None:
+        raise Unimplemented(f"method {request.method}")
+    return handler(request)

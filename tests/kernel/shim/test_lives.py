@@ -55,7 +55,10 @@ def second_life(shims: Host, name: str, first: Running) -> Running:
 def complete(container: Running) -> list[str]:
     """Return what the shim has open, once it has opened all that it opens for a container that runs."""
     folder = f"/proc/{container.shim_pid}/fd"
-    found = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    try:
+        found = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    except FileNotFoundError:  # it has closed one meanwhile
+        return []
     return found if any(name.startswith("/sys/fs/cgroup/") for name in found) else []
 
 

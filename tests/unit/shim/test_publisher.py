@@ -14,6 +14,7 @@ from pyctr_shim.loop import Loop
 from pyctr_shim.publisher import Publisher
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.events import task_pb2 as events
+from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2
 from pyctr_wire.errors import InvalidArgument, Unavailable
 from support.shim_harness import DEADLINE, EventsEndpoint, eventually
 
@@ -46,6 +47,33 @@ class Scene:
 
     def told(self) -> list[int]:
         return [told.event.pid for told in self.endpoint.told]
+
+
+class Caller:
+    """A daemon's connection, which takes events."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.publisher = scene.publisher
+        self.numbers: list[int] = []
+        self.requests: list[ttrpc.Request] = []
+
+    def post(self, data: bytes) -> int:
+        self.requests.append(ttrpc.decode_request(data))
+        self.numbers.append(2 * len(self.requests))
+        return self.numbers[-1]
+
+    def call(self) -> None:
+        self.publisher.offered(self)
+
+    def answer(self, data: bytes = ttrpc.encode_response(b"")) -> None:
+        self.publisher.answered(self, self.numbers.pop(0), data)
+
+    def hang_up(self) -> None:
+        self.publisher.lost(self)
+
+    def told(self) -> list[int]:
+        envelopes = [events_pb2.ForwardRequest.FromString(request.payload).envelope for request in self.requests]
+        return [events.TaskStart.FromString(envelope.event.value).pid for envelope in envelopes]
 
 
 @pytest.fixture
@@ -149,3 +177,98 @@ def test_the_connection_is_closed_when_there_is_nothing_to_say(scene: Scene, mon
     scene.serve_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1, "closed on both sides")
     scene.publish(2)
     scene.serve_until(lambda: scene.told() == [1, 2], "told over a new one")
+
+
+def test_who_calls_gets_events_at_once_and_forgets_them_for_us(scene: Scene) -> None:
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(1, 2, 3)
+    assert caller.told() == [1, 2, 3]
+    assert [request.metadata["pyctr-sequence"] for request in caller.requests] == ["1", "2", "3"]
+    for _ in range(3):
+        assert not scene.publisher.empty
+        caller.answer()
+    assert scene.publisher.empty
+    assert scene.publisher._deadline is None
+    assert scene.spooled() == []
+
+
+def test_who_calls_gets_what_waits(scene: Scene) -> None:
+    scene.publish(1, 2)
+    scene.serve_until(lambda: len(scene.spooled()) == 2, "both are spooled")
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(3)
+    assert caller.told() == [1, 2, 3]
+    for _ in range(3):
+        caller.answer()
+    assert scene.publisher.empty
+    assert scene.spooled() == []
+
+
+def test_what_a_caller_has_not_acknowledged_is_told_to_others(scene: Scene) -> None:
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(1, 2)
+    caller.answer()
+    caller.hang_up()
+    scene.endpoint.start()
+    scene.serve_until(lambda: scene.publisher.empty, "told")
+    assert scene.told() == [2]
+
+    other = Caller(scene)
+    caller.call()
+    scene.publish(3)
+    other.call()
+    assert other.told() == [3]
+    caller.answer()
+    assert not scene.publisher.empty, "an answer of the one before is none of the other"
+    other.answer()
+    assert scene.publisher.empty
+
+
+def test_a_caller_that_refuses_gets_no_more(scene: Scene) -> None:
+    """As a daemon does whose successor listens already."""
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(1, 2)
+    scene.endpoint.start()
+    caller.answer(ttrpc.encode_error(Unavailable("the daemon is stopping")))
+    scene.serve_until(lambda: scene.told() == [1, 2] and scene.publisher.empty, "told to who listens")
+    scene.publish(3)
+    scene.serve_until(lambda: scene.told() == [1, 2, 3], "and so is what follows")
+    assert caller.told() == [1, 2]
+
+
+def test_a_caller_that_does_not_answer_loses_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_SPOOL_AFTER", 0.05)
+    monkeypatch.setattr(publisher, "_ANSWER_TIMEOUT", 0.1)
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(1)
+    scene.serve_until(lambda: bool(scene.spooled()), "spooled though it was sent")
+    scene.endpoint.start()
+    scene.serve_until(lambda: scene.told() == [1] and not scene.spooled(), "told to who listens")
+    caller.call()
+    scene.publish(2)
+    assert caller.told() == [1, 2]
+    caller.answer()
+    assert not scene.publisher.empty, "it was the answer to what has been given up"
+    caller.answer()
+    assert scene.publisher.empty
+
+
+def test_the_end_of_an_unused_connection_is_not_the_end_of_a_callers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "_IDLE", 0.01)
+    scene.endpoint.start()
+    scene.publish(1)
+    scene.serve_until(lambda: scene.told() == [1] and scene.publisher.empty, "told")
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(2)
+    scene.serve_until(lambda: scene.publisher._connection is None, "closed")
+    caller.answer()
+    scene.publish(3)
+    assert caller.told() == [2, 3]

@@ -46,7 +46,7 @@ def test_whatever_a_peer_sends_each_frame_has_its_answer(pieces: list[bytes], st
 def shim() -> Iterator[tuple[Loop, Server, socket.socket]]:
     """A shim's server, and a client's end."""
     loop = Loop()
-    server = Server(loop, ttrpc_frames.Service(), lambda: None)
+    server = Server(loop, ttrpc_frames.Service(), ttrpc_frames.Silent(), lambda: None)
     ours, theirs = socket.socketpair()
     ours.settimeout(30)
     server.adopt(theirs)

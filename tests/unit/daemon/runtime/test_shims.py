@@ -46,7 +46,7 @@ def holder(bundle: Bundle) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def shims(tmp_path: Path, zygote: ScriptedZygote) -> Shims:
-    return Shims(Endpoints(tmp_path, "/g", "/t", "info"), zygote, ScriptedPrograms())
+    return Shims(Endpoints(tmp_path, "/g", "/t", "info"), zygote, ScriptedPrograms(), lambda _request: b"")
 
 
 async def test_a_shim_is_killed(tmp_path: Path, bundle: Bundle, holder: "subprocess.Popen[bytes]") -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.services.ttrpc.events.v1 import events_pb2
-from pyctr_wire.errors import ApiError, InvalidArgument, Unimplemented
+from pyctr_wire.errors import ApiError, InvalidArgument, Unavailable, Unimplemented
 from pyctrd.core.anys import AnyValue
 from pyctrd.rpc import forward
 from pyctrd.server import ttrpc as server
@@ -146,3 +146,29 @@ async def test_successor_takes_the_path(address: Path) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.connect(str(address))
             assert await shim.reader.read() == b""
+
+
+async def test_what_comes_by_another_connection_is_taken_until_it_stops(address: Path) -> None:
+    sink = Sink()
+    envelope = {"namespace": "ns", "topic": "/tasks/start", "timestamp": datetime.now(UTC)}
+    payload = events_pb2.ForwardRequest(envelope=envelope).SerializeToString()
+    request = ttrpc.Request(forward.SERVICE, "Forward", payload, 0, {"pyctr-instance": "i", "pyctr-sequence": "3"})
+    async with serving(address, sink) as listener:
+        assert listener.take(request) == b""
+        with pytest.raises(Unimplemented, match="method Backward"):
+            listener.take(request._replace(method="Backward"))
+    assert [(event[0], event[1], *event[4:]) for event in sink.events] == [("ns", "/tasks/start", "i", 3)]
+    with pytest.raises(Unavailable, match="stopping"):
+        listener.take(request)
+
+
+async def test_an_event_that_is_not_what_it_says_is_refused_for_good(address: Path) -> None:
+    class Strict(Sink):
+        def forward(self, *arguments: object) -> None:
+            events_pb2.ForwardRequest.FromString(b"\xff")
+
+    envelope = {"namespace": "ns", "topic": "/tasks/start", "timestamp": datetime.now(UTC), "event": {"type_url": "x"}}
+    payload = events_pb2.ForwardRequest(envelope=envelope).SerializeToString()
+    async with serving(address, Strict()) as listener:
+        with pytest.raises(InvalidArgument, match="event is not a x"):
+            listener.take(ttrpc.Request(forward.SERVICE, "Forward", payload, 0, {}))
