@@ -26,8 +26,9 @@ from pyctrd.cri.image_volumes import ImageVolumes
 from pyctrd.cri.images import Images
 from pyctrd.cri.index import Index
 from pyctrd.cri.pod_network import PodNetworks
+from pyctrd.cri.pod_tasks import PodTasks
 from pyctrd.cri.pulls import Pulls
-from pyctrd.cri.records import NAMESPACE, ImageNames, PodContainer, container_from_row, pod_from_row
+from pyctrd.cri.records import NAMESPACE, ImageNames, Pod, PodContainer, container_from_row, pod_from_row
 from pyctrd.cri.restore import Restores
 from pyctrd.cri.runtime_service import About, RuntimeService
 from pyctrd.cri.sandboxes import Sandboxes
@@ -140,14 +141,15 @@ class CriParts:
     def _build_pods(self) -> None:
         parts, stores = self._parts, self._stores
         self._network, self._events = self._build_network(), Events()
-        # Ours unless the configuration says otherwise: nobody asks for runc as such. Shims of other makes do not write
-        # the logs that a kubelet reads.
-        configured = {name: name for name, settings in parts.config.runtimes.items() if not settings.shim}
-        handlers = {"": _OURS, "runc": _OURS, **configured}
-        programs = {name: self._program(runtime) for name, runtime in handlers.items()}
+        # Ours unless the configuration says otherwise: nobody asks for runc as such.
+        handlers = {"": _OURS, "runc": _OURS, **{name: name for name in parts.config.runtimes}}
+        programs = {name: self._asked(runtime) for name, runtime in handlers.items()}
         self._features = HandlerFeatures(programs, stores.snapshots.roots()[SNAPSHOTTER], parts.bulk)
         snapshots = stores.snapshots
         self._image_volumes = ImageVolumes(snapshots.named(SNAPSHOTTER), SNAPSHOTTER, self._files)
+        self._pod_tasks = PodTasks(
+            parts.tasks, parts.lifecycle, parts.runtimes.resolve, self._files, handlers, parts.bulk, parts.group
+        )
         self._containers = Containers(
             self._index,
             parts.containers,
@@ -181,6 +183,8 @@ class CriParts:
             parts.owners,
             parts.bulk,
             handlers,
+            self._pod_tasks,
+            parts.group,
         )
 
     def _restores(self) -> Restores | None:
@@ -189,12 +193,16 @@ class CriParts:
             return None
         return Restores(stores.content, stores.differ, stores.leases, parts.checkpoints, parts.bulk)
 
-    def _program(self, runtime: str) -> str:
+    def _asked(self, runtime: str) -> tuple[str, ...]:
+        """Return the command by which a runtime tells what it can do, nothing for our own."""
         try:
-            return self._parts.runtimes.resolve(runtime).program
+            resolved = self._parts.runtimes.resolve(runtime)
         except ApiError as error:
             _log.warning("handler.not_there", runtime=runtime, error=str(error))
-            return runtime  # which cannot be asked
+            return (runtime,)  # which cannot be asked
+        if resolved.shim:
+            return resolved.shim, "-info"
+        return (resolved.program, "features") if resolved.program else ()
 
     def _build_network(self) -> PodNetworks:
         parts, settings = self._parts, self._parts.config.cri.cni
@@ -282,12 +290,23 @@ class CriParts:
     async def _recover(self) -> None:
         for container in list(self._index.containers.values()):
             await self._recover_one(container)
+        for pod in list(self._index.pods.values()):  # whose stop waits for ends that are watched by now
+            await self._recover_pod(pod)
         for sandbox_id in set(self._files.list()) - set(self._index.pods):
             await self._parts.bulk.run(self._sweep, sandbox_id)
         for pod in list(self._index.pods.values()):
             await self._parts.bulk.run(self._image_volumes.release_strays, pod.id, set(pod.containers))
         if not in_user_namespace():  # whose root has made no network of this machine's
             await self._network.collect(list(self._index.pods.values()))
+
+    async def _recover_pod(self, pod: Pod) -> None:
+        """Watch a pod that another shim runs; one whose shim has ended meanwhile is stopped, as it would have been."""
+        try:
+            if pod.has_task and pod.ready and not self._pod_tasks.running(pod):
+                await self._sandboxes.stop(pod)
+            self._sandboxes.watch(pod)
+        except ApiError as error:
+            _log.error("pod.not_recovered", sandbox=pod.id, error=str(error))
 
     async def _recover_one(self, container: PodContainer) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The commands `pyctr-shim` and `containerd-shim-pyctr-v1`: start, delete, -v, -info.
+"""The commands `pyctr-shim` and `containerd-shim-pyctr-v1`: start, delete, -v, -info; and streams, of our daemon's.
 
 Arguments are Go's: one dash or two, `-flag value` or `-flag=value`. Imports come late, because `-v` and `delete`
 are run often and in a hurry.
@@ -14,6 +14,7 @@ from pyctr_shim import VERSION
 _USAGE: Final = """\
 usage: containerd-shim-pyctr-v1 -namespace NS -address SOCKET -publish-binary PATH -id ID [-debug] start
        containerd-shim-pyctr-v1 -namespace NS -address SOCKET -id ID [-bundle PATH] delete
+       containerd-shim-pyctr-v1 -bundle PATH -socket PATH streams
        containerd-shim-pyctr-v1 -v | -info
 """
 _WITH_VALUE: Final = frozenset({"namespace", "address", "publish-binary", "id", "bundle", "socket", "debug-socket"})
@@ -72,6 +73,10 @@ def _run(flags: dict[str, str], words: list[str]) -> int:
         from pyctr_shim import burial
 
         _answer(burial.delete(Path(flags.get("bundle") or Path.cwd()), flags.get("id", "")))
+    elif words == ["streams"] and flags.get("socket"):
+        from pyctr_shim import beside
+
+        beside.start(flags.get("bundle") or str(Path.cwd()), flags["socket"])
     else:
         raise UsageError(f"unknown command {' '.join(words)!r}")
     return 0

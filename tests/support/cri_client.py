@@ -35,9 +35,10 @@ def refused(call: object, *arguments: object) -> tuple[grpc.StatusCode, str]:
 class CriClient:
     """Calls of a daemon that may be killed and started again meanwhile."""
 
-    def __init__(self, daemon: DaemonProcess) -> None:
-        """Import the image."""
+    def __init__(self, daemon: DaemonProcess, handler: str = "") -> None:
+        """Import the image; pods have the runtime handler `handler`."""
         self.daemon = daemon
+        self.handler = handler
         self.logs = daemon.base / "pod-logs"
         self.logs.mkdir(exist_ok=True)
         self._channel: grpc.Channel | None = None
@@ -81,7 +82,8 @@ class CriClient:
     def run_pod(self, name: str = "pod", **options: Any) -> image_pb2.PodSandboxConfig:
         """Make a pod and return its configuration, with its id as the annotation "id"."""
         config = self.pod_config(name, **options)
-        answer = self.runtime.RunPodSandbox(runtime_pb2.RunPodSandboxRequest(config=config), timeout=DEADLINE)
+        request = runtime_pb2.RunPodSandboxRequest(config=config, runtime_handler=self.handler)
+        answer = self.runtime.RunPodSandbox(request, timeout=DEADLINE)
         config.annotations["id"] = answer.pod_sandbox_id
         return config
 

@@ -250,8 +250,8 @@ class Runtime(NamedTuple):
     ] = ""
     shim: Annotated[
         str,
-        "The program of a shim of another make that drives it, a path or a name in $PATH, for clients of containerd's"
-        ' API. "" is ours.',
+        "The program of a shim of another make that drives it, a path or a name in $PATH, for pods and for clients of"
+        ' containerd\'s API. "" is ours.',
     ] = ""
     root: Annotated[str, 'Where it keeps its state, a directory for each namespace; "" is in the bundle.'] = ""
     systemd_cgroup: Annotated[bool, "Let systemd make its cgroups."] = False

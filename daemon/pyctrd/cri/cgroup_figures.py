@@ -85,6 +85,12 @@ def read(where: CgroupDirectories, taken_at: int) -> Figures:
     )
 
 
+def oom_kills(where: CgroupDirectories) -> int:
+    """Return how many of a cgroup's processes were killed for want of memory. Raises OSError if it is gone."""
+    name = "memory.events" if where.is_v2 else "memory.oom_control"
+    return table(where.memory / name).get("oom_kill", 0)
+
+
 def number(path: Path) -> int:
     """Return a file's number, 0 for "max" and where there is no such file."""
     try:

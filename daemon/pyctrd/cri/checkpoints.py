@@ -25,7 +25,7 @@ from google.protobuf.json_format import MessageToJson
 
 from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.cri import runtime_pb2
-from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pyctrd.core.containers import Container
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.leases import EXPIRE_LABEL, Lease
@@ -97,11 +97,16 @@ class ContainerCheckpoints:
     async def save(self, container: PodContainer, location: str) -> None:
         """Write an archive at `location`, a path of this machine. If cancelled, nothing is there and it goes on.
 
-        Raises FailedPrecondition unless it runs and if there is such a file, InvalidArgument naming the location, and
-        what the runtime says.
+        Raises FailedPrecondition unless it runs and if there is such a file, Unimplemented for another shim's,
+        InvalidArgument naming the location, and what the runtime says.
         """
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             raise FailedPrecondition(f"container is in {container.state_name} state")
+        if container.pod.has_task:
+            raise Unimplemented(
+                f'container "{container.id}" cannot be saved: its runtime handler "{container.pod.handler}" is a shim'
+                " of another make; run it by a handler without `shim`"
+            )
         await self._threads.run(_check, location)
         options = AnyMessage()
         async with self._saver().folder() as folder, self._lease(container.id) as lease:

@@ -23,6 +23,7 @@ from pyctrd.runtime.run_options import Device, is_environment_entry, merged_envi
 from pyctrd.runtime.run_spec import MAPPED, user_document, working_directory
 
 _ANNOTATIONS: Final = "io.kubernetes.cri."
+_RUNC: Final = "containerd-shim-runc-"
 _PROPAGATION: Final = {
     runtime_pb2.PROPAGATION_PRIVATE: "rprivate",
     runtime_pb2.PROPAGATION_HOST_TO_CONTAINER: "rslave",
@@ -98,9 +99,12 @@ def _is_slice(parent: str) -> bool:
     return posixpath.basename(parent).endswith(".slice")
 
 
-def task_options(pod: Pod) -> AnyMessage | None:
-    """Return how a runtime is to make containers of the pod, if not as ever: systemd has to make what is in a slice."""
-    if not _is_slice(pod.config.linux.cgroup_parent):
+def task_options(pod: Pod, shim: str = "") -> AnyMessage | None:
+    """Return how a runtime is to make containers of the pod, if not as ever: systemd has to make what is in a slice.
+
+    Of shims of other makes those for runc know such options.
+    """
+    if not _is_slice(pod.config.linux.cgroup_parent) or not posixpath.basename(shim or _RUNC).startswith(_RUNC):
         return None
     options = oci_pb2.Options(systemd_cgroup=True)
     return AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
@@ -279,14 +283,24 @@ def seccomp_file(security: runtime_pb2.LinuxContainerSecurityContext) -> str:
     return path.removeprefix("localhost/") if path.startswith("localhost/") else ""
 
 
-def _annotations(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> dict[str, str]:
+def pod_annotations(pod: Pod, kind: str) -> dict[str, str]:
+    """Return what the spec of a pod's container, or with the kind `sandbox` its first one, says of the pod.
+
+    Shims of other makes go by it: which containers are together, and which of them is the pod.
+    """
     meta = pod.config.metadata
     return {
-        f"{_ANNOTATIONS}container-type": "container",
+        f"{_ANNOTATIONS}container-type": kind,
         f"{_ANNOTATIONS}sandbox-id": pod.id,
         f"{_ANNOTATIONS}sandbox-name": meta.name,
         f"{_ANNOTATIONS}sandbox-namespace": meta.namespace,
         f"{_ANNOTATIONS}sandbox-uid": meta.uid,
+    }
+
+
+def _annotations(pod: Pod, config: runtime_pb2.ContainerConfig, found: Found) -> dict[str, str]:
+    return {
+        **pod_annotations(pod, "container"),
         f"{_ANNOTATIONS}container-name": config.metadata.name,
         f"{_ANNOTATIONS}image-name": found.image_name,
     }

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -31,7 +32,7 @@ from pyctr_wire.errors import (
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.tasks import Exit, Status
-from pyctrd.cri import container_spec, hugepages
+from pyctrd.cri import cgroup_figures, container_spec, hugepages
 from pyctrd.cri.creation import Maker, PodImage, Request
 from pyctrd.cri.events import Events
 from pyctrd.cri.image_volumes import FAILED, Wanted, asked_for
@@ -52,6 +53,8 @@ from pyctrd.offload import Offload
 from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.owner import Job, Joining, Owners
 from pyctrd.runtime.runtimes import Resolved
+from pyctrd.runtime.shim_client import ShimGone
+from pyctrd.runtime.table import KILLED, Task
 from pyctrd.runtime.tasks import Tasks
 
 _START_ERROR: Final = 128
@@ -132,6 +135,11 @@ class Containers:
             raise Unimplemented(
                 f'image "{config.image.image}" is a checkpoint, and none is served unless the configuration says '
                 "enabled = true in [checkpoint]"
+            )
+        if saved and pod.has_task:
+            raise Unimplemented(
+                f'image "{wanted}" is a checkpoint, and the pod\'s runtime handler "{pod.handler}" is a shim of another'
+                " make, which restores none: use a handler without `shim`"
             )
         image = None if saved else await self._images.find(config.image.image)
         images = await self._image_volumes(config)
@@ -224,6 +232,8 @@ class Containers:
             assert row.spec is not None
             rootfs = await self._threads.run(self._maker.rootfs, container)
             config = container.config
+            other = self._resolve(row.runtime_name, None).shim
+            resolved = self._resolve(row.runtime_name, container_spec.task_options(container.pod, other))
             output = container.log_uri or "attach:"
             creation = shim.CreateTaskRequest(
                 id=container.id,
@@ -232,10 +242,12 @@ class Containers:
                 stdin="attach:" if config.stdin else "",
                 stdout=output,
                 stderr="" if config.tty else output,
-                options=self._resolve(row.runtime_name, container_spec.task_options(container.pod)).options,
+                options=resolved.options,
             )
             saved = self._restores.processes(container) if self._restores is not None else None
-            await self._lifecycle.create(NAMESPACE, row.runtime_name, row.spec.value, creation, saved)
+            await self._lifecycle.create(
+                NAMESPACE, row.runtime_name, row.spec.value, creation, saved, other_shim=resolved.shim
+            )
             started_at = now()  # one that ends at once has not ended before
             await self._lifecycle.start(NAMESPACE, container.id, "")
         except ApiError as error:
@@ -255,7 +267,10 @@ class Containers:
 
     async def _await_end(self, container: PodContainer) -> None:
         try:
-            ended = await self._tasks.wait(NAMESPACE, container.id, "")
+            counted = await self._threads.run(_counted_kills, self._tasks.find(NAMESPACE, container.id))
+            ended = await self._tasks.wait_settled(NAMESPACE, container.id)
+            if ended.exit_status == KILLED and await self._threads.run(counted) > 0:
+                ended = replace(ended, oom_killed=True)
         except ApiError:  # somebody else has deleted the task
             container.lost(now())
         else:
@@ -314,7 +329,7 @@ class Containers:
 
     async def _signal(self, container: PodContainer, number: int) -> None:
         everybody = number == signal.SIGKILL
-        with suppress(NotFound):
+        with suppress(NotFound, ShimGone):  # a lost shim's container is being ended
             await self._tasks.kill(NAMESPACE, shim.KillRequest(id=container.id, signal=number, all=everybody))
 
     async def remove(self, container: PodContainer) -> None:
@@ -404,7 +419,7 @@ class Containers:
         """Have the log opened anew at its path. Raises FailedPrecondition unless the container runs, UnknownError."""
         if container.state != runtime_pb2.CONTAINER_RUNNING:
             raise FailedPrecondition("container is not running")
-        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
+        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.attachment)
         if address is None or not container.log_path:
             return
         with suppress(ProcessLookupError):
@@ -445,6 +460,25 @@ def _note_exit(container: PodContainer, ended: Exit) -> None:
         container.reason = "Unknown"
     else:
         container.reason = "Error" if ended.exit_status else "Completed"
+
+
+def _counted_kills(task: Task) -> Callable[[], int]:
+    """Return what looks how many processes of a container were killed for want of memory, until the task is deleted.
+
+    Only for shims of other makes, which may tell too late, or never.
+    """
+    where = None
+    if task.bundle.manifest.shim:
+        with suppress(OSError):  # it has ended
+            where = cgroup_figures.directories_of(task.init.pid)
+
+    def count() -> int:
+        try:
+            return cgroup_figures.oom_kills(where) if where is not None else 0
+        except OSError:  # systemd removes a cgroup with its last process: then only the shim knows
+            return 0
+
+    return count
 
 
 def _appears(path: str) -> bool:

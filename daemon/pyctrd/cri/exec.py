@@ -130,7 +130,7 @@ class Execs:
         left: int = 0,
     ) -> attach.Connection:
         """Connect to the streams of a process, "" for the container's first; see attach.connect. UnknownError."""
-        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.shim)
+        address = await self._threads.run(self._tasks.find(NAMESPACE, container.id).bundle.attachment)
         if address is None or not address.attach:
             raise UnknownError(f'container "{container.id}" has no shim to attach to')
         return await attach.connect(

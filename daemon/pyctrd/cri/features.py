@@ -1,7 +1,8 @@
 """What the handlers of RuntimeClasses can do: a kubelet sends no pod that needs more.
 
 Our own runtime can what the kernel and the file system of the layers can; a program is asked, by its command
-`features`. Source: OCI runtime specification, features.md; mount_setattr(2).
+`features`, and a shim of another make by `-info`. Source: OCI runtime specification, features.md; containerd's runtime
+v2 documentation; mount_setattr(2).
 """
 
 import asyncio
@@ -9,14 +10,18 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from google.protobuf.message import DecodeError
+
+from pyctr_wire.containerd.types import introspection_pb2
 from pyctrd.sandbox import views
 
 _TIMEOUT: Final = 10.0  # seconds
 _MAX_OUTPUT: Final = 1 << 20  # bytes
+_OF_A_SHIM: Final = "-info"  # answered by a RuntimeInfo, which has the document in it
 _RECURSIVE_ATTRIBUTES: Final = (5, 12)  # the first Linux with mount_setattr(2)
 
 
@@ -37,9 +42,9 @@ class Threads(Protocol):
 class HandlerFeatures:
     """Looked up once, when somebody asks first."""
 
-    def __init__(self, programs: Mapping[str, str], layers: Path, threads: Threads) -> None:
-        """Tell of these handlers, "" being the program of one that is our own; `layers` is where snapshots are."""
-        self._programs = programs
+    def __init__(self, commands: Mapping[str, Sequence[str]], layers: Path, threads: Threads) -> None:
+        """Tell of these handlers by what their commands say, our own having none; `layers` is where snapshots are."""
+        self._commands = commands
         self._layers = layers
         self._threads = threads
         self._known: asyncio.Future[dict[str, Features]] | None = None
@@ -47,28 +52,31 @@ class HandlerFeatures:
     async def all(self) -> Mapping[str, Features]:
         """Return the features by handler."""
         if self._known is None:
-            self._known = asyncio.ensure_future(self._threads.run(_look_up, self._programs, self._layers))
+            self._known = asyncio.ensure_future(self._threads.run(_look_up, self._commands, self._layers))
         return await asyncio.shield(self._known)
 
 
-def _look_up(programs: Mapping[str, str], layers: Path) -> dict[str, Features]:
+def _look_up(commands: Mapping[str, Sequence[str]], layers: Path) -> dict[str, Features]:
     can_map = not views.why_not_mapped(layers)
-    found = {"": Features(_kernel() >= _RECURSIVE_ATTRIBUTES, can_map)}
-    for program in set(programs.values()) - {""}:
-        told = _told(program)
-        found[program] = Features("rro" in (told.get("mountOptions") or ()), can_map and _maps_ids(told))
-    return {name: found[program] for name, program in programs.items()}
+    found: dict[tuple[str, ...], Features] = {(): Features(_kernel() >= _RECURSIVE_ATTRIBUTES, can_map)}
+    for command in set(map(tuple, commands.values())) - {()}:
+        told = _told(command)
+        found[command] = Features("rro" in (told.get("mountOptions") or ()), can_map and _maps_ids(told))
+    return {name: found[tuple(command)] for name, command in commands.items()}
 
 
-def _told(program: str) -> dict[str, Any]:
+def _told(command: Sequence[str]) -> dict[str, Any]:
     """Return what a runtime says of itself; nothing if it is too old to say anything."""
     try:
         done = subprocess.run(
-            [program, "features"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             timeout=_TIMEOUT, check=True, cwd="/",
         )  # fmt: skip
-        document = json.loads(done.stdout[:_MAX_OUTPUT])
-    except (OSError, ValueError, subprocess.SubprocessError):
+        output = done.stdout[:_MAX_OUTPUT]
+        if command[-1] == _OF_A_SHIM:
+            output = introspection_pb2.RuntimeInfo.FromString(output).features.value
+        document = json.loads(output)
+    except (OSError, ValueError, DecodeError, subprocess.SubprocessError):
         return {}
     return document if isinstance(document, dict) else {}
 

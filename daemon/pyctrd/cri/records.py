@@ -43,6 +43,7 @@ class Pod:
     created_at: int
     ready: bool = True
     addresses: tuple[str, ...] = ()
+    has_task: bool = False  # whether a shim of another make runs it
     containers: "dict[str, PodContainer]" = field(default_factory=dict)
     encoded: tuple[bool, bytes] | None = None  # what lists have of it, and whether it was ready then
 
@@ -171,6 +172,7 @@ def pod_to_row(pod: Pod) -> Sandbox:
         "created_at": pod.created_at,
         "ready": pod.ready,
         "addresses": pod.addresses,
+        "task": pod.has_task,
     }
     return Sandbox(
         id=pod.id,
@@ -194,6 +196,7 @@ def pod_from_row(row: Sandbox) -> Pod | None:
         created_at=int(state["created_at"]),
         ready=bool(state["ready"]),
         addresses=tuple(state["addresses"]),
+        has_task=bool(state.get("task")),
     )
 
 

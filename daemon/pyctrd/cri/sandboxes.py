@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, UnknownError
+from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, InvalidArgument, NotFound, UnknownError
 from pyctrd.core.idmaps import MOST_IDS, mapped_root
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.cri import selinux
@@ -55,6 +55,15 @@ class ContainerEnds(Protocol):
     async def remove(self, container: PodContainer) -> None: ...
 
 
+class FirstContainers(Protocol):
+    """What runs pods whose runtime is a shim of another make."""
+
+    def needed(self, handler: str) -> bool: ...
+    async def start(self, pod: Pod) -> None: ...
+    def watch(self, pod: Pod, when_ended: Callable[[Pod], None]) -> None: ...
+    async def stop(self, pod: Pod) -> None: ...
+
+
 class Sandboxes:
     """All pods."""
 
@@ -69,8 +78,13 @@ class Sandboxes:
         owners: Owners,
         threads: Offload,
         handlers: Mapping[str, str],
+        first: FirstContainers,
+        group: asyncio.TaskGroup,
     ) -> None:
-        """Use these; `handlers` has the runtime of each handler, "" being the default one."""
+        """Use these; `handlers` has the runtime of each handler, "" being the default one.
+
+        What nobody asked for runs in `group`.
+        """
         self._index = index
         self._rows = rows
         self._files = files
@@ -80,6 +94,8 @@ class Sandboxes:
         self._owners = owners
         self._threads = threads
         self._handlers = handlers
+        self._first = first
+        self._group = group
 
     async def run(self, config: image_pb2.PodSandboxConfig, handler: str) -> Pod:
         """Make a pod's sandbox; asked for again meanwhile, it is the same one.
@@ -95,6 +111,7 @@ class Sandboxes:
             raise UnknownError(
                 f'unable to get OCI runtime for sandbox "{pod.id}": no runtime for "{handler}" is configured'
             )
+        pod.has_task = self._first.needed(handler)
 
         async def work(job: Job[Pod]) -> Pod:
             for other in self._index.pods.values():
@@ -107,6 +124,7 @@ class Sandboxes:
                 await self._undo(pod)
                 return pod
             self._index.add_pod(pod)
+            self.watch(pod)
             self._events.pod(pod, runtime_pb2.CONTAINER_CREATED_EVENT)
             self._events.pod(pod, runtime_pb2.CONTAINER_STARTED_EVENT)
             return pod
@@ -165,6 +183,27 @@ class Sandboxes:
             "config": MessageToDict(pod.config, preserving_proto_field_name=True),
         }
 
+    def watch(self, pod: Pod) -> None:
+        """See to it that a pod which another shim runs is not ready any more once that has ended."""
+        if pod.has_task and pod.ready:
+            self._first.watch(pod, self._ended)
+
+    def _ended(self, pod: Pod) -> None:
+        self._group.create_task(self._stop_ended(pod), name=f"stop of pod {pod.id}")
+
+    async def _stop_ended(self, pod: Pod) -> None:
+        """Stop a pod whose first container has ended, unless that was our doing."""
+
+        async def work() -> None:
+            if pod.ready and self._index.pods.get(pod.id) is pod:
+                _log.warning("sandbox.ended", sandbox=pod.id, handler=pod.handler)
+                await self._stop(pod)
+
+        try:
+            await self._owned(pod, "end", work)
+        except ApiError as error:  # the kubelet finds it not ready, and stops it again
+            _log.error("sandbox.not_stopped", sandbox=pod.id, error=str(error))
+
     async def _owned(self, pod: Pod, name: str, work: Callable[[], Awaitable[None]]) -> None:
         async def job(_: Job[None]) -> None:
             await work()
@@ -179,6 +218,8 @@ class Sandboxes:
             await self._threads.run(self._prepare, pod)
             if "net" in pod.kinds:
                 pod.addresses = await self._network.set_up(pod)
+            if pod.has_task:
+                await self._first.start(pod)
             pod.ready = True
             await self._threads.run(self._rows.update, NAMESPACE, pod_to_row(pod), ("extensions",))
         except BaseException:
@@ -204,6 +245,7 @@ class Sandboxes:
         """Leave nothing of a pod that could not be made; what cannot be taken down keeps it, not ready."""
         pod.ready = False
         try:
+            await self._first.stop(pod)
             if "net" in pod.kinds:
                 await self._network.tear_down(pod)
             await self._threads.run(self._remove, pod)
@@ -215,6 +257,7 @@ class Sandboxes:
         was_ready = pod.ready
         for container in list(pod.containers.values()):
             await self._containers.stop(container, 0)
+        await self._first.stop(pod)
         if "net" in pod.kinds:
             await self._network.tear_down(pod)
         await self._threads.run(self._close, pod)

@@ -18,6 +18,8 @@
     and, with a shim of another make, instead of `lock`, `shim.json`, `asleep` and `spool`:
       bootstrap.json   what it has told of itself, and the pid of the container   (OtherShim)   written by the daemon
       log           what it has to say
+      streams/      FIFOs, if the container's streams are ours to keep              written by the daemon
+      streams.json  the pid of the process that has them, and where clients attach; streams.lock, which it holds
 
 A bundle appears complete (it is renamed into place) and disappears at once (renamed to a dot name, then removed).
 A name with a dot in front is rubbish that the next start sweeps; its exit record still answers a Delete whose
@@ -129,6 +131,13 @@ class Bundle:
         if record is None:
             return None
         return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
+
+    def attachment(self) -> ShimAddress | None:
+        """Return who has the container's streams: its shim, or our process beside one of another make."""
+        if not self.manifest.shim:
+            return self.shim()
+        record = _read_json(f"{self.path}/streams.json")
+        return ShimAddress(int(record["pid"]), "", str(record["attach"])) if record is not None else None
 
     def other_shim(self) -> OtherShim | None:
         """Return what is known of the bundle's shim of another make; None if it was never started."""

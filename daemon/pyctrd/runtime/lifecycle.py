@@ -22,6 +22,7 @@ from pyctr_wire.errors import (
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import LOST_EXIT_STATUS, Exit, Status
 from pyctrd.log import Logger
+from pyctrd.runtime import other_streams
 from pyctrd.runtime.bundle import Bundle, Bundles, Manifest
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.operations import Operation, Operations
@@ -141,6 +142,11 @@ class Lifecycle:
         try:
             # A crash of ours from here on leaves a shim with a container, which recovery adopts, or a shim that has
             # none yet, which recovery ends.
+            if manifest.shim and other_streams.are_ours(manifest.names):
+                operation.stage = "open the streams"
+                told = other_streams.make_fifos(bundle, "", manifest.names)
+                request.stdin, request.stdout, request.stderr = told.stdin, told.stdout, told.stderr
+                await self._shims.streams.keep(bundle)
             operation.stage = "start the shim"
             task.shim = await self._shims.launch(bundle, request.options if request.HasField("options") else None)
             operation.stage = "create the container"
@@ -183,6 +189,7 @@ class Lifecycle:
             task.shim = None
             self._tasks.table.publish(task)
             return
+        await self._shims.streams.end(task.bundle)
         self._remove(task, self._bundles.retire(task.bundle))
 
     async def _undone_by_shim(self, task: Task, client: ShimClient, error: ApiError) -> bool:
@@ -270,6 +277,9 @@ class Lifecycle:
             operation.stage = "end the shim"
             client, task.shim = task.shim, None
             await self._shims.shut_down(task.bundle, client)
+        if task.bundle.manifest.shim:
+            operation.stage = "move the last output"
+            await self._shims.streams.end(task.bundle)
         operation.stage = "remove the bundle"
         # A crash before this line leaves a task to delete again; after it, a dot name with the exit record, from
         # which recovery answers a retry and then removes it.

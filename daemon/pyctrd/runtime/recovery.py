@@ -109,6 +109,8 @@ class Recovery:
                 raise
             return
         self._undertaker.watch(task)
+        if task.bundle.manifest.shim:
+            await self._shims.streams.keep(task.bundle)
         try:
             await self._tasks.refresh(task)
         except NotFound:
@@ -151,6 +153,7 @@ class Recovery:
         lock_fd = task.bundle.try_lock()
         try:
             await self._shims.clean_up(task.bundle)
+            await self._shims.streams.end(task.bundle)
             self._remove(self._bundles.retire(task.bundle).path)
         finally:
             if lock_fd is not None:

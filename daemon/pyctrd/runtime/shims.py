@@ -18,6 +18,7 @@ from pyctr_wire.errors import ApiError, Unavailable, UnknownError
 from pyctrd.log import Logger
 from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.other_shims import OtherShims
+from pyctrd.runtime.other_streams import OtherStreams
 from pyctrd.runtime.programs import API_VERSION, Endpoints, Offload, Programs
 from pyctrd.runtime.shim_client import Events, ShimClient, ShimGone, Whereabouts
 from pyctrd.runtime.zygote_client import ShimRequest
@@ -54,6 +55,7 @@ class Shims:
         self._others = OtherShims(self._programs, offload)
         self._sockets = endpoints.state / "s"
         self._sockets.mkdir(mode=0o711, exist_ok=True)
+        self.streams = OtherStreams(self._programs, self._sockets)
 
     async def launch(self, bundle: Bundle, options: AnyMessage | None) -> ShimClient:
         """Start the bundle's shim and return a connection to it; it may not exist yet when this returns.

@@ -1,9 +1,10 @@
 """The daemon's own table of tasks: what List, Get and Wait answer from, fed by shims' answers and events."""
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,6 +28,9 @@ _STATUS: Final[Mapping[int, Status]] = {
     types.PAUSED: Status.PAUSED,
     types.PAUSING: Status.PAUSED,
 }
+
+
+KILLED: Final = 128 + signal.SIGKILL
 
 
 def task_not_found(id: str) -> ApiError:
@@ -289,7 +293,8 @@ def _exit(task: Task, value: bytes) -> None:
     if record is not None and record.exit.exit_status == event.exit_status:
         process.finish(record.exit)
     else:
-        process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at)))
+        killed = task.oom_killed and process is task.init and event.exit_status == KILLED
+        process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at), oom_killed=killed))
         if task.bundle.manifest.shim and process.exit is not None:  # those of others write none
             task.bundle.write_exit(process.exec_id, process.pid, process.exit)
 
@@ -306,6 +311,9 @@ def _resumed(task: Task, value: bytes) -> None:
 
 def _oom(task: Task, value: bytes) -> None:
     task.oom_killed = True
+    ended = task.init.exit
+    if task.bundle.manifest.shim and ended is not None and ended.exit_status == KILLED:  # it is told in any order
+        task.init.exit = replace(ended, oom_killed=True)
 
 
 _CHANGES: Final[Mapping[str, Callable[[Task, bytes], None]]] = {

@@ -22,15 +22,18 @@ from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
+from pyctrd.runtime import other_streams
 from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
-from pyctrd.runtime.table import Deleted, Process, Task, TaskTable, process_of, task_not_found
+from pyctrd.runtime.table import KILLED, Deleted, Process, Task, TaskTable, process_of, task_not_found
 
 CALL_TIMEOUT: Final = 10.0  # seconds; for a shim that is merely busy
 STATS_TIMEOUT: Final = 2.0
 UNRESPONSIVE_TIMEOUT: Final = 2.0  # for one that did not answer the last time
 DRAIN_TIMEOUT: Final = 30.0  # a process's last output, then its deletion
 PROBE_TIMEOUT: Final = 600.0
+_OOM_TIMEOUT: Final = 1.0
+_PAUSE: Final = 0.02  # between two looks
 _ENDING: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 Reply = TypeVar("Reply", bound=Message)
@@ -125,11 +128,34 @@ class Tasks:
             raise UnknownError("cannot exec in a stopped state")
         if exec_id in task.execs:
             raise AlreadyExists(f"id {exec_id}")
+        names = StdioNames(request.stdin, request.stdout, request.stderr, request.terminal)
+        if task.bundle.manifest.shim and other_streams.are_ours(names):
+            told = other_streams.make_fifos(task.bundle, exec_id, names)
+            request.stdin, request.stdout, request.stderr = told.stdin, told.stdout, told.stderr
         await self.call(task, "Exec", request, shim.ExecProcessResponse, CALL_TIMEOUT)
         # A crash before this line leaves an exec that only the shim knows, which is enough while the shim lives.
-        names = StdioNames(request.stdin, request.stdout, request.stderr, request.terminal)
         task.bundle.write_exec(exec_id, names)
         task.execs[exec_id] = Process(exec_id, names)
+
+    async def wait_settled(self, namespace: str, id: str) -> Exit:
+        """Return how a task's first process ended, once its output is in its log and it is known why it was killed.
+
+        Our own shim tells of an end when all that is so. Others know of no logs, and tell of a want of memory before
+        the end that it has brought or after it: for that a second is given.
+        """
+        task = self.find(namespace, id)
+        ended = await task.init.wait()
+        if not task.bundle.manifest.shim:
+            return ended
+        await other_streams.moved(task.bundle)
+        if ended.exit_status == KILLED and not task.told_to_end:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + _OOM_TIMEOUT
+            while True:
+                if task.oom_killed or loop.time() > deadline:
+                    break
+                await asyncio.sleep(_PAUSE)
+        return task.init.exit or ended
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Deleted:
         """Forget an exec that has ended or was never started; init is deleted with its task."""
@@ -307,5 +333,7 @@ def _look_at(tasks: Sequence[Task]) -> list[AnyMessage | None]:
 def _forget(task: Task, process: Process) -> None:
     """Leave nothing of an exec that is gone."""
     task.bundle.forget_exec(process.exec_id)
+    if task.bundle.manifest.shim:
+        other_streams.remove_fifos(task.bundle, process.exec_id)
     task.execs.pop(process.exec_id, None)
     process.vanish(NotFound(f"process does not exist {process.exec_id}"))

@@ -1,6 +1,7 @@
 """The files of a pod's sandbox, which its containers mount.
 
 <root>/<id>/hostname  hosts  resolv.conf    as long as the sandbox is there
+<root>/<id>/pause/                          the root of a first container, where a shim of another make wants one
 <state>/<id>/shm                            a tmpfs, /dev/shm of all containers
 <state>/<id>/images/<container>/            images that are volumes of a container
 <state>/<id>/ns/                            the namespaces
@@ -41,6 +42,10 @@ class SandboxFiles:
     def folder(self, sandbox_id: str) -> Path:
         """Return where hostname, hosts and resolv.conf are."""
         return self._root / sandbox_id
+
+    def pause(self, sandbox_id: str) -> Path:
+        """Return where the root file system of a first container is, if there is one."""
+        return self._root / sandbox_id / "pause"
 
     def shm(self, sandbox_id: str) -> Path:
         """Return where /dev/shm is."""

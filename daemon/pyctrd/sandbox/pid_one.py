@@ -50,20 +50,26 @@ def start() -> int:
     For a thread, or a process of one, that ends afterwards and has started nothing else. Raises OSError,
     FailedPrecondition on a machine whose language this does not know.
     """
-    if platform.machine() != "x86_64":
-        raise FailedPrecondition(f"a PID namespace for a whole pod cannot be had on {platform.machine()} yet")
+    image = program()
     null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         unshare(Clone.NEWPID | Clone.NEWNS)
         mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
-        _enter_world()
+        _enter_world(image)
         stdio = [(os.POSIX_SPAWN_DUP2, null_fd, fd) for fd in range(3)]
         return os.posix_spawn("/pause", ["pause"], {}, file_actions=stdio, setsid=True)
     finally:
         os.close(null_fd)
 
 
-def _enter_world() -> None:
+def program() -> bytes:
+    """Return the program. Raises FailedPrecondition on a machine whose language this does not know."""
+    if platform.machine() != "x86_64":
+        raise FailedPrecondition(f"a process for a whole pod cannot be had on {platform.machine()} yet")
+    return _elf()
+
+
+def _enter_world(image: bytes) -> None:
     """Make a file system with the program in it the root of this thread's mount namespace."""
     tree_fd = new_file_system("tmpfs", {"mode": "0555", "size": "64k"}, Attr.NOSUID | Attr.NODEV)
     slash_fd = os.open("/", O_PATH | os.O_CLOEXEC)
@@ -71,7 +77,7 @@ def _enter_world() -> None:
         move_mount(tree_fd, slash_fd)  # over the one directory that can be reached from every user namespace
         os.fchdir(tree_fd)  # this thread's alone, since the mount namespace is
         program_fd = os.open("pause", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o555)
-        os.write(program_fd, _elf())
+        os.write(program_fd, image)
         os.fchmod(program_fd, 0o555)  # whatever the umask is
         os.close(program_fd)
         mount_setattr(tree_fd, attr_set=Attr.RDONLY)

@@ -37,6 +37,22 @@ def open_input(path: str) -> tuple[int, int]:
     return reader_fd, writer_fd
 
 
+def open_reader(path: str) -> int:
+    """Return a read end of the FIFO, non-blocking and the caller's: it sees an end once all writers have gone.
+
+    Raises as open_output does.
+    """
+    return _open_checked(path, os.O_RDONLY)
+
+
+def open_both_ways(path: str) -> int:
+    """Return an end to write to, non-blocking and the caller's, for a reader that may not be there yet.
+
+    Raises as open_output does.
+    """
+    return _open_checked(path, os.O_RDWR)
+
+
 def _open_checked(path: str, mode: int) -> int:
     try:
         fd = os.open(path, mode | _FLAGS)

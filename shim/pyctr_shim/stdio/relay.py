@@ -249,8 +249,8 @@ class OutputRelay:
 class InputRelay:
     """Moves input from a FIFO and from attached clients to the process."""
 
-    def __init__(self, loop: Loop, target_fd: int) -> None:
-        """Own `target_fd`: the write end of the process's stdin, or its terminal."""
+    def __init__(self, loop: Loop, target_fd: int, when_closed: Callable[[], None] | None = None) -> None:
+        """Own `target_fd`: the write end of the process's stdin, or its terminal; `when_closed` is called after it."""
         os.set_blocking(target_fd, False)
         self._loop = loop
         self._target_fd: int | None = target_fd
@@ -260,6 +260,7 @@ class InputRelay:
         self._queued = 0
         self._waiting: list[Callable[[], None]] = []
         self._end_when_written = False
+        self._when_closed = when_closed
 
     def follow(self, source_fd: int, keeper_fd: int) -> None:
         """Move what arrives at a FIFO; `keeper_fd` is our own write end of it. Both are owned from now on."""
@@ -307,6 +308,8 @@ class InputRelay:
             self._loop.unwatch(self._target_fd)
             os.close(self._target_fd)
             self._target_fd = None
+            if self._when_closed is not None:
+                self._when_closed()
         self._queue.clear()
         self._queued = 0
         self._call_waiting()

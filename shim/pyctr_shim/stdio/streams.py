@@ -11,7 +11,7 @@ client may send it. It is closed at the start if no such client is there, so tha
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from pyctr_shim.loop import Future, Loop
@@ -49,8 +49,21 @@ class Owner(NamedTuple):
     io_gid: int
 
 
+class Holder(Protocol):
+    """Another shim, which has a process, its terminal, and the other ends of its FIFOs."""
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set the terminal's size."""
+
+    def close_input(self) -> None:
+        """Let the process's input end once what is in the FIFO has been read."""
+
+
 class Streams:
-    """One process's streams: `open`, give `child_fds` to the runtime, `start`, `exited`, await `drained`, `close`."""
+    """One process's streams: `open`, give `child_fds` to the runtime, `start`, `exited`, await `drained`, `close`.
+
+    Those of a process that another shim has: `follow`, `exited`, await `drained`, `close`.
+    """
 
     def __init__(self, loop: Loop, names: Names, owner: Owner) -> None:
         """Touch nothing yet."""
@@ -72,8 +85,31 @@ class Streams:
         self._console_fd: int | None = None
         self._clients: list[Client] = []
         self._exit_status: int | None = None
+        self._holder: Holder | None = None
 
     # --- before and at the start ---
+
+    def follow(self, fifos: Names, holder: Holder) -> None:
+        """Move the bytes of a process that `holder` has, by the FIFOs that it was told of ("" for none of them).
+
+        Raises ApiError and leaves nothing open if one of them, or the log, cannot be opened.
+        """
+        self._holder = holder
+        try:
+            for kind, name, path in (
+                (FrameType.STDOUT, self.names.stdout, fifos.stdout),
+                (FrameType.STDERR, self.names.stderr, fifos.stderr),
+            ):
+                if path:
+                    self._sinks[kind] = self._open_sink(kind, _parse(name)) or NullSink()
+                    self._sources[kind] = fifo.open_reader(path)
+            if fifos.stdin:
+                self._input = InputRelay(self._loop, fifo.open_both_ways(fifos.stdin), holder.close_input)
+        except BaseException:
+            self.close()
+            raise
+        self.start(None)
+        self.status = "running"
 
     async def open(self) -> None:
         """Open FIFOs, logs and pipes; raises ApiError and leaves nothing open if one of them cannot be."""
@@ -125,6 +161,8 @@ class Streams:
         """Set the terminal's size; nothing happens without a terminal."""
         if self._console_fd is not None:
             console.resize(self._console_fd, columns, rows)
+        elif self._holder is not None and self.names.terminal:
+            self._holder.resize(columns, rows)
 
     def close_io(self) -> None:
         """The client will send no more input."""
@@ -153,6 +191,11 @@ class Streams:
         """Tell a client that came late that the process has ended."""
         if self._exit_status is not None and self.drained.done:
             client.finish(self._exit_status)
+
+    @property
+    def attended(self) -> bool:
+        """Whether any client is attached."""
+        return bool(self._clients)
 
     def listening(self, kind: int) -> bool:
         """Whether any attached client takes this stream."""
