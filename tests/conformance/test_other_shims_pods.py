@@ -12,8 +12,9 @@ import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from support import peers
-from support.cri_client import CONTAINER, IMAGE, NODE, POD, CriClient, refused
+from support.cri_client import CONTAINER, NODE, POD, CriClient, refused
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.pod_bridge import pod_bridge
 from support.streaming_clients import streams
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
@@ -35,9 +36,13 @@ def program(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def daemon(program: Path) -> Iterator[DaemonProcess]:
-    config = f'[runtimes.{HANDLER}]\nshim = "{program}"\n[runtimes.gone]\nshim = "/nowhere/containerd-shim-gone-v1"\n'
-    with DaemonProcess(config=config) as daemon:
+def daemon(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    handlers = f'[runtimes.{HANDLER}]\nshim = "{program}"\n[runtimes.gone]\nshim = "/nowhere/containerd-shim-gone-v1"\n'
+    saving = "[checkpoint]\nenabled = true\n"
+    with (
+        pod_bridge(tmp_path_factory.mktemp("cni")) as network,
+        DaemonProcess(config=f"{network}\n{handlers}{saving}") as daemon,
+    ):
         yield daemon
 
 
@@ -108,7 +113,6 @@ def test_a_pod_s_life(cri: CriClient, program: Path, pid: "image_pb2.NamespaceMo
 
     done = cri.exec(ids[0], "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"err\n", 3)
-    assert cri.exec(ids[0], "hostname").stdout == b"host-web\n" or pod.linux.security_context.namespace_options.network
     request = runtime_pb2.ContainerStatsRequest(container_id=ids[0])
     stats = cri.runtime.ContainerStats(request, timeout=DEADLINE).stats
     assert stats.memory.usage_bytes.value > 0
@@ -124,6 +128,60 @@ def test_a_pod_s_life(cri: CriClient, program: Path, pid: "image_pb2.NamespaceMo
     cri.stop_pod(pod.annotations["id"])
     assert cri.status(ids[1]).exit_code == 137
     assert state_of(cri, pod.annotations["id"]) == runtime_pb2.SANDBOX_NOTREADY
+
+
+def test_a_pod_with_a_network_of_its_own(cri: CriClient) -> None:
+    """Its name, its address and its settings are those of the pod, in whatever container."""
+    config = cri.pod_config("net", network=POD, ipc=POD)
+    config.linux.sysctls["net.ipv4.ip_forward"] = "0"
+    request = runtime_pb2.RunPodSandboxRequest(config=config, runtime_handler=HANDLER)
+    config.annotations["id"] = cri.runtime.RunPodSandbox(request, timeout=DEADLINE).pod_sandbox_id
+    ids = [cri.run(config, "sleep", "1000", name=name) for name in ("one", "two")]
+    status = runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=config.annotations["id"])
+    address = cri.runtime.PodSandboxStatus(status, timeout=DEADLINE).status.network.ip
+    assert address.startswith("10.")
+    for id in ids:
+        assert cri.exec(id, "hostname").stdout == b"host-net\n"
+        assert f"inet addr:{address} " in cri.exec(id, "ifconfig", "eth0").stdout.decode()
+        assert cri.exec(id, "cat", "/proc/sys/net/ipv4/ip_forward").stdout == b"0\n"
+    cri.exec(ids[0], "touch", "/dev/shm/shared")
+    assert cri.exec(ids[1], "ls", "/dev/shm").stdout == b"shared\n"
+
+
+def test_who_has_the_streams_is_there_again_with_the_daemon(cri: CriClient, daemon: DaemonProcess) -> None:
+    """What is written while nobody has them waits, and is in the log then."""
+    container = cri.run(
+        cri.run_pod(), "sh", "-c", "echo before; while [ ! -e /go ]; do sleep 0.1; done; echo after; sleep 1000"
+    )
+    wait_until(lambda: texts(cri.log()) == ["before"], lambda: cri.log())
+    bundle = daemon.state / "tasks" / "k8s.io" / container
+    keeper = json.loads((bundle / "streams.json").read_text())["pid"]
+    daemon.kill()
+    os.kill(keeper, signal.SIGKILL)
+    Path(f"/proc/{json.loads((bundle / 'bootstrap.json').read_text())['init']}/root/go").touch()
+    daemon.start()
+    wait_until(lambda: texts(cri.log()) == ["before", "after"], lambda: cri.log())
+    assert cri.exec(container, "echo", "here").stdout == b"here\n"
+
+
+def test_a_command_whose_daemon_is_gone_is_killed(cri: CriClient, daemon: DaemonProcess) -> None:
+    """Nobody will ever have its output."""
+    container = cri.run(cri.run_pod(), "sleep", "1000")
+    request = runtime_pb2.ExecSyncRequest(container_id=container, cmd=["sleep", "998"])
+    call = cri.runtime.ExecSync.future(request)
+    wait_until(lambda: b"sleep 998" in cri.exec(container, "ps", "-o", "args").stdout, "it runs")
+    daemon.kill()
+    assert call.exception() is not None
+    daemon.start()
+    wait_until(lambda: b"sleep 998" not in cri.exec(container, "ps", "-o", "args").stdout, "it is killed")
+
+
+def test_it_is_not_saved(cri: CriClient, tmp_path: Path) -> None:
+    container = cri.run(cri.run_pod(), "sleep", "1000")
+    request = runtime_pb2.CheckpointContainerRequest(container_id=container, location=str(tmp_path / "saved.tar"))
+    code, text = refused(lambda: cri.runtime.CheckpointContainer(request, timeout=DEADLINE))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert f'its runtime handler "{HANDLER}" is a shim of another make' in text
 
 
 def test_it_outlives_the_daemon_and_its_log_needs_none(cri: CriClient, daemon: DaemonProcess) -> None:
@@ -265,4 +323,3 @@ def test_limits_change_while_it_runs(cri: CriClient) -> None:
     request_stats = runtime_pb2.ContainerStatsRequest(container_id=container)
     stats = cri.runtime.ContainerStats(request_stats, timeout=DEADLINE).stats
     assert 0 < stats.memory.available_bytes.value <= 64 << 20
-    assert IMAGE

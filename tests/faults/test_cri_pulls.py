@@ -298,11 +298,12 @@ async def test_layers_without_number_are_refused(client: Client, registry: Scrip
 
 
 async def test_another_manifest_than_the_digest_says_is_refused(client: Client, registry: ScriptedRegistry) -> None:
-    serve(registry, IMAGE)
+    own = image({"etc/own": b"of no other test: what is here already is not fetched\n"})
+    serve(registry, own)
     lie = image({"etc/evil": b"x"})
-    registry.on("GET", f"/v2/test/image/manifests/{IMAGE.digest}", _document(lie.manifest))
+    registry.on("GET", f"/v2/test/image/manifests/{own.digest}", _document(lie.manifest))
 
-    code, _ = await client.refused(f"{registry.host}/test/image@{IMAGE.digest}")
+    code, _ = await client.refused(f"{registry.host}/test/image@{own.digest}")
 
     assert code in (grpc.StatusCode.DATA_LOSS, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 

@@ -39,8 +39,13 @@ _LINKS: Final = Path("/var/log/containers")  # where it links logs, whatever its
 class Kubelet:
     """One kubelet after the other on the same directories; leaves the machine as it was."""
 
-    def __init__(self, daemon: DaemonProcess, features: Mapping[str, bool] | None = None) -> None:
-        """Prepare its directories below the daemon's; `features` are its gates."""
+    def __init__(
+        self,
+        daemon: DaemonProcess,
+        features: Mapping[str, bool] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare its directories below the daemon's; `features` are its gates, `settings` the rest."""
         self._program = str(peers.find("kubelet"))
         self._daemon = daemon
         self.base = daemon.base / f"kubelet-{uuid.uuid4().hex[:8]}"
@@ -53,7 +58,7 @@ class Kubelet:
         self.process: subprocess.Popen[bytes] | None = None
         self.manifests.mkdir(parents=True)
         self._config = self.base / "config.json"
-        self._config.write_text(json.dumps(self._configuration(features or {})))
+        self._config.write_text(json.dumps(self._configuration(features or {}) | dict(settings or {})))
 
     def _configuration(self, features: Mapping[str, bool]) -> dict[str, Any]:
         return {
