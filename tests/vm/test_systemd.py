@@ -15,6 +15,7 @@ from support.daemon_process import wait_until
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 UNIT = Path("/etc/systemd/system/pyctrd.service")
+PATIENCE = Path("/etc/systemd/system/pyctrd.service.d/patience.conf")
 DELIVERED = Path(__file__).parents[2] / "deploy/pyctrd.service"
 CGROUPS = Path("/sys/fs/cgroup")
 SECONDS = 300  # until a command is given up, on an emulated processor
@@ -58,12 +59,15 @@ def pid_of(container: str) -> int:
 def service() -> Iterator[None]:
     """The unit, installed and running, with an image."""
     shutil.copy(DELIVERED, UNIT)
+    PATIENCE.parent.mkdir()
+    PATIENCE.write_text(f"[Service]\nTimeoutStartSec={SECONDS}\n")  # for a start and a reload, not 90 s
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "pyctrd")
     run("pyctr", "image", "from-host", "demo", "sh", "sleep", "cat", "echo")
     yield
     run("systemctl", "stop", "pyctrd")
     UNIT.unlink()
+    shutil.rmtree(PATIENCE.parent)
     run("systemctl", "daemon-reload")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pyctr_shim.oci import forks, in_place, practice
+from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import stub
 from support.oci_bundle import Ended, Lab, Spec, needs_systemd, process, read_all, wait
@@ -284,6 +285,8 @@ def test_one_that_is_killed_before_its_start(lab: Lab, ways: list[bool]) -> None
 @pytest.fixture
 def ahead() -> Iterator[int]:
     """Start a stub ahead, as a spare shim does; its pid."""
+    if mounted().is_v2:
+        pytest.skip("on version 2 of cgroups a stub is cloned into its cgroup, not started ahead")
     before = children()
     forks.start_ahead()
     (pid,) = children() - before
