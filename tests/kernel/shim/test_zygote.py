@@ -1,8 +1,8 @@
 """The zygote: shims are nobody's children, outlive it and their daemon, and none is made of a bad request."""
 
+import contextlib
 import fcntl
 import json
-import contextlib
 import os
 import select
 import signal
