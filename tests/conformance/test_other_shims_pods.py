@@ -13,6 +13,7 @@ import pytest
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from support import peers
 from support.cri_client import CONTAINER, NODE, POD, CriClient, refused
+from support.critest import KNOWN_REASONS, Critest, critest_images
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.pod_bridge import pod_bridge
 from support.streaming_clients import streams
@@ -287,6 +288,24 @@ def test_a_pod_whose_shim_ends_without_a_daemon_is_not_ready(cri: CriClient, dae
     daemon.start()
     wait_until(lambda: state_of(cri, pod.annotations["id"]) == runtime_pb2.SANDBOX_NOTREADY, "the pod is not ready")
     assert cri.ended(container).exit_code == 255
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_every_spec_of_critest(program: Path, tmp_path: Path) -> None:
+    """Those of user namespaces need a runc that says that it has them: Debian's is too old to say anything."""
+    for name in ("images", "cni"):
+        (tmp_path / name).mkdir()
+    with (
+        critest_images(tmp_path / "images") as registry,
+        pod_bridge(tmp_path / "cni") as network,
+        DaemonProcess(config=f'{registry}{network}\n[runtimes.{HANDLER}]\nshim = "{program}"\n') as daemon,
+    ):
+        report = Critest(daemon).run("-runtime-handler", HANDLER)
+    assert not report.failed, report.failed
+    reasons = (*KNOWN_REASONS, "no runtime handler found which supports")
+    assert all(reason.startswith(reasons) for reason in report.skipped.values()), report.skipped
+    assert len(report.passed) >= 98, report.skipped
 
 
 def test_what_it_can_do_is_asked_of_it(cri: CriClient, program: Path) -> None:
