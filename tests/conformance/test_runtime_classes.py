@@ -1,4 +1,4 @@
-"""Pods whose RuntimeClass names an OCI runtime that is a program: who really makes the containers, and all else alike."""
+"""Pods whose RuntimeClass names an OCI runtime that is a program: who makes the containers, and all else alike."""
 
 import json
 from collections.abc import Iterator
