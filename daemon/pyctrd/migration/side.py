@@ -83,11 +83,11 @@ class Side:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the leases, if all went well."""
+        """Remove the leases, if all went well, and with them what only they kept."""
         try:
             if error is None:
                 for lease in self.call(f"{_LEASES}List", pb.ListRequest(), pb.ListResponse).leases:
                     if LABEL in lease.labels:
-                        self.call(f"{_LEASES}Delete", pb.DeleteRequest(id=lease.id), Empty)
+                        self.call(f"{_LEASES}Delete", pb.DeleteRequest(id=lease.id, sync=True), Empty)
         finally:
             self.remote.close()
