@@ -27,6 +27,7 @@ from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import ApiError, InvalidArgument, Unimplemented
 
 _LIMIT: Final = 1024
+_LONGEST: Final = ttrpc.MAX_DATA - 4096  # of an envelope: the request around it has names and headers
 _ANSWER_TIMEOUT: Final = 5.0  # containerd gives a Forward as much
 _AFTER_ANSWER: Final = 0.001
 _SPOOL_AFTER: Final = 1.0
@@ -90,7 +91,11 @@ class Publisher:
         envelope.timestamp.FromNanoseconds(time.time_ns())
         envelope.event.type_url = event.DESCRIPTOR.full_name
         envelope.event.value = event.SerializeToString()
-        self._queue.append(Event(self._next, envelope.SerializeToString()))
+        data = envelope.SerializeToString()
+        if len(data) > _LONGEST:  # as of a creation that only just fitted into a call
+            journal.log("event is too long to be told", topic=topic, length=len(data))
+            return
+        self._queue.append(Event(self._next, data))
         self._next += 1
         if len(self._queue) > _LIMIT:
             self._drop_one()
@@ -235,7 +240,7 @@ class Publisher:
         if self._accepted(data):
             self._in_flight = False
             self._forget_first()
-            if not self._queue:
+            if not self._queue or self._way is not None:
                 self._idle = self._loop.call_later(_IDLE, self._disconnect)
             self._go_on()
 

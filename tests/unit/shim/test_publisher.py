@@ -58,6 +58,7 @@ class Caller:
         self.requests: list[ttrpc.Request] = []
 
     def post(self, data: bytes) -> int:
+        ttrpc.encode_frame(2, ttrpc.FrameType.REQUEST, data)
         self.requests.append(ttrpc.decode_request(data))
         self.numbers.append(2 * len(self.requests))
         return self.numbers[-1]
@@ -272,3 +273,28 @@ def test_the_end_of_an_unused_connection_is_not_the_end_of_a_callers(
     caller.answer()
     scene.publish(3)
     assert caller.told() == [2, 3]
+
+
+def test_a_connection_is_closed_also_when_a_caller_gets_the_rest(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_IDLE", 0.01)
+    scene.endpoint.start()
+    scene.publish(1)
+    scene.loop.run_once()
+    caller = Caller(scene)
+    caller.call()
+    scene.publish(2)
+    scene.serve_until(lambda: caller.told() == [2], "the first one is told, the second one by the caller")
+    caller.answer()
+    assert scene.told() == [1]
+    scene.serve_until(lambda: scene.publisher._connection is None, "closed")
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_an_event_that_no_message_can_carry_holds_up_no_other(scene: Scene, called: bool) -> None:
+    scene.endpoint.start()
+    caller = Caller(scene)
+    if called:
+        caller.call()
+    scene.publisher.publish("/tasks/create", events.TaskCreate(container_id="c", bundle="x" * ttrpc.MAX_DATA))
+    scene.publish(1)
+    scene.serve_until(lambda: caller.told() + scene.told() == [1], "told")
