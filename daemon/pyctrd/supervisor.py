@@ -276,6 +276,7 @@ class Supervisor:
         """Stop accepting calls, end those that only wait for something, and let the others finish."""
         notify("STOPPING=1")
         _log.info("stopping")
+        self._parts.shim_listener.withhold()
         self._parts.exchange.close()
         self._parts.dispatch.end_parked()
         await self._stop_serving()

@@ -1,14 +1,19 @@
-"""F11: the daemon is stopped while a container logs as fast as it is read; no line is lost, and nobody waits for it."""
+"""F11: the daemon is stopped while a container logs as fast as it is read; no line is lost, and nobody waits for it.
+
+Or it is told to stop, and a container ends in the grace that calls under way have: nobody hears of it any more.
+"""
 
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.containers import Containers
+from pyctr_wire.containerd.services.content.v1 import content_pb2, content_pb2_grpc
+from support.containers import NAMESPACE, Containers, EventLog
 from support.daemon_process import DaemonProcess, wait_until
 from support.footprint import Footprint
 
@@ -83,3 +88,27 @@ def test_no_line_is_lost(containers: Containers, daemon: DaemonProcess) -> None:
     containers.remove("web")
     containers.close()
     footprint.assert_unchanged()
+
+
+def test_an_end_in_the_last_grace_is_told_by_the_next_daemon(containers: Containers, daemon: DaemonProcess) -> None:
+    pid = containers.run("web", "sleep", "1000")
+    over = threading.Event()
+
+    def unfinished() -> Iterator[content_pb2.WriteContentRequest]:
+        yield content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="unfinished")
+        over.wait()
+
+    headers = (("containerd-namespace", NAMESPACE),)
+    call = content_pb2_grpc.ContentStub(containers.channel).Write(unfinished(), metadata=headers)
+    next(iter(call))
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in daemon.log_text(), "the grace has begun")
+    os.kill(pid, signal.SIGKILL)
+    wait_until((containers.bundles / "web/spool").exists, "its end is kept for later")
+    over.set()
+    assert daemon.wait_ended() == 0
+    daemon.start()
+    with EventLog(containers) as events:
+        events.wait_for(lambda: events.topics("web") == ["exit"], "told by the next one")
+    containers.remove("web")

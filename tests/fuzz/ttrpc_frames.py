@@ -6,13 +6,14 @@ The first byte says into how large pieces the rest is cut.
 import asyncio
 import socket
 import struct
+from functools import partial
 from typing import Any, Final, cast
 
 from pyctr_shim.loop import Future, Loop
 from pyctr_shim.server import Connection, Server
 from pyctr_wire import ttrpc
 from pyctr_wire.errors import ApiError, InvalidArgument, NotFound, Unimplemented
-from pyctrd.server.ttrpc import _Connection
+from pyctrd.server.ttrpc import _answer, _Connection
 
 _REQUEST: Final = ttrpc.FrameType.REQUEST
 
@@ -172,7 +173,7 @@ class _Transport:
 def _ask_daemon(pieces: list[bytes]) -> list[ttrpc.Frame]:
     """Return the answers of the daemon's server, whose handlers never wait."""
     services = {"s": {"Echo": lambda request: request.payload, "Wait": lambda request: request.payload}}
-    connection = _Connection(services, lambda *_: True, lambda _: None)
+    connection = _Connection(partial(_answer, services), lambda *_: True, lambda _: None)
     ours, theirs = socket.socketpair()
     transport = _Transport(theirs)
     with ours, theirs:

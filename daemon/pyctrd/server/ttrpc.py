@@ -35,6 +35,7 @@ class TtrpcListener:
         self._owner = (uid, gid)
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+        self._withholding = False
         self._stopped = False
 
     async def start(self) -> None:
@@ -47,6 +48,10 @@ class TtrpcListener:
             self._server = await loop.create_unix_server(self._connected, sock=listener, backlog=_BACKLOG)
             public_socket.publish(self._private, self._public, *self._owner)
 
+    def withhold(self) -> None:
+        """Acknowledge nothing from now on: what is told is taken in, but it is the next daemon that can pass it on."""
+        self._withholding = True
+
     async def stop(self) -> None:
         """Stop listening and close all connections; what a peer was not told it will tell again."""
         self._stopped = True
@@ -58,13 +63,14 @@ class TtrpcListener:
             connection.close()
 
     def take(self, request: ttrpc.Request) -> bytes:
-        """Answer a request that has come by another connection. Raises Unavailable after `stop`; ApiError."""
-        if self._stopped:
+        """Answer a request, whatever connection it has come by. ApiError; Unavailable after `withhold` or `stop`."""
+        answer = b"" if self._stopped else _answer(self._services, request)
+        if self._stopped or self._withholding:
             raise Unavailable("the daemon is stopping")
-        return _answer(self._services, request)
+        return answer
 
     def _connected(self) -> "_Connection":
-        return _Connection(self._services, self._admit, self._connections.discard)
+        return _Connection(self.take, self._admit, self._connections.discard)
 
     def _admit(self, connection: "_Connection", pid: int, uid: int, gid: int) -> bool:
         """Whether a new connection may call: not another user's, nor one that was on its way when we stopped."""
@@ -82,11 +88,11 @@ class _Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        services: Services,
+        take: Handler,
         admit: Callable[["_Connection", int, int, int], bool],
         leave: Callable[["_Connection"], None],
     ) -> None:
-        self._services = services
+        self._take = take
         self._admit = admit
         self._leave = leave
         self._decoder = ttrpc.FrameDecoder()
@@ -132,7 +138,7 @@ class _Connection(asyncio.Protocol):
         if stream <= self._last_stream:
             raise InvalidArgument("StreamID cannot be re-used")
         self._last_stream = stream
-        return _answer(self._services, ttrpc.decode_request(frame.data))
+        return self._take(ttrpc.decode_request(frame.data))
 
 
 def _answer(services: Services, request: ttrpc.Request) -> bytes:

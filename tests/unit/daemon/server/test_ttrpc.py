@@ -162,6 +162,18 @@ async def test_what_comes_by_another_connection_is_taken_until_it_stops(address:
         listener.take(request)
 
 
+async def test_what_cannot_be_passed_on_is_taken_in_and_not_acknowledged(address: Path) -> None:
+    sink = Sink()
+    async with serving(address, sink) as listener, client(address) as shim:
+        listener.withhold()
+        shim.send(request())
+        with pytest.raises(Unavailable, match="stopping"):
+            await shim.answer()
+        with pytest.raises(Unavailable, match="stopping"):
+            listener.take(ttrpc.decode_request(request()))
+        assert len(sink.events) == 2
+
+
 async def test_an_event_that_is_not_what_it_says_is_refused_for_good(address: Path) -> None:
     class Strict(Sink):
         def forward(self, *arguments: object) -> None:
