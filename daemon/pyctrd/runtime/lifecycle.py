@@ -289,17 +289,24 @@ class Lifecycle:
         return deleted
 
     async def _dispose(self, task: Task, retired: Bundle) -> None:
-        """End the shim of a deleted task and remove its bundle; the id may be in use again by now."""
-        if task.shim is not None:
-            task.shim.on_close = None
-        await asyncio.sleep(_NOT_AT_ONCE)
-        if task.shim is not None:
-            try:
-                await self._shims.shut_down(retired, task.shim)
-            except UnknownError as error:
-                _log.error("shim.not_ended", namespace=task.namespace, container=task.id, error=str(error))
-                return
-            self._undertaker.publish_spool(task, retired)
+        """End the shim of a deleted task and remove its bundle; the id may be in use again by now.
+
+        If cancelled, the shim is left to the next daemon, with what it has told acknowledged.
+        """
+        client = task.shim
+        if client is not None:
+            client.on_close = None
+        try:
+            await asyncio.sleep(_NOT_AT_ONCE)
+            if client is not None:
+                await self._shims.shut_down(retired, client)
+                self._undertaker.publish_spool(task, retired)
+        except UnknownError as error:
+            _log.error("shim.not_ended", namespace=task.namespace, container=task.id, error=str(error))
+            return
+        finally:
+            if client is not None:
+                client.close()
         self._remove(task, retired)
 
     def _remove(self, task: Task, retired: Bundle) -> None:

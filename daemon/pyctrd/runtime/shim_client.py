@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from pyctr_wire import ttrpc
 from pyctr_wire.errors import ApiError, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted, Unavailable
+from pyctrd.log import Logger
 
 TASK_SERVICE: Final = "containerd.task.v3.Task"
 REST_AFTER: Final = 1.0  # seconds without a call; less than it takes a shim to fall asleep
@@ -27,6 +28,7 @@ _TAKES_EVENTS: Final = "pyctr-events"
 _ACKNOWLEDGE_AFTER: Final = 0.05  # seconds in which a call may come that takes the acknowledgement along
 
 Reply = TypeVar("Reply", bound=Message)
+_log = Logger("pyctrd.runtime")
 
 Events: TypeAlias = Callable[[ttrpc.Request], bytes]
 """Takes in what a shim tells, and returns the answer or raises ApiError."""
@@ -214,6 +216,9 @@ class ShimClient(asyncio.Protocol):
             answer = ttrpc.encode_response(self._events(ttrpc.decode_request(frame.data)))
         except ApiError as error:
             answer = ttrpc.encode_error(error)
+        except Exception as error:  # a bug, of which the calls by this connection are not to die
+            _log.error("event.not_taken", shim=self._name, exc_info=error)
+            answer = ttrpc.encode_error(Internal(f"{error!r}"))
         self._acknowledgements += ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, answer)
         if self._acknowledging is None:
             self._acknowledging = asyncio.get_running_loop().call_later(_ACKNOWLEDGE_AFTER, self._acknowledge)

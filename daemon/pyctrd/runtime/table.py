@@ -31,6 +31,7 @@ _STATUS: Final[Mapping[int, Status]] = {
 
 
 KILLED: Final = 128 + signal.SIGKILL
+_TOLD_KEPT: Final = 1024
 
 
 def task_not_found(id: str) -> ApiError:
@@ -181,6 +182,7 @@ class TaskTable:
         self._tasks: dict[tuple[str, str], Task] = {}
         self._instances: dict[str, Task] = {}
         self._arriving: dict[tuple[str, str], asyncio.Event] = {}
+        self._told: dict[str, int] = {}  # the last numbers of shims whose tasks are gone, the latest ones
 
     def introduce(self, task: Task) -> None:
         """Let events of the task's shim find it; `publish` or `remove` follows."""
@@ -195,7 +197,11 @@ class TaskTable:
 
     def remove(self, task: Task) -> None:
         """Forget the task; an entry of the same name that is another task's stays."""
-        self._instances.pop(task.bundle.manifest.instance, None)
+        instance = task.bundle.manifest.instance
+        if self._instances.pop(instance, None) is not None:
+            self._told[instance] = task.last_sequence
+            if len(self._told) > _TOLD_KEPT:
+                del self._told[next(iter(self._told))]
         if self._tasks.get(task.key) is task:
             del self._tasks[task.key]
         self._arrived(task)
@@ -240,7 +246,7 @@ class TaskTable:
         """
         task = self._instances.get(instance) if instance else self.find(namespace, _container(event))
         if task is None:
-            return True
+            return self._is_news_of_the_gone(instance, sequence)
         if sequence:
             if sequence <= task.last_sequence:
                 return False
@@ -251,6 +257,14 @@ class TaskTable:
         if change is not None:
             change(task, event.value)
         return True
+
+    def _is_news_of_the_gone(self, instance: str, sequence: int) -> bool:
+        """Whether an event of a shim without a task has not been told: a daemon that hung finds it several times."""
+        last = self._told.get(instance)
+        if last is None:
+            return True
+        self._told[instance] = max(last, sequence)
+        return sequence > last
 
 
 def _container(event: AnyValue) -> str:

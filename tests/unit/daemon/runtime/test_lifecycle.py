@@ -50,6 +50,33 @@ async def test_whole_life_in_order(tmp_path: Path, zygote: ScriptedZygote) -> No
         assert daemon.published.topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 
+async def test_what_is_told_again_of_a_task_that_is_gone_is_no_news(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """As a shim does to a daemon that hung: by each of the connections that it had given up."""
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        one.exit("", 0)
+        await daemon.lifecycle.delete(NS, "web")
+        for _ in range(2):
+            one.sequence -= 1
+            one.publish("/tasks/delete", events.TaskDelete(container_id="web"))
+        assert daemon.published.topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+        one.publish("/tasks/later", events.TaskDelete(container_id="web"))
+        assert daemon.published.topics[-1] == "/tasks/later"
+
+
+async def test_a_daemon_that_stops_right_after_a_delete_leaves_no_connection(
+    tmp_path: Path, zygote: ScriptedZygote
+) -> None:
+    """Closing it acknowledges what has been told; the next daemon would tell it again."""
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        one.exit("", 0)
+        await daemon.lifecycle.delete(NS, "web")
+        await asyncio.sleep(0)
+    await until(lambda: not one.connected)
+    assert one.alive
+
+
 async def test_same_id_again_right_after_delete(tmp_path: Path, zygote: ScriptedZygote) -> None:
     async with engine(tmp_path, zygote) as daemon:
         for _ in range(5):

@@ -5,6 +5,8 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import ApiError, Code, Unavailable
@@ -35,14 +37,14 @@ class ToldShim:
 
 
 @asynccontextmanager
-async def called(*, refusing: bool = False) -> AsyncIterator[tuple[ShimClient, ToldShim, list[bytes]]]:
+async def called(*, refusing: Exception | None = None) -> AsyncIterator[tuple[ShimClient, ToldShim, list[bytes]]]:
     """Yield a client, the shim that it calls, and what that has told."""
     told: list[bytes] = []
 
     def take(request: ttrpc.Request) -> bytes:
         told.append(request.payload)
-        if refusing:
-            raise Unavailable("not now")
+        if refusing is not None:
+            raise refusing
         return b""
 
     ours, theirs = socket.socketpair()
@@ -103,13 +105,15 @@ async def test_a_client_that_closes_acknowledges_before() -> None:
         assert numbers(await shim.receive()) == [(2, ttrpc.FrameType.RESPONSE)]
 
 
-async def test_what_is_refused_is_told_to_the_shim() -> None:
-    async with called(refusing=True) as (_client, shim, _told):
+@pytest.mark.parametrize("refusal", [Unavailable("not now"), KeyError("what nobody foresaw")])
+async def test_what_is_not_taken_in_is_told_to_the_shim_and_harms_no_call(refusal: Exception) -> None:
+    async with called(refusing=refusal) as (client, shim, _told):
+        call = asyncio.ensure_future(state(client))
+        await shim.receive()
         shim.tell(2)
-        (refusal,) = await shim.receive()
-        try:
-            ttrpc.decode_response(refusal.data)
-        except ApiError as error:
-            assert error.code is Code.UNAVAILABLE
-        else:
-            raise AssertionError("it was taken")
+        shim.answer(1)
+        assert await call == 7
+        (answer,) = await shim.receive()
+        with pytest.raises(ApiError) as error:
+            ttrpc.decode_response(answer.data)
+        assert error.value.code not in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED), "it would not tell that again"
