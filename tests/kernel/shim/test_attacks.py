@@ -406,7 +406,7 @@ def test_cve_2025_64329_attached_clients_leave_nothing(shims: Host, clients: int
 @pytest.mark.parametrize("rounds", [1, pytest.param(200, marks=[pytest.mark.full, pytest.mark.timeout(6000)])])
 def test_cve_2026_53495_execs_that_leave_a_child_on_their_output(shims: Host, rounds: int) -> None:
     """A probe's child that keeps its output open holds up neither its end nor, for long, its removal."""
-    container = shims.run(f"probes{rounds}", "sleep", "1000")
+    container = shims.run(f"probes{rounds}", "sleep", "100000")  # each round takes ten seconds
     out = shims.fifo(f"probes-out{rounds}")
     reader_fd = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
     counts = []
