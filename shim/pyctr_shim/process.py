@@ -10,6 +10,7 @@ from pyctr_shim.exit_record import Exit
 from pyctr_shim.keeper import Notice
 from pyctr_shim.loop import Future
 from pyctr_shim.stdio.streams import Streams
+from pyctr_sys.pidfd import pidfd_send_signal_to_group
 from pyctr_wire.errors import FailedPrecondition, NotFound, UnknownError
 
 
@@ -73,6 +74,13 @@ class Process:
         """Send a signal. Raises FailedPrecondition before the process was made, NotFound after its end."""
         try:
             signal.pidfd_send_signal(self.check_alive(), number)
+        except ProcessLookupError as error:
+            raise NotFound("process already finished") from error
+
+    def kill_group(self, number: int) -> None:
+        """Send a signal to it and to those that it has started and that are still in its group. Raises as `kill`."""
+        try:
+            pidfd_send_signal_to_group(self.check_alive(), self.pid, number)
         except ProcessLookupError as error:
             raise NotFound("process already finished") from error
 

@@ -136,8 +136,10 @@ class TaskService:
         return _EMPTY
 
     async def kill(self, request: pb.KillRequest) -> Message:
-        """Send a signal to one process or to all."""
-        if request.all:
+        """Send a signal to one process, to an exec's group, or to all."""
+        if request.all and request.exec_id:
+            await self._tasks.kill_group(request.id, request.exec_id, request.signal)
+        elif request.all:
             await self._tasks.kill_all(request.id, request.signal)
         else:
             await self._tasks.kill(request.id, request.exec_id, request.signal)

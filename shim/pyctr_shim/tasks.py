@@ -128,7 +128,7 @@ class Tasks:
             self._loop.call_later(_START_PAUSE, partial(self.left, exec_id, number))
             return
         with contextlib.suppress(ApiError):  # never started, or ended
-            process.kill(number)
+            process.kill_group(number)
         self._loop.spawn(self._forget(task, process))
 
     async def _forget(self, task: Task, process: Process) -> None:
@@ -287,6 +287,12 @@ class Tasks:
                 raise NotFound("process already finished") from None
         else:
             process.kill(number)
+        await self._thaw_for(task, number)
+
+    async def kill_group(self, task_id: str, exec_id: str, number: int) -> None:
+        """Send a signal to an exec and those in its process group, which it leads. Raises as `kill`."""
+        task = self.find(task_id)
+        task.process(exec_id).kill_group(number)
         await self._thaw_for(task, number)
 
     async def kill_all(self, task_id: str, number: int) -> None:

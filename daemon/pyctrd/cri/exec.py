@@ -106,7 +106,8 @@ class Execs:
 
     async def _end(self, id: str, exec_id: str) -> None:
         with suppress(ApiError):
-            await self._tasks.kill(NAMESPACE, shim.KillRequest(id=id, exec_id=exec_id, signal=signal.SIGKILL))
+            request = shim.KillRequest(id=id, exec_id=exec_id, signal=signal.SIGKILL, all=True)  # its process group
+            await self._tasks.kill(NAMESPACE, request)
             await self._tasks.wait(NAMESPACE, id, exec_id)
         with suppress(ApiError):
             await self._tasks.delete_process(NAMESPACE, id, exec_id)

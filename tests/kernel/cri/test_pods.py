@@ -245,6 +245,9 @@ def test_exec_gives_output_status_and_time_limit(cri: CriClient) -> None:
     assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out\n", b"err\n", 4)
     code, text = refused(lambda: cri.exec(container, "sleep", "1000", seconds=1))
     assert (code, "timeout 1s exceeded" in text) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
+    code, _ = refused(lambda: cri.exec(container, "sh", "-c", "sleep 1001 & sleep 1002", seconds=1))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "sleep 100" not in cri.exec(container, "ps").stdout.decode().replace("sleep 1000", ""), "all of its group"
     flood = cri.exec(container, "sh", "-c", "yes | head -c 20000000")
     assert len(flood.stdout) == (16 << 20) - 4096
     assert refused(lambda: cri.exec(container, "no-such-program"))[0] is grpc.StatusCode.UNKNOWN
