@@ -103,6 +103,8 @@ def test_what_it_says_of_the_runtime(crictl: PodsCrictl) -> None:
     assert {one["type"]: one["status"] for one in conditions} == {"RuntimeReady": True, "NetworkReady": True}
     assert IMAGE in [tag for image in crictl.json("images")["images"] for tag in image["repoTags"]]
     assert crictl.ended("runtime-config")
+    crictl.ended("update-runtime-config", "--pod-cidr", "10.9.0.0/16")
+    assert "crictl" in crictl.ended("completion", "bash")
 
 
 def test_a_pod_from_its_beginning_to_its_end(crictl: PodsCrictl, pod: str, container: str) -> None:
@@ -176,6 +178,32 @@ def test_figures_and_events(crictl: PodsCrictl, pod: str, container: str) -> Non
         assert events.stdout is not None
         crictl.ended("stop", "--timeout", "0", container)
         assert any("CONTAINER_STOPPED_EVENT" in line for line in events.stdout)
+
+
+def test_metrics_of_pods(crictl: PodsCrictl, pod: str, container: str) -> None:
+    described = {metric["name"] for metric in crictl.json("metricdescs")["descriptors"]}
+    (pod_metrics,) = crictl.json("metricsp")["podMetrics"]
+    assert pod_metrics["podSandboxId"] == pod
+    (container_metrics,) = pod_metrics["containerMetrics"]
+    assert container_metrics["containerId"] == container
+    assert {metric["name"] for metric in container_metrics["metrics"]} <= described
+
+
+def test_a_pod_and_its_container_in_one_go(crictl: PodsCrictl, container: str, tmp_path: Path) -> None:
+    pod = json.loads((tmp_path / "pod.json").read_text())
+    pod["metadata"] |= {"name": "other", "uid": uuid.uuid4().hex}
+    pod["hostname"] = "other"
+    (tmp_path / "other.json").write_text(json.dumps(pod))
+    other = crictl.ended("run", "--no-pull", str(tmp_path / "container.json"), str(tmp_path / "other.json"))
+    assert {one["id"] for one in crictl.json("ps")["containers"]} == {container, other}
+    assert crictl.ended("exec", other, "hostname") == "other"
+
+
+def test_a_checkpoint_needs_to_be_allowed(crictl: PodsCrictl, container: str, tmp_path: Path) -> None:
+    refusal = crictl.ended("checkpoint", "--export", str(tmp_path / "saved.tar"), container, status=1)
+    assert "Unimplemented" in refusal
+    assert "checkpoint" in refusal
+    assert not (tmp_path / "saved.tar").exists()
 
 
 def test_the_daemon_may_be_killed_meanwhile(crictl: PodsCrictl, pod: str, container: str) -> None:
