@@ -12,7 +12,7 @@ from pyctr_shim.oci.cgroups import Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v2 import CgroupV2
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import CreateOptions, Stdio, create
-from pyctr_sys.mount import MNT_DETACH, mount, umount2
+from pyctr_sys.mount import mount, umount2
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2 as v1
 from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from support.oci_bundle import Lab, Spec, eventually, process, read_all, wait
@@ -77,10 +77,12 @@ def test_disks_and_kills_for_memory_of_version_1(lab: Lab) -> None:
 def test_the_network_class_of_version_1(lab: Lab, tmp_path: Path) -> None:
     """In a hierarchy of its own, as systemd and others mount it."""
     network, path = str(tmp_path), f"{lab.cgroup}-network"
+    number, _ = network_hierarchy()
     try:
         mount("cgroup", network, "cgroup", 0, "net_cls,net_prio")
     except OSError as error:
         pytest.skip(f"net_cls and net_prio cannot be mounted: {error.strerror}")
+    _, groups = network_hierarchy()
     cgroup = cgroup_for(Hierarchies({"net_cls": network, "net_prio": network}, ""), path)
     try:
         cgroup.create()
@@ -90,7 +92,17 @@ def test_the_network_class_of_version_1(lab: Lab, tmp_path: Path) -> None:
         assert "lo 5" in Path(network + path, "net_prio.ifpriomap").read_text().splitlines()
     finally:
         cgroup.remove()
-        umount2(network, MNT_DETACH)
+        # One whose last mount goes before the kernel has let go of a removed cgroup stays, and is everybody's.
+        eventually(lambda: network_hierarchy()[1] == groups)
+        umount2(network, 0)
+    eventually(lambda: network_hierarchy()[0] == number)
+
+
+def network_hierarchy() -> tuple[int, int]:
+    """Return the number of the hierarchy that has net_cls, 0 if none has, and how many cgroups are in it."""
+    lines = Path("/proc/cgroups").read_text().splitlines()
+    (fields,) = [line.split() for line in lines if line.startswith("net_cls\t")]
+    return int(fields[1]), int(fields[2])
 
 
 @on_v1
