@@ -175,6 +175,7 @@ asyncio.run(main())
 async def test_a_spare_worker_that_died_is_not_used(unpacking: Unpacking, target: Path) -> None:
     """Nobody notices."""
     await unpacking.differ.warm()
+    await eventually(lambda: len(workers()) == 1)  # once it has executed its program
     (pid,) = workers()
     os.kill(pid, 9)
     await eventually(lambda: status_of(pid)["State"].startswith("Z"))
@@ -185,7 +186,7 @@ async def test_a_spare_worker_that_died_is_not_used(unpacking: Unpacking, target
 async def test_no_worker_is_left_when_the_differ_is_closed(unpacking: Unpacking, target: Path) -> None:
     """Also the spare one ends."""
     await unpacking.apply(archive([entry("f", b"")]), bind(target))
-    assert len(workers()) == 1
+    await eventually(lambda: len(workers()) == 1)
     unpacking.differ.close()
     assert workers() == []
 
