@@ -23,13 +23,12 @@ from typing import Any, Final, NoReturn
 
 from google.protobuf.message import Message
 
-from pyctr_shim import journal, placement
+from pyctr_shim import detached, journal, placement
 from pyctr_shim.identity import write_file
 from pyctr_shim.loop import READ, Loop
 from pyctr_shim.server import listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
-from pyctr_sys.process import set_name
 from pyctr_sys.signalfd import read_signals, take_over_signals
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
@@ -45,47 +44,22 @@ def start(bundle: str, attach: str) -> None:
 
     One that does already is left alone. Raises OSError with what it could not do.
     """
-    told_fd, tell_fd = os.pipe()
-    if os.fork() == 0:
-        try:
-            if os.fork() == 0:
-                os.close(told_fd)
-                _serve(bundle, attach, tell_fd)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(tell_fd)
-    with os.fdopen(told_fd, "rb") as told:
-        failure = told.read()
-    if failure != b"serving":
-        raise OSError(failure.decode(errors="replace") or "it ended before it served")
+    detached.start(lambda tell: _serve(bundle, attach, tell), "it")
 
 
-def _serve(bundle: str, attach: str, tell_fd: int) -> NoReturn:
+def _serve(bundle: str, attach: str, tell: detached.Tell) -> NoReturn:
     """Be that process, in a session of its own, with no descriptor of the daemon's."""
-    _leave_the_session()
+    detached.leave_the_session("pyctr-streams")
     placement.leave_the_daemon()
     placement.become_the_next_victim()
     try:
         beside = Beside(Loop(), bundle, attach, take_over_signals())
     except Exception as error:
-        taken = isinstance(error, BlockingIOError)
-        os.write(tell_fd, b"serving" if taken else f"{type(error).__name__}: {error}".encode())
+        tell(None if isinstance(error, BlockingIOError) else error)  # another one serves
         os._exit(1)
-    os.write(tell_fd, b"serving")
-    os.close(tell_fd)
+    tell(None)
     beside.run()
     os._exit(0)
-
-
-def _leave_the_session() -> None:
-    os.setsid()
-    os.chdir("/")
-    set_name("pyctr-streams")
-    null_fd = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null_fd, fd)
-    os.close(null_fd)
 
 
 class Beside:

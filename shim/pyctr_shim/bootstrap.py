@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from google.protobuf.message import DecodeError
 
 import pyctr_shim
-from pyctr_shim import placement
+from pyctr_shim import detached, placement
 from pyctr_shim.identity import Identity, make_inheritance
 from pyctr_shim.keeper import Common, Keeper, share
 from pyctr_shim.loop import Loop
@@ -79,25 +79,12 @@ def start(flags: Flags, stdin: bytes) -> bytes:
         instance="",
         log_level="debug" if flags.debug else "info",
     )
-    told_fd, tell_fd = os.pipe()
-    if os.fork() == 0:
-        try:
-            if os.fork() == 0:
-                os.close(told_fd)
-                _serve(identity, listener, tell_fd)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(tell_fd)
-    listener.close()
-    with os.fdopen(told_fd, "rb") as told:
-        failure = told.read()
-    if failure != b"serving":
-        raise OSError(failure.decode(errors="replace") or "the shim ended before it served")
+    with listener:
+        detached.start(lambda tell: _serve(identity, listener, tell), "the shim")
     return answer(parameters, bundle, address)
 
 
-def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
+def _serve(identity: Identity, listener: Any, tell: detached.Tell) -> NoReturn:
     """Be the shim: in a session of its own, no descriptor of the daemon's kept, told when it serves."""
 
     def begin(common: Common) -> NoReturn:
@@ -105,10 +92,9 @@ def _serve(identity: Identity, listener: Any, tell_fd: int) -> NoReturn:
             shim = Shim(Loop(common.epoll_fd), identity, inheritance.boot_id, common)
             shim.listen(listener)
         except Exception as error:
-            os.write(tell_fd, f"{type(error).__name__}: {error}".encode())
+            tell(error)
             os._exit(1)
-        os.write(tell_fd, b"serving")
-        os.close(tell_fd)
+        tell(None)
         shim.run()
         os._exit(0)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pyctr_shim import journal
+from pyctr_shim.detached import leave_the_session
 from pyctr_shim.identity import Identity, write_file
 from pyctr_shim.keeper import ASLEEP, Common
 from pyctr_shim.loop import READ, Loop
@@ -30,7 +31,7 @@ from pyctr_shim.server import Server, listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.task_service import TaskService
 from pyctr_shim.tasks import MakeContainer, Tasks
-from pyctr_sys.process import set_child_subreaper, set_name
+from pyctr_sys.process import set_child_subreaper
 
 VERSION: Final = 1
 _NEVER_USED: Final = 60.0
@@ -38,7 +39,6 @@ _UNUSED: Final = 10.0
 _DROWSY: Final = 1.5  # idle seconds before it falls asleep: waking costs a fork and the copying of what it touches
 _LONGEST_DROWSY: Final = 60.0
 _FLUSH_LIMIT: Final = 2.0
-_READ_WRITE: Final = os.O_RDWR | os.O_CLOEXEC
 _LOCK_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 
@@ -211,14 +211,8 @@ copyreg.pickle(socket.socket, _reduce_socket)
 
 def prepare_process() -> None:
     """Make this process what a shim is, whoever it will be: nobody's session, parent of orphans, no one's stdio."""
-    os.setsid()
-    os.chdir("/")
+    leave_the_session("pyctr-shim")
     set_child_subreaper()
-    set_name("pyctr-shim")
-    null_fd = os.open("/dev/null", _READ_WRITE)
-    for fd in range(3):
-        os.dup2(null_fd, fd)
-    os.close(null_fd)
 
 
 def lock_bundle(bundle: str) -> int:
