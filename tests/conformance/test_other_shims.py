@@ -21,7 +21,7 @@ from google.protobuf import any_pb2
 from pyctr_wire.containerd.events import task_pb2
 from support import peers
 from support.ctr_client import Ctr
-from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.daemon_process import DEADLINE, DaemonProcess, command_lines, wait_until
 from support.engines import make_root
 from support.footprint import cgroup_value, cgroups_below, remove_cgroup
 
@@ -113,15 +113,7 @@ def shim_of(pid: int) -> int:
 
 def shims_of(namespace: str) -> list[str]:
     """Return the command lines of the shims of a namespace."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if words[1:3] == ["-namespace", namespace]:
-            found.append(" ".join(words))
-    return found
+    return [" ".join(words) for words in command_lines() if words[1:3] == ["-namespace", namespace]]
 
 
 def socket_of(ctr: Ctr, id: str) -> Path:

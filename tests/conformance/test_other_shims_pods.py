@@ -14,9 +14,9 @@ from pyctr_wire.cri import image_pb2, runtime_pb2
 from support import peers
 from support.cri_client import CONTAINER, NODE, POD, CriClient, refused
 from support.critest import KNOWN_REASONS, Critest, critest_images
-from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.daemon_process import DEADLINE, DaemonProcess, command_lines, wait_until
 from support.pod_bridge import pod_bridge
-from support.streaming_clients import streams
+from support.streaming_clients import ECHO, must_echo, streams
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -60,15 +60,11 @@ def cri(daemon: DaemonProcess) -> Iterator[CriClient]:
 
 def others(daemon: DaemonProcess) -> list[str]:
     """Return the command lines of other shims of pods, and of the processes beside them."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if str(daemon.base) in " ".join(words) and (words[1:3] == ["-namespace", "k8s.io"] or "streams" in words):
-            found.append(" ".join(words))
-    return found
+    return [
+        " ".join(words)
+        for words in command_lines()
+        if str(daemon.base) in " ".join(words) and (words[1:3] == ["-namespace", "k8s.io"] or "streams" in words)
+    ]
 
 
 def pid_of(cri: CriClient, container: str) -> int:
@@ -219,15 +215,8 @@ def test_a_log_that_is_renamed_loses_no_line(cri: CriClient) -> None:
 
 async def test_a_command_s_streams_and_a_terminal(cri: CriClient) -> None:
     container = cri.run(cri.run_pod(), "sleep", "1000")
-    command = ("sh", "-c", "cat; echo trouble >&2; exit 7")
-    wanted = runtime_pb2.ExecRequest(container_id=container, cmd=command, stdin=True, stdout=True, stderr=True)
-    async with streams(cri.runtime.Exec(wanted).url, "stdin", "stdout", "stderr") as (error, stdin, stdout, stderr):
-        await stdin.write(b"x" * 300_000)
-        await stdin.close()
-        assert await stdout.read_all() == b"x" * 300_000
-        assert await stderr.read_all() == b"trouble\n"
-        status = json.loads(await error.read_all())
-        assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "7"}]
+    wanted = runtime_pb2.ExecRequest(container_id=container, cmd=ECHO, stdin=True, stdout=True, stderr=True)
+    await must_echo(cri.runtime.Exec(wanted).url)
     wanted = runtime_pb2.ExecRequest(container_id=container, cmd=["sh"], stdin=True, stdout=True, tty=True)
     async with streams(cri.runtime.Exec(wanted).url, "stdin", "stdout", "resize") as (_, stdin, stdout, resize):
         await resize.write(b'{"Width":123,"Height":45}')

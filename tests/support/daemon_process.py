@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -280,3 +280,12 @@ def _read(path: Path) -> str:
 
 def _lines(path: str) -> list[str]:
     return _read(Path(path)).splitlines()
+
+
+def command_lines() -> Iterator[list[str]]:
+    """Yield the words of each process's command."""
+    for folder in Path("/proc").iterdir():
+        try:
+            yield (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue

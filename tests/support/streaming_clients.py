@@ -1,6 +1,7 @@
 """Clients of the streaming server, and containers that do what a test says."""
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -225,6 +226,21 @@ async def streams(
         yield [await spdy.open(kind) for kind in ("error", *kinds)]
         spdy.writer.transport.abort()
         await within_deadline(receiving)
+
+
+ECHO = ("sh", "-c", "cat; echo trouble >&2; exit 7")
+"""A command for `must_echo`."""
+
+
+async def must_echo(url: str) -> None:
+    """Fail unless `ECHO`, at the URL of an Exec with all three streams, has its streams and its exit code."""
+    async with streams(url, "stdin", "stdout", "stderr") as (error, stdin, stdout, stderr):
+        await stdin.write(b"x" * 300_000)
+        await stdin.close()
+        assert await stdout.read_all() == b"x" * 300_000
+        assert await stderr.read_all() == b"trouble\n"
+        status = json.loads(await error.read_all())
+        assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "7"}]
 
 
 async def until(condition: Callable[[], object]) -> None:

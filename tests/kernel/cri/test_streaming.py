@@ -20,7 +20,16 @@ from pyctrd.network import netns
 from pyctrd.offload import Offload
 from pyctrd.sandbox import namespaces
 from support.cri_client import CriClient
-from support.streaming_clients import SpdyClient, request, streams, until, upgrade_to_spdy, within_deadline
+from support.streaming_clients import (
+    ECHO,
+    SpdyClient,
+    must_echo,
+    request,
+    streams,
+    until,
+    upgrade_to_spdy,
+    within_deadline,
+)
 
 pytestmark = pytest.mark.root
 
@@ -44,14 +53,7 @@ def processes(cri: CriClient, container: str) -> list[str]:
 
 
 async def test_a_command_s_streams_and_exit_code(cri: CriClient, container: str) -> None:
-    url = exec_url(cri, container, "sh", "-c", "cat; echo trouble >&2; exit 7", stdin=True, stderr=True)
-    async with streams(url, "stdin", "stdout", "stderr") as (error, stdin, stdout, stderr):
-        await stdin.write(b"x" * 300_000)
-        await stdin.close()
-        assert await stdout.read_all() == b"x" * 300_000
-        assert await stderr.read_all() == b"trouble\n"
-        status = json.loads(await error.read_all())
-        assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "7"}]
+    await must_echo(exec_url(cri, container, *ECHO, stdin=True, stderr=True))
 
 
 async def test_a_terminal_has_the_client_s_size_and_ends_with_it(cri: CriClient, container: str) -> None:
