@@ -24,7 +24,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import State
 from pyctr_sys import stub
 from pyctr_sys.namespaces import Clone, clone3, groups_are_denied, in_user_namespace, setns
-from pyctr_sys.pidfd import pidfd_send_signal, wait
+from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 from pyctr_sys.process import set_dumpable
 from pyctr_sys.spawn import spawn
 from pyctr_sys.stub import Stub
@@ -189,14 +189,13 @@ def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:
     steps = None if _never_comes_back(joiner.request) else joiner.straight()
     if steps is None:
         return None
-    flags, exit_signal = _kinship
     set_dumpable(0)  # nobody in the container may look into a process that has our memory
     with _pid_namespace_of(joiner.request):
         try:
             if not joiner.request.in_cgroup:
-                return spawn(steps, flags, exit_signal)
+                return spawn(steps, 0, signal.SIGCHLD)
             with _directory(joiner.request.cgroup.directory_for_clone()) as cgroup_fd:
-                return spawn(steps, flags | Clone.INTO_CGROUP, exit_signal, cgroup_fd)
+                return spawn(steps, Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
         except OSError:
             return None
 
@@ -271,7 +270,7 @@ def _fork_and_tell(joiner: joining.Joiner, tell: Channel) -> NoReturn:
 @contextmanager
 def _pid_namespace_of(request: joining.Request) -> Iterator[None]:
     """Join a container's PID namespace for this process's next children, for a moment; a forked child never leaves."""
-    own_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    own_fd = pidfd_open(os.getpid())  # stands for all of our namespaces, and is found faster than one in /proc
     try:
         if request.namespaces & Clone.NEWPID:
             setns(request.init_pidfd, Clone.NEWPID)

@@ -6,6 +6,8 @@ import os
 import select
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,10 @@ from support.shim_harness import DEADLINE, Host, Running, eventually, host
 
 pytestmark = pytest.mark.root
 _OWN_MEMORY_KIB = 1400
+_MOMENTS: Final = 12
+_DROWSY_SECONDS: Final = 1.5
+_SEIZE: Final = 0x4206  # source: linux/ptrace.h
+_TRACER: Final = f"import ctypes, sys; ctypes.CDLL(None).ptrace({_SEIZE}, int(sys.argv[1]), 0, 0); sys.stdin.read()"
 _RESOURCES: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
@@ -82,6 +88,32 @@ def test_ends_are_recorded_and_told(shims: Host) -> None:
     container.end()
     sequence = [told.sequence for told in shims.events.about("ends")]
     assert sequence == list(range(1, len(sequence) + 1))
+
+
+def test_an_exec_may_end_as_the_worker_does(shims: Host) -> None:
+    """Whose child it is in that moment changes: somebody reaps it nevertheless, and tells how it ended."""
+    containers = [shims.run(f"moment{number}", "sleep", "1000") for number in range(_MOMENTS)]
+    for number, container in enumerate(containers):
+        seconds = _DROWSY_SECONDS + (number - _MOMENTS / 2) / 1000
+        container.exec("inner", "sh", "-c", f"sleep {seconds}; exit 7")
+        container.start("inner")
+    for container in containers:
+        assert shims.events.wait_for("/tasks/exit", container_id=container.id, id="inner").event.exit_status == 7
+        container.delete("inner")
+        container.end()
+
+
+def test_an_exec_that_is_traced_ends_when_its_tracer_lets_it(shims: Host) -> None:
+    container = shims.run("traced", "sleep", "1000")
+    container.exec("inner", "sleep", "1000")
+    inner = container.start("inner")
+    with subprocess.Popen([sys.executable, "-c", _TRACER, str(inner)], stdin=subprocess.PIPE) as tracer:
+        eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in Path(f"/proc/{inner}/status").read_text(), "it is traced")
+        os.kill(inner, signal.SIGKILL)
+        eventually(lambda: "State:\tZ" in Path(f"/proc/{inner}/status").read_text(), "it has ended")
+        assert container.state("inner").status == 2
+    assert shims.events.wait_for("/tasks/exit", container_id="traced", id="inner").event.exit_status == 137
+    container.end()
 
 
 def test_streams_go_on(shims: Host) -> None:
