@@ -97,6 +97,7 @@ class Ours:
         watch = Watch()
         with self._asking:
             self._client, _ = self._here.request(self._name, log_level="warn")
+            self._client.takes_events = True
             created = self._client.send("Create", pb.CreateTaskRequest(id=self._name, bundle=str(self._bundle)))
             self._here.reply()
         watch.step("a shim")

@@ -56,7 +56,13 @@ def eventually(condition: Any, what: str, deadline: float = DEADLINE) -> Any:
 
 
 class ShimClient:
-    """A blocking ttrpc client; calls may be sent first and their answers awaited later."""
+    """A blocking ttrpc client; calls may be sent first and their answers awaited later.
+
+    With `takes_events` it is told what happens by its own connection, as a daemon is, and acknowledges that with the
+    next call; otherwise that goes to the events endpoint.
+    """
+
+    takes_events = False
 
     def __init__(self, connection: socket.socket, version: int = 3) -> None:
         connection.settimeout(DEADLINE)
@@ -66,14 +72,18 @@ class ShimClient:
         self._decoder = ttrpc.FrameDecoder()
         self._answers: dict[int, bytes] = {}
         self._methods: dict[int, str] = {}
+        self._acknowledgements = b""
 
     def send(self, method: str, request: Message, timeout: float = 0) -> int:
         self._stream += 2
         self._methods[self._stream] = method
+        metadata = {"pyctr-events": "1"} if self.takes_events else {}
         data = ttrpc.encode_request(
-            ttrpc.Request(self.service, method, request.SerializeToString(), int(timeout * 1e9), {})
+            ttrpc.Request(self.service, method, request.SerializeToString(), int(timeout * 1e9), metadata)
         )
-        self.socket.sendall(ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, data))
+        frame = ttrpc.encode_frame(self._stream, ttrpc.FrameType.REQUEST, data)
+        self.socket.sendall(self._acknowledgements + frame)
+        self._acknowledgements = b""
         return self._stream
 
     def answer(self, stream: int) -> Any:
@@ -82,7 +92,11 @@ class ShimClient:
             assert data, "the shim closed the connection"
             for frame in self._decoder.feed(data):
                 assert isinstance(frame, ttrpc.Frame)
-                self._answers[frame.stream_id] = frame.data
+                if frame.type == ttrpc.FrameType.REQUEST:
+                    nothing = ttrpc.encode_response(b"")
+                    self._acknowledgements += ttrpc.encode_frame(frame.stream_id, ttrpc.FrameType.RESPONSE, nothing)
+                else:
+                    self._answers[frame.stream_id] = frame.data
         payload = ttrpc.decode_response(self._answers.pop(stream))
         kind = RESPONSES.get(self._methods[stream])
         return kind.FromString(payload) if kind is not None else None
