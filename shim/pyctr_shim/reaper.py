@@ -28,6 +28,7 @@ class Reaper:
         self._common = common
         self._when_usr1 = when_usr1
         self._watched: dict[int, Ended] = {}
+        self._pidfds: dict[int, int] = {}
         self._loop = loop
         self._holds = 0
         self._held: dict[int, Notice] = {}
@@ -44,7 +45,8 @@ class Reaper:
     def watch_child(self, pid: int, pidfd: int | None, ended: Ended) -> None:
         """As `watch`, for one that may be this process's own child: also by its pidfd, which is borrowed until then."""
         self.watch(pid, ended)
-        if pidfd is not None:
+        if pidfd is not None and pid in self._watched:
+            self._pidfds[pid] = pidfd
             self._loop.watch(pidfd, READ, partial(self._reap, pid, pidfd))
 
     @contextmanager
@@ -89,6 +91,9 @@ class Reaper:
             self._tell(notice)
 
     def _tell(self, notice: Notice) -> None:
+        pidfd = self._pidfds.pop(notice.pid, None)
+        if pidfd is not None:
+            self._loop.unwatch(pidfd)
         ended = self._watched.pop(notice.pid, None)
         if ended is not None:
             ended(notice)
