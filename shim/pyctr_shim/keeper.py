@@ -10,8 +10,7 @@ keeper, which has run little more than this file, forks the next worker, which r
 Both have one table of descriptors (CLONE_FILES): what the worker opens is not lost with it, and numbers mean the
 same to its successor. They have one epoll as well, so what would wake the worker wakes the keeper. The
 container's processes are the keeper's children (CLONE_PARENT): it reaps them, and tells the worker through a
-pipe. An exec that is spawned is the worker's, until the keeper inherits it. Neither of the two survives the other, but
-for a worker that ends asleep.
+pipe. Neither survives the other, but for a worker that ends asleep.
 """
 
 import os

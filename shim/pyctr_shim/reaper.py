@@ -2,22 +2,15 @@
 
 The keeper reaps whatever ends: those that are watched here, and orphans, which it has become the parent of. A process
 that ends is told of by a notice in a pipe, so it is dealt with by the loop and never inside a call.
-
-A spawned exec is this worker's own child: mostly it is short, and the way by the keeper would take a tenth of its time.
-Of a worker that ends before it, the keeper inherits it.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Final
 
 from pyctr_shim.keeper import Common, Notice, read_notices
 from pyctr_shim.loop import READ, Loop
 
 Ended = Callable[[Notice], None]
-_TRACED_PAUSE: Final = 0.05
 
 
 class Reaper:
@@ -28,7 +21,6 @@ class Reaper:
         self._common = common
         self._when_usr1 = when_usr1
         self._watched: dict[int, Ended] = {}
-        self._pidfds: dict[int, int] = {}
         self._loop = loop
         self._holds = 0
         self._held: dict[int, Notice] = {}
@@ -41,13 +33,6 @@ class Reaper:
             self._loop.call_soon(lambda: ended(notice))
         else:
             self._watched[pid] = ended
-
-    def watch_child(self, pid: int, pidfd: int | None, ended: Ended) -> None:
-        """As `watch`, for one that may be this process's own child: also by its pidfd, which is borrowed until then."""
-        self.watch(pid, ended)
-        if pidfd is not None and pid in self._watched:
-            self._pidfds[pid] = pidfd
-            self._loop.watch(pidfd, READ, partial(self._reap, pid, pidfd))
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -68,17 +53,6 @@ class Reaper:
         self._noticed(0)
         return pid in self._held
 
-    def _reap(self, pid: int, pidfd: int, _events: int = 0) -> None:
-        self._loop.unwatch(pidfd)
-        try:
-            reaped, status, usage = os.wait4(pid, os.WNOHANG)
-        except ChildProcessError:
-            return  # the keeper's
-        if reaped:
-            self._tell(Notice(pid, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss))
-        else:  # somebody traces it, and has not seen its end
-            self._loop.call_later(_TRACED_PAUSE, partial(self._reap, pid, pidfd))
-
     def _forget(self) -> None:
         if not self._holds:
             self._held.clear()
@@ -88,14 +62,8 @@ class Reaper:
             if notice.pid == 0:
                 self._when_usr1()
                 continue
-            self._tell(notice)
-
-    def _tell(self, notice: Notice) -> None:
-        pidfd = self._pidfds.pop(notice.pid, None)
-        if pidfd is not None:
-            self._loop.unwatch(pidfd)
-        ended = self._watched.pop(notice.pid, None)
-        if ended is not None:
-            ended(notice)
-        elif self._holds:
-            self._held[notice.pid] = notice
+            ended = self._watched.pop(notice.pid, None)
+            if ended is not None:
+                ended(notice)
+            elif self._holds:
+                self._held[notice.pid] = notice

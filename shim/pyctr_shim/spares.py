@@ -252,13 +252,7 @@ def begin_anew(nest: Nest, common: Common, kept: Set[int]) -> int:
 
 
 def has_other_children(common: Common) -> bool:
-    """Whether the keeper has a child beside its worker: an orphan of a container in the host's PID namespace, say.
-
-    Or this process has one itself.
-    """
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return True
+    """Whether the keeper has a child beside its worker: an orphan of a container in the host's PID namespace, say."""
     try:
         with open(f"/proc/{common.keeper_pid}/task/{common.keeper_pid}/children") as children:
             return children.read().split() != [str(os.getpid())]

@@ -477,11 +477,7 @@ class Tasks:
         process.streams.close()
 
     def _watch(self, task: Task, process: Process) -> None:
-        ended = partial(self._ended, task, process)
-        if process is task.init:
-            self._reaper.watch(process.pid, ended)
-        else:
-            self._reaper.watch_child(process.pid, process.pidfd, ended)
+        self._reaper.watch(process.pid, partial(self._ended, task, process))
 
     def _ended(self, task: Task, process: Process, notice: Notice) -> None:
         """A process has been reaped: record, then tell. A crash in between leaves the record to be read."""

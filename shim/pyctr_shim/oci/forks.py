@@ -189,13 +189,14 @@ def spawn_into(joiner: joining.Joiner) -> tuple[int, int] | None:
     steps = None if _never_comes_back(joiner.request) else joiner.straight()
     if steps is None:
         return None
+    flags, exit_signal = _kinship
     set_dumpable(0)  # nobody in the container may look into a process that has our memory
     with _pid_namespace_of(joiner.request):
         try:
             if not joiner.request.in_cgroup:
-                return spawn(steps, 0, signal.SIGCHLD)
+                return spawn(steps, flags, exit_signal)
             with _directory(joiner.request.cgroup.directory_for_clone()) as cgroup_fd:
-                return spawn(steps, Clone.INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
+                return spawn(steps, flags | Clone.INTO_CGROUP, exit_signal, cgroup_fd)
         except OSError:
             return None
 

@@ -90,8 +90,16 @@ def test_ends_are_recorded_and_told(shims: Host) -> None:
     assert sequence == list(range(1, len(sequence) + 1))
 
 
+def test_an_execs_parent_does_not_fall_asleep(shims: Host) -> None:
+    """A program may have asked to die with its parent."""
+    container = shims.run("parent", "sleep", "1000")
+    container.exec("inner", "sleep", "1000")
+    inner = container.start("inner")
+    assert f"PPid:\t{container.shim_pid}\n" in Path(f"/proc/{inner}/status").read_text()
+    container.end()
+
+
 def test_an_exec_may_end_as_the_worker_does(shims: Host) -> None:
-    """Whose child it is in that moment changes: somebody reaps it nevertheless, and tells how it ended."""
     containers = [shims.run(f"moment{number}", "sleep", "1000") for number in range(_MOMENTS)]
     for number, container in enumerate(containers):
         seconds = _DROWSY_SECONDS + (number - _MOMENTS / 2) / 1000
