@@ -19,13 +19,14 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from google.protobuf.message import Message
 
 from pyctr_shim import detached, journal, placement
 from pyctr_shim.identity import write_file
-from pyctr_shim.loop import READ, Loop
+from pyctr_shim.loop import READ, Loop, Timer
 from pyctr_shim.server import listen_at, same_user
 from pyctr_shim.stdio.attach import Client
 from pyctr_shim.stdio.streams import DRAIN_LIMIT, Names, Owner, Streams
@@ -35,8 +36,8 @@ from pyctr_wire.containerd.runtime.task.v3 import shim_pb2
 from pyctr_wire.errors import NotFound
 
 _LOOK: Final = 60.0  # idle seconds between two looks whether the bundle is there
-_SOON: Final = 0.01  # seconds between two looks for a record that is about to be there
-_LATER: Final = 0.25  # the same while the process may run for long
+_SOON: Final = 0.01  # seconds between two looks for a record at first; then twice as many, and so on
+_LATER: Final = 0.25  # the most: the process may run for long
 
 
 def start(bundle: str, attach: str) -> None:
@@ -79,6 +80,7 @@ class Beside:
         manifest = _read(f"{bundle}/task.json")
         self._owner = Owner(str(manifest["namespace"]), str(manifest["id"]), 0, 0)
         self._known: dict[str, Streams] = {}
+        self._looks: dict[str, tuple[Timer, float]] = {}  # the next one at a process's record, and the pause after it
         init = self._follow("", manifest)
         init.drained.when_done(self._note_drained)
         self._listener = listen_at(attach)
@@ -105,7 +107,7 @@ class Beside:
                 streams = self._follow(exec_id, _read(f"{self._bundle}/execs/{exec_id}.json"))
             except FileNotFoundError:
                 raise NotFound(f"exec {exec_id}") from None
-        self._loop.call_soon(lambda: self._look(exec_id))
+        self._look_anew(exec_id)
         return streams
 
     def _follow(self, exec_id: str, names: Mapping[str, Any]) -> Streams:
@@ -116,6 +118,7 @@ class Beside:
         streams = Streams(self._loop, asked, self._owner)
         streams.follow(there, Held(self._loop, self._bundle, self._owner, exec_id))
         self._known[exec_id] = streams
+        streams.drained.when_done(partial(self._look_anew, exec_id))
         return streams
 
     def _look(self, exec_id: str) -> None:
@@ -127,9 +130,7 @@ class Beside:
             record = _read(f"{self._bundle}/exits/{_name(exec_id)}.json")
         except (FileNotFoundError, ValueError):
             if streams.attended:
-                self._loop.call_later(_SOON if streams.drained.done else _LATER, lambda: self._look(exec_id))
-                if not streams.drained.done:
-                    streams.drained.when_done(lambda: self._look(exec_id))
+                self._look_again(exec_id)
             elif exec_id:
                 self._forget(exec_id)
             return
@@ -137,7 +138,22 @@ class Beside:
         if exec_id:
             streams.drained.when_done(lambda: self._forget(exec_id))
 
+    def _look_anew(self, exec_id: str) -> None:
+        """Look soon: somebody has come who waits, or the output has ended, so that the record is about to be there."""
+        planned, _pause = self._looks.pop(exec_id, (None, 0.0))
+        if planned is not None:
+            planned.cancel()
+        if exec_id in self._known:
+            self._look_again(exec_id)
+
+    def _look_again(self, exec_id: str) -> None:
+        """Plan the next look, later and later; one at a time."""
+        _planned, pause = self._looks.get(exec_id, (None, _SOON))
+        look = self._loop.call_later(pause, partial(self._look, exec_id))
+        self._looks[exec_id] = look, min(pause * 2, _LATER)
+
     def _forget(self, exec_id: str) -> None:
+        self._looks.pop(exec_id, None)
         streams = self._known.pop(exec_id, None)
         if streams is not None:
             streams.close()

@@ -148,7 +148,6 @@ class Shim:
         """Write everything down for the next worker and end; returns if that cannot be done now."""
         if self._loop.has_plans:
             return
-        self._drowsy = _DROWSY
         forks.dismiss()  # the next worker does not know of it
         try:
             data = pickle.dumps((journal.current(), self), pickle.HIGHEST_PROTOCOL)
@@ -169,6 +168,8 @@ class Shim:
 
     def woken(self) -> None:
         """Go on after another worker: what it wrote down for the daemon may be wrong from now on."""
+        self._drowsy = _DROWSY
+        self._loop.when_idle(_DROWSY, self._idle)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._identity.bundle}/asleep")
 

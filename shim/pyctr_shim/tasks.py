@@ -254,9 +254,11 @@ class Tasks:
             joined = await task.container.exec(
                 process.exec_id, process.spec, stdio, terminal=process.streams.names.terminal
             )
-        except OciError as error:
+        except (OciError, ApiError) as error:
             process.streams.close()
-            process.streams = Streams(self._loop, process.streams.names, task.owner)
+            process.streams = Streams(self._loop, process.streams.names, task.owner)  # it may be started once more
+            if isinstance(error, ApiError):
+                raise
             raise UnknownError(f"OCI runtime exec failed: {error}") from error
         finally:
             process.starting = False
@@ -461,6 +463,8 @@ class Tasks:
 
     async def _delete_exec(self, task: Task, process: Process) -> Exit | None:
         process.require("delete", "process", Status.STOPPED, Status.CREATED)
+        if process.starting:
+            raise FailedPrecondition(f"process {process.exec_id} is being started")
         if process.end is not None:
             await process.exited
         await self._drain(process)

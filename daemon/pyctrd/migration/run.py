@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from pyctr_wire.containerd.services.images.v1 import images_pb2
@@ -99,15 +100,22 @@ class _Namespace:
             owner = owners.get(info.name, "")
             if info.name not in of_pods:
                 with self._reported(f"snapshot {snapshotter} {info.name}"):
-                    missing = owner not in started and copier.copy(info, running=owner in self._running)
+                    missing = owner not in started and copier.copy(info, partial(self._runs, owner))
                     self._done("snapshots", missing=missing)
 
     def _copy_containers(self) -> None:
         self._report.stage("containers", len(self._containers))
         for container in self._containers:
             with self._reported(f"container {container.id}"):
-                missing = records.copy_container(self._target, container, running=container.id in self._running)
+                running = self._runs(container.id)
+                missing = records.copy_container(self._target, container, running=running)
                 self._done("containers", missing=missing)
+
+    def _runs(self, id: str) -> bool:
+        """Say whether the source runs a container's task, or has been seen to: they come while we copy, and go."""
+        if id and id not in self._running:
+            self._running |= records.running(self._source)
+        return id in self._running
 
     def _done(self, kind: str, *, missing: bool) -> None:
         self._report.done(self._name, kind, missing=missing)

@@ -5,7 +5,7 @@ run left is removed, and made again. Source: containerd.services.snapshots.v1, d
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final
@@ -71,12 +71,12 @@ class Copier:
         self._kind = f"snapshots/{snapshotter}"
         self._layers = layers
 
-    def copy(self, info: pb.Info, *, running: bool) -> bool:
+    def copy(self, info: pb.Info, runs: Callable[[], bool]) -> bool:
         """See that the target has a snapshot, whose parent it has; return whether it was missing.
 
-        `running` says that a task writes to it in the source: then it is copied as it is now, and once more by a later
-        run. Raises NotFound if it has gone meanwhile, DataLoss if the target made something else of it, AlreadyExists
-        if the target has another one of that name.
+        `runs` says whether a task writes to it in the source, or has since it was asked first: then it is copied as it
+        is now, and once more by a later run. Raises NotFound if it has gone meanwhile, DataLoss if the target made
+        something else of it, AlreadyExists if the target has another one of that name.
         """
         self._target.hold(self._kind, info.name)
         there = self.look_up(info.name)
@@ -97,8 +97,9 @@ class Copier:
                 self._target.call(f"{_SERVICE}View", request, pb.ViewSnapshotResponse)
             case pb.ACTIVE:
                 self._prepare(info.name, info)
+                before = runs()
                 self._apply_difference(info, info.name)
-                self._finish(info, {LABEL: self._as_copied(info.name)} if running else {})
+                self._finish(info, {LABEL: self._as_copied(info.name)} if before or runs() else {})
             case _:
                 self._copy_committed(info)
         return True

@@ -67,7 +67,7 @@ class Undertaker:
 
         try:
             await self._owners.run(task.key, "bury", work, joining=Joining.SHARED)
-        except ApiError as error:
+        except (ApiError, OSError) as error:
             # The task stays, stopped or not, and its Delete tries again.
             _log.error("task.not_buried", namespace=task.namespace, container=task.id, error=str(error))
 

@@ -153,13 +153,17 @@ class Lifecycle:
             reply = await self._create_in_shim(task, request)
             if job.give_up_if_abandoned():
                 raise Cancelled(f"create of task {task.id}")
-        except ApiError as error:
-            operation.stage = f"undo, because of: {error}"
-            await self._undo(task, error)
-            raise error_for(error.code, f"failed to create shim task: {error}") from error
-        init.pid = reply.pid
-        if manifest.shim:
-            bundle.note_init(reply.pid)
+            init.pid = reply.pid
+            if manifest.shim:
+                bundle.note_init(reply.pid)
+        except (ApiError, OSError) as error:
+            # What a full disk or table of files refuses is no reason to leave half a task.
+            reason = (
+                error if isinstance(error, ApiError) else UnknownError(f"{operation.stage}: {error.strerror or error}")
+            )
+            operation.stage = f"undo, because of: {reason}"
+            await self._undo(task, reason)
+            raise error_for(reason.code, f"failed to create shim task: {reason}") from error
         self._tasks.table.publish(task)
         self._undertaker.watch(task)
         return task
@@ -301,7 +305,7 @@ class Lifecycle:
             if client is not None:
                 await self._shims.shut_down(retired, client)
                 self._undertaker.publish_spool(task, retired)
-        except UnknownError as error:
+        except (UnknownError, OSError) as error:
             _log.error("shim.not_ended", namespace=task.namespace, container=task.id, error=str(error))
             return
         finally:

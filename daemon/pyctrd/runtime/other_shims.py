@@ -81,7 +81,13 @@ class OtherShims:
         except UnknownError:
             bundle.forget_other_shim()
             raise
-        shim = parse_answer(program, output)
+        try:
+            shim = parse_answer(program, output)
+        except ApiError:
+            # Nobody here can call it: starting it once more would bring another one.
+            await self._programs.run(bundle, (program,), "delete", "-bundle", str(bundle.path))
+            bundle.forget_other_shim()
+            raise
         bundle.write_other_shim(shim)
         return await self._introduce(bundle, shim)
 

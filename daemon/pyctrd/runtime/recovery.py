@@ -110,7 +110,10 @@ class Recovery:
             return
         self._undertaker.watch(task)
         if task.bundle.manifest.shim:
-            await self._shims.streams.keep(task.bundle)
+            try:
+                await self._shims.streams.keep(task.bundle)
+            except (ApiError, OSError) as error:  # it runs on without them, and may have ended meanwhile
+                _log.error("streams.not_kept", namespace=task.namespace, container=task.id, error=str(error))
         try:
             await self._tasks.refresh(task)
         except NotFound:

@@ -118,23 +118,24 @@ class ShimClient(asyncio.Protocol):
 
         Raises the ApiError that the shim answers, Internal for an answer that is none, DeadlineExceeded if it does not
         answer in time, ShimGone if the connection is or gets closed. Cancelling only forgets the call: the shim carries
-        it out.
+        it out. Raises ResourceExhausted for a request of more than 4 MiB.
         """
         transport = self._transport
         if transport is None or self._resting is not None:
             transport = await self._connect_again(method)
-        self._stay_awake()
         stream_id = self._next_id
-        self._next_id += 2
         data = ttrpc.encode_request(
             ttrpc.Request(self._service, method, request.SerializeToString(), int(seconds * 1e9), self._metadata)
         )
+        frame = ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data)
+        self._next_id += 2
+        self._stay_awake()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
         self._calls[stream_id] = future
         # Cheaper than asyncio.timeout, and every call has one.
         timer = loop.call_later(seconds, _expire, future)
-        transport.write(self._due() + ttrpc.encode_frame(stream_id, ttrpc.FrameType.REQUEST, data))
+        transport.write(self._due() + frame)
         try:
             return reply.FromString(await future)
         except ConnectionResetError:

@@ -19,6 +19,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.core.times import UNSET
 from pyctrd.core.values import dataclass
+from pyctrd.log import Logger
 from pyctrd.runtime.bundle import NO_STDIO, Bundle, StdioNames
 from pyctrd.runtime.shim_client import ShimClient
 
@@ -32,6 +33,8 @@ _STATUS: Final[Mapping[int, Status]] = {
 
 KILLED: Final = 128 + signal.SIGKILL
 _TOLD_KEPT: Final = 1024
+
+_log = Logger("pyctrd.runtime")
 
 
 def task_not_found(id: str) -> ApiError:
@@ -309,8 +312,19 @@ def _exit(task: Task, value: bytes) -> None:
     else:
         killed = task.oom_killed and process is task.init and event.exit_status == KILLED
         process.finish(Exit(exit_status=event.exit_status, exited_at=time_of(event.exited_at), oom_killed=killed))
-        if task.bundle.manifest.shim and process.exit is not None:  # those of others write none
+        record_exit(task, process)
+
+
+def record_exit(task: Task, process: Process) -> None:
+    """Write down how a process of another make's shim ended, which writes no records; ours do.
+
+    A disk that refuses is no reason not to tell of it: until the next start we know, and the shim may.
+    """
+    if task.bundle.manifest.shim and process.exit is not None:
+        try:
             task.bundle.write_exit(process.exec_id, process.pid, process.exit)
+        except OSError as error:
+            _log.error("exit.not_recorded", namespace=task.namespace, container=task.id, error=str(error))
 
 
 def _paused(task: Task, value: bytes) -> None:

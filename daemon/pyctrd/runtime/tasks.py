@@ -25,7 +25,16 @@ from pyctrd.offload import Offload
 from pyctrd.runtime import other_streams
 from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
-from pyctrd.runtime.table import KILLED, Deleted, Process, Task, TaskTable, process_of, task_not_found
+from pyctrd.runtime.table import (
+    KILLED,
+    Deleted,
+    Process,
+    Task,
+    TaskTable,
+    process_of,
+    record_exit,
+    task_not_found,
+)
 
 CALL_TIMEOUT: Final = 10.0  # seconds; for a shim that is merely busy
 STATS_TIMEOUT: Final = 2.0
@@ -129,10 +138,16 @@ class Tasks:
         if exec_id in task.execs:
             raise AlreadyExists(f"id {exec_id}")
         names = StdioNames(request.stdin, request.stdout, request.stderr, request.terminal)
-        if task.bundle.manifest.shim and other_streams.are_ours(names):
+        with_fifos = bool(task.bundle.manifest.shim) and other_streams.are_ours(names)
+        if with_fifos:
             told = other_streams.make_fifos(task.bundle, exec_id, names)
             request.stdin, request.stdout, request.stderr = told.stdin, told.stdout, told.stderr
-        await self.call(task, "Exec", request, shim.ExecProcessResponse, CALL_TIMEOUT)
+        try:
+            await self.call(task, "Exec", request, shim.ExecProcessResponse, CALL_TIMEOUT)
+        except ApiError:
+            if with_fifos:
+                other_streams.remove_fifos(task.bundle, exec_id)
+            raise
         # A crash before this line leaves an exec that only the shim knows, which is enough while the shim lives.
         task.bundle.write_exec(exec_id, names)
         task.execs[exec_id] = Process(exec_id, names)
@@ -282,12 +297,13 @@ class Tasks:
 
         async def learn(process: Process) -> None:
             request = shim.StateRequest(id=task.id, exec_id=process.exec_id)
-            was_known = process.exit is not None
             try:
-                process.learn(await self.call(task, "State", request, shim.StateResponse, CALL_TIMEOUT))
+                state = await self.call(task, "State", request, shim.StateResponse, CALL_TIMEOUT)
+                was_known = process.exit is not None  # by an event, perhaps, that came meanwhile
+                process.learn(state)
                 if process.exit is not None and not was_known and task.bundle.manifest.shim:
                     # Ours tells it by an event, late; others give that up.
-                    task.bundle.write_exit(process.exec_id, process.pid, process.exit)
+                    record_exit(task, process)
                     self.publish(task.namespace, "/tasks/exit", exit_event(task, process, process.exit))
             except NotFound:
                 if not process.exec_id:
@@ -308,7 +324,7 @@ class Tasks:
                 await self.refresh(task)
             except DeadlineExceeded:
                 continue
-            except ApiError:
+            except (ApiError, OSError):
                 break
             _log.info("task.responsive", namespace=task.namespace, container=task.id)
             break

@@ -1,6 +1,8 @@
 """Create, start and delete on scripted shims."""
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,7 +10,16 @@ import pytest
 
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
-from pyctr_wire.errors import AlreadyExists, ApiError, Code, InvalidArgument, NotFound, Unavailable, UnknownError
+from pyctr_wire.errors import (
+    AlreadyExists,
+    ApiError,
+    Code,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+    UnknownError,
+)
 from pyctrd.core.tasks import Status
 from pyctrd.runtime import lifecycle
 from support.runtime_engine import NS, Engine, engine, until
@@ -94,6 +105,34 @@ async def test_refused_create_leaves_nothing(tmp_path: Path, zygote: ScriptedZyg
         assert not zygote.shims["web"].alive
         assert daemon.programs.commands == []
         assert [one.name for one in daemon.operations.about("web")] == ["create"]
+
+
+async def test_what_the_machine_refuses_leaves_nothing(
+    tmp_path: Path, zygote: ScriptedZygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with engine(tmp_path, zygote) as daemon:
+        with monkeypatch.context() as changed:
+            changed.setattr("pyctrd.runtime.shims.socket.socketpair", refuse)
+            with pytest.raises(UnknownError, match=r"^failed to create shim task: start the shim: Too many open files"):
+                await daemon.create()
+        assert daemon.left() == []
+        assert await daemon.create() == 4000
+
+
+async def test_another_shim_that_answers_what_nobody_understands_leaves_nothing(
+    tmp_path: Path, zygote: ScriptedZygote
+) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        request = shim.CreateTaskRequest(id="web")
+        with pytest.raises(Unimplemented, match=r"unsupported shim version \(0\)"):
+            await daemon.lifecycle.create(NS, "io.example.other.v1", b"{}", request, other_shim="/bin/other")
+        assert daemon.programs.commands == ["start", "delete"]
+        assert daemon.left() == []
+        with pytest.raises(NotFound):
+            await daemon.lifecycle.delete(NS, "web")
 
 
 @pytest.mark.parametrize("outcome", [Die, Hang])

@@ -9,7 +9,7 @@ import pytest
 
 from pyctr_wire import ttrpc
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
-from pyctr_wire.errors import ApiError, Code, Unavailable
+from pyctr_wire.errors import ApiError, Code, ResourceExhausted, Unavailable
 from pyctrd.runtime.shim_client import ShimClient
 
 _EVENT = ttrpc.Request("events", "Forward", b"something", 0, {})
@@ -94,6 +94,21 @@ async def test_without_a_next_call_it_is_acknowledged_soon_and_once() -> None:
         shim.tell(6)
         assert numbers(await shim.receive()) == [(6, ttrpc.FrameType.RESPONSE)]
         assert len(told) == 3
+
+
+async def test_a_request_that_is_too_long_harms_nothing() -> None:
+    async with called() as (client, shim, told):
+        shim.tell(2)
+        while not told:
+            await asyncio.sleep(0)
+        request = pb.ExecProcessRequest(exec_id="e" * (ttrpc.MAX_DATA + 1))
+        with pytest.raises(ResourceExhausted):
+            await client.call("Exec", request, pb.ExecProcessResponse, 30)
+        call = asyncio.ensure_future(state(client))
+        frames = await shim.receive()
+        assert numbers(frames) == [(2, ttrpc.FrameType.RESPONSE), (1, ttrpc.FrameType.REQUEST)]
+        shim.answer(1)
+        assert await call == 7
 
 
 async def test_a_client_that_closes_acknowledges_before() -> None:
