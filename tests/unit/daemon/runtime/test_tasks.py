@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
-from pyctr_wire.containerd.types import task_pb2
+from pyctr_wire.containerd.types.task import task_pb2
 from pyctrd.core.anys import AnyValue
 from pyctrd.offload import Offload
 from pyctrd.runtime.bundle import Bundles, Manifest
