@@ -146,8 +146,9 @@ def test_cve_2025_9566_a_working_directory_is_made_inside(pyctr: Pyctr, load: Lo
     target = str(outside) if link == "absolute" else "../" * 20 + str(outside)
     name = load({"link": target}, WorkingDir="/link/made", User="33")
 
-    run(pyctr, name, "sh", "-c", "touch here")
+    done = run(pyctr, name, "sh", "-c", "pwd; touch here")
 
+    assert done.stdout == f"{outside}/made\n"
     assert snapshot(outside) == before
 
 
@@ -221,8 +222,10 @@ def test_cve_2024_5154_network_files_are_not_written_through_links(pyctr: Pyctr,
     before = snapshot(outside)
     name = load({"etc": str(outside)})
 
-    run(pyctr, name, "true")
+    done = run(pyctr, name, "cat", *(f"/etc/{file}" for file in ("hosts", "hostname", "resolv.conf")))
 
+    assert done.returncode == 0, done.stderr
+    assert "127.0.0.1\tlocalhost" in done.stdout
     assert snapshot(outside) == before
 
 

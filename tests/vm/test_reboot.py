@@ -103,7 +103,7 @@ def test_containers_run_when_the_machine_is_turned_off(name: str) -> None:
     _left.append(cri)
     pod = cri.run_pod("web", network=POD)
     cri.run(pod, "sleep", "100000")
-    assert (BASES / "ips/pods").glob("10.*")
+    assert list((BASES / "ips/pods").glob("10.*"))
 
 
 @pytest.mark.boot(2)
