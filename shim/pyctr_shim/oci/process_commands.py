@@ -53,18 +53,20 @@ def _run(options: argparse.Namespace, checkpoint: Restore | None) -> int:
     container, directory = _create(options, checkpoint)
     if options.no_subreaper:
         set_child_subreaper(on=False)
-    relays = container.console_fd is not None and not options.console_socket
+    relayed_fd = None if options.console_socket else container.console_fd
     with _undone_on_error(container, directory):
-        _hand_over(options, container.pid, container.pidfd, None if relays else container.console_fd)
+        _hand_over(options, container.pid, container.pidfd, container.console_fd if relayed_fd is None else None)
         if not options.detach:
             _pass_signals_on(container.pidfd)  # before anybody can know that it runs
+        if relayed_fd is not None and os.isatty(0):
+            _copy_size(relayed_fd)  # before the program can ask for it
         if checkpoint is None:
             commands.start(options)
         else:
             container.start()
     if options.detach:
         return 0
-    status = _await(container.pidfd, container.console_fd if relays else None)
+    status = _await(container.pidfd, relayed_fd)
     if not options.keep:
         commands.delete(argparse.Namespace(**{**vars(options), "force": True}))
     return status
@@ -169,6 +171,8 @@ def exec_(options: argparse.Namespace) -> int:
         terminal = bool(document.get("terminal"))
         _check_console(options, detaches=options.detach or bool(options.console_socket), terminal=terminal)
         relays = terminal and not options.console_socket
+        if relays and os.isatty(0):
+            document["consoleSize"] = _own_size()  # before the program can ask for it
         if options.cgroup:
             container.cgroup = _places_below(container, options.cgroup)
         choices = ExecOptions(preserve_fds=options.preserve_fds, ignore_paused=options.ignore_paused)
@@ -268,8 +272,8 @@ def _relay(console_fd: int) -> None:
     try:
         if before is not None:
             tty.setraw(0)
-            _copy_size(console_fd)
             signal.signal(signal.SIGWINCH, lambda _number, _frame: _copy_size(console_fd))
+            _copy_size(console_fd)  # once changes are told: none falls between
         sources = [0, console_fd]
         while console_fd in sources:
             ready, _, _ = select.select(sources, [], [])
@@ -286,6 +290,12 @@ def _relay(console_fd: int) -> None:
         if before is not None:
             termios.tcsetattr(0, termios.TCSAFLUSH, before)
         os.close(console_fd)
+
+
+def _own_size() -> dict[str, int]:
+    """Return the size of the caller's terminal as a process document has it."""
+    size = os.get_terminal_size(0)
+    return {"width": size.columns, "height": size.lines}
 
 
 def _copy_size(console_fd: int) -> None:
