@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,23 +13,46 @@ from pathlib import Path
 
 import pytest
 
+from pyctr_sys import user_namespace
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.images import busybox_with_applets, write_archive
-from support.ordinary_user import UNIFIED, OrdinaryUser, pid_of, status_of
+from support.layers import archive, directory, entry
+from support.ordinary_user import FUSE, UNIFIED, OrdinaryUser, pid_of, status_of
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+BELOW = archive(
+    [
+        *(directory(name) for name in ("layers", "layers/merged", "layers/hidden", "layers/hidden/sub")),
+        *(entry(f"layers/{name}", b"below") for name in ("merged/gone", "merged/kept", "hidden/old", "hidden/sub/old")),
+    ]
+)
+ABOVE = archive(
+    [
+        directory("layers"),
+        directory("layers/merged"),
+        entry("layers/merged/.wh.gone", b""),
+        directory("layers/hidden"),
+        entry("layers/hidden/.wh..wh..opq", b""),
+        entry("layers/hidden/new", b"above"),
+    ]
+)
+needs_fuse = pytest.mark.skipif(
+    shutil.which("fuse-overlayfs") is None or not FUSE.exists(), reason="needs fuse-overlayfs and /dev/fuse"
+)
+FUSE_OVERLAYFS = ("--snapshotter", "fuse-overlayfs")
 
 
 @pytest.fixture(scope="module")
 def user() -> Iterator[OrdinaryUser]:
     with OrdinaryUser() as one:
-        write_archive(one.home / "demo.tar", {"docker.io/library/demo:demo": busybox_with_applets()})
+        write_archive(one.home / "demo.tar", {"docker.io/library/demo:demo": busybox_with_applets(BELOW, ABOVE)})
         yield one
 
 
 @pytest.fixture(scope="module")
 def daemon(user: OrdinaryUser) -> Iterator[DaemonProcess]:
-    with user.daemon() as one:
+    with user.daemon(user.with_fuse()) as one:
         user.pyctr("image", "import", str(user.home / "demo.tar"))
         yield one
         for container in user.pyctr("ps", "-aq", "--no-trunc").split():
@@ -81,7 +105,16 @@ def test_its_life(user: OrdinaryUser, daemon: DaemonProcess) -> None:
     assert name.strip() not in user.pyctr("ps", "-aq", "--no-trunc")
 
 
-@pytest.mark.parametrize("options", [(), ("--network", "none", "-t"), ("--snapshotter", "native", "--read-only")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--network", "none", "-t"),
+        ("--snapshotter", "native", "--read-only"),
+        pytest.param(FUSE_OVERLAYFS, marks=needs_fuse),
+        pytest.param((*FUSE_OVERLAYFS, "--read-only"), marks=needs_fuse),
+    ],
+)
 @pytest.mark.full
 def test_options(user: OrdinaryUser, daemon: DaemonProcess, options: tuple[str, ...]) -> None:
     """/dev, /proc, /sys and a volume are as ever."""
@@ -92,6 +125,35 @@ def test_options(user: OrdinaryUser, daemon: DaemonProcess, options: tuple[str, 
     out = user.pyctr("run", "--rm", "-v", "/v", *options, "demo:demo", "sh", "-c", script)
 
     assert out.split() == ["3", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("snapshotter", "kind"),
+    [
+        ("overlayfs", "overlay"),
+        pytest.param("native", "", marks=pytest.mark.full),
+        pytest.param("fuse-overlayfs", "fuse.fuse-overlayfs", marks=needs_fuse),
+    ],
+)
+def test_what_a_layer_hides_stays_hidden(
+    user: OrdinaryUser, daemon: DaemonProcess, snapshotter: str, kind: str
+) -> None:
+    """Whether an image's layer does, or a container that is started again."""
+    name = user.pyctr("run", "-d", "--snapshotter", snapshotter, "demo:demo", "sleep", "1000").strip()
+    show = ("exec", name, "sh", "-c", "cd /layers; find . -type f | sort")
+    assert user.pyctr(*show).split() == ["./hidden/new", "./merged/kept"]
+    mounts = user.pyctr("exec", name, "cat", "/proc/mounts")
+    (shown,) = [line.split()[2] for line in mounts.splitlines() if line.split()[1] == "/"]
+    assert shown == kind or not kind
+
+    script = "cd /layers; rm merged/kept; rm -r hidden; mkdir hidden; echo x >hidden/last; chown 1000 hidden/last"
+    user.pyctr("exec", name, "sh", "-c", script)
+    user.pyctr("stop", "-t", "0", name)
+    user.pyctr("start", name)
+
+    assert user.pyctr(*show).split() == ["./hidden/last"]
+    assert user.pyctr("exec", name, "stat", "-c", "%u", "/layers/hidden/last") == "1000\n"
+    user.pyctr("rm", "-f", name)
 
 
 def test_containers_live_on_without_the_daemon(user: OrdinaryUser, daemon: DaemonProcess) -> None:
@@ -201,11 +263,11 @@ def test_nobody_else_gets_at_the_daemon(user: OrdinaryUser, daemon: DaemonProces
 @contextlib.contextmanager
 def opened(*directories: Path) -> Iterator[None]:
     """Let everybody through directories."""
-    for directory in directories:
-        directory.chmod(0o711)
+    for one in directories:
+        one.chmod(0o711)
     yield
-    for directory in directories:
-        directory.chmod(0o700)
+    for one in directories:
+        one.chmod(0o700)
 
 
 @pytest.mark.full
@@ -280,6 +342,36 @@ def test_check_finds_everything(user: OrdinaryUser) -> None:
     assert f"ok    ids that /etc/subuid grants: {65536} ids" in done.stdout
     assert "ok    a user namespace: can be entered" in done.stdout
     assert "MISS" not in done.stdout
+
+
+@needs_fuse
+def test_a_device_that_is_for_root_alone_is_named() -> None:
+    """Before a container is made that could not start."""
+    check = (sys.executable, "-m", "pyctr", "check", "rootless")
+    with OrdinaryUser() as one:
+        hers, roots = one.with_fuse(), one.with_fuse(0o600)
+        usable, checked = (one.run(*check, wrapper=wrapper) for wrapper in (hers, roots))
+        with one.daemon(roots):
+            one.pyctr("image", "from-host", "demo", "true")
+            run = one.run(sys.executable, "-m", "pyctr", "run", "--rm", *FUSE_OVERLAYFS, "demo", "true")
+
+    assert f"ok    fuse-overlayfs: {shutil.which('fuse-overlayfs')}\nok    /dev/fuse: can be used\n" in usable.stdout
+    assert "note  /dev/fuse: this user may not use it\n      remedy: sudo chmod 666 /dev/fuse" in checked.stdout
+    assert run.returncode == 125
+    assert "snapshotter not loaded: fuse-overlayfs: this user may not use /dev/fuse: chmod 666" in run.stderr
+
+
+def test_who_has_no_program_for_it_is_told_how_to_get_it(user: OrdinaryUser) -> None:
+    """Nothing is missing by that: there is overlayfs."""
+    programs = user.base / "programs"
+    programs.mkdir()
+    for program in ("sh", *user_namespace.MAPPERS):
+        (programs / program).symlink_to(str(shutil.which(program)))
+
+    done = user.run("env", f"PATH={programs}", sys.executable, "-m", "pyctr", "check", "rootless")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note  fuse-overlayfs: not there\n      remedy: sudo apt-get install fuse-overlayfs\n" in done.stdout
 
 
 def test_who_is_granted_no_ids_is_told_how_to_get_them() -> None:

@@ -64,7 +64,13 @@ def image(
     *layers: Mapping[str, bytes | str], architecture: str = "amd64", config: Mapping[str, Any] | None = None
 ) -> BuiltImage:
     """Return an image with one gzip layer for each mapping of file names to contents, or to targets of symlinks."""
-    archives = [tar_of(files) for files in layers]
+    return image_of([tar_of(files) for files in layers], architecture=architecture, config=config)
+
+
+def image_of(
+    archives: Sequence[bytes], *, architecture: str = "amd64", config: Mapping[str, Any] | None = None
+) -> BuiltImage:
+    """Return an image with one gzip layer for each archive."""
     compressed = [gzip.compress(archive, mtime=0) for archive in archives]
     diff_ids = [digest(archive) for archive in archives]
     config_blob = json.dumps(
@@ -107,12 +113,15 @@ def busybox(**config: Any) -> BuiltImage:
     return image({"bin/busybox": program, "bin/sh": program}, {"etc/hello": b"hello\n"}, config=config)
 
 
-def busybox_with_applets() -> BuiltImage:
-    """Return an image with this machine's static busybox as /bin/busybox, and a link to it for each applet."""
+def busybox_with_applets(*above: bytes) -> BuiltImage:
+    """Return an image with this machine's static busybox as /bin/busybox, and a link to it for each applet.
+
+    Archives that are `above` it are further layers.
+    """
     applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
     links = {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"}
     files = {"bin/busybox": Path("/bin/busybox").read_bytes(), "etc/hello": b"hello\n"}
-    return image({**files, **links}, config={"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]})
+    return image_of([tar_of({**files, **links}), *above], config={"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]})
 
 
 def write_layout(directory: Path, images: Mapping[str, BuiltImage | Sequence[tuple[BuiltImage, str]]]) -> None:

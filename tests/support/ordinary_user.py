@@ -27,6 +27,7 @@ from .daemon_process import DEADLINE, DaemonProcess, wait_until
 
 IDS = 65536
 UNIFIED = Path("/sys/fs/cgroup/unified")  # version 2 beside version 1
+FUSE = Path("/dev/fuse")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _NEEDED = tuple(dict.fromkeys((_REPOSITORY, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve())))
 
@@ -88,6 +89,22 @@ class OrdinaryUser:
             " cgroup.subtree_control cgroup.threads; done; cd /\n"
         )
 
+    def with_fuse(self, mode: int = 0o666) -> list[str]:
+        """Return the beginning of a command that sees a /dev/fuse of that mode; udev's is for everybody.
+
+        There is none where this machine has none.
+        """
+        if not FUSE.exists():
+            return self.prefix
+        place = self.base / "dev"
+        place.mkdir(exist_ok=True)
+        device = FUSE.stat().st_rdev
+        return self._prefix(
+            f"mount -t tmpfs -o mode=0755 tmpfs {place}\n"  # where nodes are devices, as they may not be below /tmp
+            f"mknod -m {mode:o} {place}/fuse c {os.major(device)} {os.minor(device)}\n"
+            f"mount --bind {place}/fuse {FUSE}\n"
+        )
+
     def _prefix(self, script: str) -> list[str]:
         become = shlex.join(["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--"])
         return [
@@ -101,12 +118,12 @@ class OrdinaryUser:
             "sh",
         ]
 
-    def run(self, *command: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
-            ) -> "subprocess.CompletedProcess[str]":  # fmt: skip
-        """Run a command as this user to its end."""
+    def run(self, *command: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None,
+            wrapper: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":  # fmt: skip
+        """Run a command as this user to its end; `wrapper` begins it, if that is not `prefix`."""
         return subprocess.run(
-            [*self.prefix, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=4 * DEADLINE,
-            check=False, env={**self.environment, **(environment or {})}, cwd=cwd or self.home,
+            [*(wrapper or self.prefix), *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=4 * DEADLINE, check=False, env={**self.environment, **(environment or {})}, cwd=cwd or self.home,
         )  # fmt: skip
 
     def pyctr(self, *arguments: str) -> str:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from pyctr_sys import cgroups, user_namespace
 from pyctrd.rootless import paths
 from pyctrd.rootless.entry import lines_of
+from pyctrd.snapshots import fuse_overlayfs
 
 _ENOUGH: Final = 65536  # ids, of which images may use every one
 _FIRST: Final = 100000  # where usermod begins
@@ -69,6 +70,7 @@ def _findings() -> Iterator[Finding]:
     yield from map(_mapper, user_namespace.MAPPERS)
     yield from _sysctls()
     yield from _trial()
+    yield from _fuse()
     yield _runtime_directory(uid)
     yield _delegation()
     yield from _lingering(name)
@@ -130,12 +132,27 @@ def _trial() -> Iterator[Finding]:
     yield Finding("a user namespace", entered or "can be entered", entered and "see the other lines")
     if (reason := found.get("overlay")) is not None:
         remedy = (
-            reason and "Linux 5.11, and a file system that can be below an overlay; snapshots are copies until then"
+            reason
+            and "Linux 5.11, and a file system that can be below an overlay; snapshots are copies until then,"
+            " but with --snapshotter fuse-overlayfs"
         )
         yield Finding("overlayfs in it", reason or "can be mounted", remedy, needed=False)
     if (reason := found.get("proc")) is not None:
         remedy = reason and "it must not be covered here, as it is inside of a container"
         yield Finding("/proc of a container", reason or "can be mounted", remedy)
+
+
+def _fuse() -> Iterator[Finding]:
+    """Yield what there is of what the fuse-overlayfs snapshotter takes."""
+    program, device = fuse_overlayfs.PROGRAM, fuse_overlayfs.DEVICE
+    path = shutil.which(program)
+    yield Finding(program, path or "not there", "" if path else f"sudo apt-get install {program}", needed=False)
+    if fuse_overlayfs.may_use_device():
+        yield Finding(device, "can be used")
+    elif Path(device).exists():
+        yield Finding(device, "this user may not use it", f"sudo chmod 666 {device}, as udev does", needed=False)
+    else:
+        yield Finding(device, "not there", "sudo modprobe fuse", needed=False)
 
 
 def _runtime_directory(uid: int) -> Finding:

@@ -3,6 +3,7 @@
 Directories as overlayfs has them: see overlay.py. Source: fuse-overlayfs(1).
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from pyctrd.core.snapshots import Kind
 from pyctrd.snapshots.driver import Unusable
 from pyctrd.snapshots.overlay import Overlay, stack
 
-_PROGRAM: Final = "fuse-overlayfs"
+PROGRAM: Final = "fuse-overlayfs"
+DEVICE: Final = "/dev/fuse"
 
 
 class FuseOverlayfs(Overlay):
@@ -26,12 +28,14 @@ class FuseOverlayfs(Overlay):
     maps_ids: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        """Raise Unusable where the program, or the device that it needs, is missing."""
+        """Raise Unusable where the program, or the device that it needs, is missing or for others only."""
         super().__init__()
-        if shutil.which(_PROGRAM) is None:
-            raise Unusable(f"there is no {_PROGRAM} in $PATH: install it")
-        if not Path("/dev/fuse").exists():
-            raise Unusable("there is no /dev/fuse")
+        if shutil.which(PROGRAM) is None:
+            raise Unusable(f"there is no {PROGRAM} in $PATH: install it")
+        if not Path(DEVICE).exists():
+            raise Unusable(f"there is no {DEVICE}")
+        if not may_use_device():
+            raise Unusable(f"this user may not use {DEVICE}: chmod 666, as udev does")
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mounts that show a snapshot."""
@@ -45,3 +49,8 @@ class FuseOverlayfs(Overlay):
         if parents:
             raise InvalidArgument(f"the {self.name} snapshotter cannot show layers with other owners; native can")
         super().give(directory, parents, maps)
+
+
+def may_use_device() -> bool:
+    """Tell whether there is the device, and we may use it: it lets everybody, but not where udev has not seen to it."""
+    return os.access(DEVICE, os.R_OK | os.W_OK)
