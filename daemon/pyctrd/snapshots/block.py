@@ -23,6 +23,11 @@ _NOT_OPTIONS: Final = frozenset(
 )
 
 
+def options_for_copies(fs_type: str) -> tuple[str, ...]:
+    """Return what lets a file system be mounted beside its copies: xfs looks whether its UUID is mounted already."""
+    return ("nouuid",) if fs_type == "xfs" else ()
+
+
 @contextmanager
 def opened(mount: Mount) -> Iterator[Path]:
     """Yield the root directory of a block device's mount, or of a file's with the option loop. Raises OSError."""

@@ -19,7 +19,7 @@ from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
 from pyctrd.core.snapshotter_settings import Blockfile as Settings
 from pyctrd.metadata.durable import replacing
-from pyctrd.snapshots.block import PATIENCE, give_tree
+from pyctrd.snapshots.block import PATIENCE, give_tree, options_for_copies
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
 from pyctrd.snapshots.programs import run
@@ -53,8 +53,10 @@ class Blockfile(Driver):
 
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mount that shows a snapshot; it needs a loop device."""
-        options = ("loop", "ro" if kind is Kind.VIEW else "rw", *self._settings.mount_options)
-        return [Mount(self._settings.fs_type, f"{directory}/disk", options=options)]
+        fs_type = self._settings.fs_type
+        mode = "ro" if kind is Kind.VIEW else "rw"
+        options = ("loop", mode, *options_for_copies(fs_type), *self._settings.mount_options)
+        return [Mount(fs_type, f"{directory}/disk", options=options)]
 
     def usage(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Usage:
         """Return what the file takes."""

@@ -28,7 +28,7 @@ from pyctrd.core.mounts import Mount
 from pyctrd.core.snapshots import Kind, Usage
 from pyctrd.core.snapshotter_settings import Devmapper as Settings
 from pyctrd.metadata.durable import replacing
-from pyctrd.snapshots.block import PATIENCE, give_tree
+from pyctrd.snapshots.block import PATIENCE, give_tree, options_for_copies
 from pyctrd.snapshots.directories import Note
 from pyctrd.snapshots.driver import Driver, Unusable
 from pyctrd.snapshots.programs import run
@@ -90,7 +90,7 @@ class Devmapper(Driver):
     def mounts(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Sequence[Mount]:
         """Return the mount that shows a snapshot, whose device is there from now on."""
         self._activate(directory, int((directory / "device").read_text()))
-        options = ("ro" if kind is Kind.VIEW else "rw", *(("nouuid",) if self._settings.fs_type == "xfs" else ()))
+        options = ("ro" if kind is Kind.VIEW else "rw", *options_for_copies(self._settings.fs_type))
         return [Mount(self._settings.fs_type, self._path(directory), options=options)]
 
     def usage(self, directory: Path, parents: Sequence[Path], kind: Kind) -> Usage:
