@@ -156,8 +156,9 @@ class _ScopeV2(CgroupV2):
 
     def apply(self, resources: Resources) -> None:
         """Tell systemd the limits, then write all of them."""
-        self._scope.set(properties_of(resources, is_v2=True))
-        super().apply(resources)
+        completed = self.completed(resources)  # before systemd writes the half that it is told
+        self._scope.set(properties_of(completed, is_v2=True))
+        super().apply(completed)
 
     def remove(self) -> None:
         """Remove it, unless processes are in it; then there is nothing that systemd could wait for."""

@@ -84,7 +84,7 @@ class CgroupV2:
             self._filter_devices(device_filter.with_defaults(rules))
         if (resources.get("memory") or {}).get("checkBeforeUpdate"):
             self._check_memory(resources["memory"])
-        for field, name, value in limits(resources, has_bfq=self._has("io.bfq.weight")):
+        for field, name, value in limits(self.completed(resources), has_bfq=self._has("io.bfq.weight")):
             if (value == "0" or ".rsvd." in name) and not self._has(name):
                 continue  # what the kernel does not have is off already; reservations count as use then
             try:
@@ -92,6 +92,15 @@ class CgroupV2:
             except OSError as error:
                 text = f"linux.resources.{field}: writing {value!r} to {self._directory}/{name}: {error.strerror}"
                 raise OciError(text, error.errno or 0) from None
+
+    def completed(self, resources: Resources) -> Resources:
+        """Return limits that have, where one is given, both CPU quota and period: the other is the kernel's now."""
+        cpu = resources.get("cpu") or {}
+        if bool(cpu.get("quota")) == bool(cpu.get("period")):
+            return resources
+        quota, period = files.read(f"{self._directory}/cpu.max").split() or ("max", _DEFAULT_PERIOD_US)
+        now = {"quota": -1 if quota == "max" else int(quota), "period": int(period)}
+        return {**resources, "cpu": {**cpu, **{name: cpu.get(name) or now[name] for name in now}}}
 
     def _has(self, name: str) -> bool:
         return os.path.exists(f"{self._directory}/{name}")

@@ -93,6 +93,26 @@ def test_limits_of_version_2(resources: dict[str, Any], writes: list[tuple[str, 
 
 
 @pytest.mark.parametrize(
+    ("cpu", "cpu_max", "written"),
+    [
+        ({"period": 50000}, "20000 80000", "20000 50000"),
+        ({"period": 500000}, "max 100000", "max 500000"),
+        ({"quota": 10000}, "20000 80000", "10000 80000"),
+        ({"quota": -1}, "900 80000", "max 80000"),
+    ],
+)
+def test_quota_and_period_stand_without_each_other(
+    tmp_path: Path, cpu: dict[str, int], cpu_max: str, written: str
+) -> None:
+    """As they do in version 1, which has a file for each: an update of one leaves the other."""
+    (tmp_path / "cpu.max").write_text(cpu_max)
+
+    v2.CgroupV2(manager.Hierarchies({}, str(tmp_path)), "").apply({"cpu": cpu})
+
+    assert (tmp_path / "cpu.max").read_text() == written
+
+
+@pytest.mark.parametrize(
     "resources",
     [
         {"memory": {"swappiness": 10}},
