@@ -32,11 +32,14 @@ pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
 
 IMAGE: Final = "example.org/busybox:1"
 LARGE: Final = 96 << 20  # bytes
+SNAPSHOTTERS: Final = ("overlayfs", "native")  # that all daemons have
 # The first time it writes, later it shows what was written.
 WRITER: Final = (
     "if [ -e /kept/file ]; then cat /kept/file; [ -L /bin/echo ] || echo removed;"
     " else mkdir /kept; echo from-the-source > /kept/file; rm /bin/echo; fi"
 )
+# As the writer, but its exit code says it.
+COPIED_WRITER: Final = "if [ -e /kept ] && [ ! -L /bin/echo ]; then exit 7; else mkdir /kept && rm /bin/echo; fi"
 CHANGER: Final = (
     'if [ -e /state ]; then cat /state; else echo early > /state; trap "echo late > /state; exit" TERM;'
     " while :; do sleep 0.1; done; fi"
@@ -111,8 +114,8 @@ class Seen:
         found = self._ask(images_pb2_grpc.ImagesStub, "List", images_pb2.ListImagesRequest()).images
         return {image.name: image.target.digest for image in found}
 
-    def snapshots(self) -> dict[str, tuple[str, int]]:
-        request = snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs")
+    def snapshots(self, snapshotter: str) -> dict[str, tuple[str, int]]:
+        request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter)
         batches = self._ask(snapshots_pb2_grpc.SnapshotsStub, "List", request)
         return {info.name: (info.parent, info.kind) for batch in batches for info in batch.info}
 
@@ -125,7 +128,8 @@ class Seen:
         return [one.id for one in self._ask(leases_pb2_grpc.LeasesStub, "List", leases_pb2.ListRequest()).leases]
 
     def everything(self) -> tuple[Any, ...]:
-        return self.content(), self.images(), self.snapshots(), self.containers(), self.leases()
+        snapshots = [self.snapshots(name) for name in SNAPSHOTTERS]
+        return self.content(), self.images(), snapshots, self.containers(), self.leases()
 
 
 def test_all_of_a_namespace_arrives_though_the_first_run_is_cut(
@@ -137,7 +141,8 @@ def test_all_of_a_namespace_arrives_though_the_first_run_is_cut(
     there("images", "import", str(archive))
     there("namespaces", "label", namespace, "colour=green")
     assert there("run", IMAGE, "writer", "sh", "-c", WRITER) == ""
-    layer = next(name for name, (parent, _) in Seen(source, namespace).snapshots().items() if not parent)
+    there("run", "--snapshotter", "native", IMAGE, "copied", "sh", "-c", COPIED_WRITER)
+    layer = next(name for name, (parent, _) in Seen(source, namespace).snapshots("overlayfs").items() if not parent)
     there("snapshots", "prepare", "making", layer)
     there("snapshots", "commit", "made", "making")
     there("run", "--detach", IMAGE, "changer", "sh", "-c", CHANGER)
@@ -169,6 +174,7 @@ def _check(source: DaemonProcess, target: DaemonProcess, there: Ctr, here: Ctr) 
 
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{target.log_text()}"
     assert copy.everything() == original.everything(), "what only the run needed is gone on both sides, too"
+    assert all("copied" in seen.snapshots("native") for seen in (original, copy))
     assert "colour=green" in here("namespaces", "ls")
     report = done.stdout
     assert "container changer: its task is not moved, it runs on in the source" in report
@@ -177,6 +183,7 @@ def _check(source: DaemonProcess, target: DaemonProcess, there: Ctr, here: Ctr) 
     # The target is not to start what the source runs.
     assert "containerd.io/restart.status" not in json.loads(here("containers", "info", "stays"))["Labels"]
     assert here("tasks", "start", "writer") == "from-the-source\nremoved\n"
+    assert here.run("tasks", "start", "copied").returncode == 7
     # What ran meanwhile is copied once more when it has ended.
     there("tasks", "kill", "changer")
     wait_until(lambda: "RUNNING" not in there("tasks", "ls").partition("changer")[2].partition("\n")[0], "it ends")
@@ -233,6 +240,31 @@ def test_what_cannot_be_copied_is_named_and_all_else_is(namespace: str) -> None:
         assert f"skipped      image {IMAGE}: the target has {busybox().digest} by this name, which stays" in done.stdout
         assert Seen(target, namespace).images() == {IMAGE: busybox().digest, "example.org/other:1": image.digest}
         assert config not in Seen(target, namespace).content()
+
+
+def test_snapshots_of_a_snapshotter_that_the_target_has_not_are_counted(namespace: str) -> None:
+    """If there are any; all else is copied."""
+    table = "[snapshotters.blockfile]\n"
+    with (
+        DaemonProcess(config=f"{table}scratch_size = {64 << 20}\n") as source,
+        DaemonProcess(config=f'{table}fs_type = "of-nobody"\n') as target,
+    ):
+        there = Ctr(source, program("1.6"), namespace)
+        there("snapshots", "--snapshotter", "native", "prepare", "first")
+        without = migrate(source, target)
+        for key in ("one", "two"):
+            there("snapshots", "--snapshotter", "blockfile", "prepare", key)
+        there("snapshots", "--snapshotter", "native", "prepare", "last")
+
+        done = migrate(source, target)
+
+        assert (without.returncode, "blockfile" in without.stdout) == (0, False), without.stdout + without.stderr
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert (
+            "  skipped      2 snapshots of blockfile: the target has no snapshotter of that name;"
+            " what images need is unpacked when it is used\nwhat is skipped is not in the target\n"
+        ) in done.stdout
+        assert set(Seen(target, namespace).snapshots("native")) == {"first", "last"}
 
 
 def test_a_daemon_that_is_not_there_is_named(tmp_path: Path) -> None:
