@@ -92,6 +92,11 @@ def test_file_systems(nerdctl: Nerdctl, tmp_path: Path) -> None:
     nerdctl("rmi", "example.com/flat:v1")
 
 
+def test_nerdctl_has_no_word_for_the_use_of_disks(nerdctl: Nerdctl) -> None:
+    """One that has it is to be held against what the daemon knows, and docs/clients.md to be changed."""
+    assert r"unknown subcommand \"df\" for \"system\"" in nerdctl.fails("system", "df")
+
+
 @pytest.mark.full
 def test_what_is_not_used_is_pruned(nerdctl: Nerdctl) -> None:
     nerdctl("run", "--name", "ended", NAME, "true")
