@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import tarfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from support import peers
 from support.ctr_client import DEBIANS, Ctr, leaving_nothing, namespace_with, program
 from support.daemon_process import DaemonProcess, wait_until
 from support.engines import make_root
+from support.footprint import remove_cgroup
 from support.images import BuiltImage, busybox_with_applets
 from support.real_containerd import RealContainerd
 from support.registry_process import running_registry
@@ -409,7 +411,7 @@ def test_ctr_crashes_before_it_asks_a_shim_for_an_exec(ctr: Ctr, tmp_path: Path)
 @pytest.mark.parametrize("version", ["1.6", "2"])
 def test_ctr_crashes_with_a_shim_of_containerds_too(version: str, tmp_path: Path) -> None:
     with RealContainerd("containerd" if version == "1.6" else str(peers.find("containerd", version))) as containerd:
-        ctr = Ctr(containerd, program(version), "theirs")
+        ctr = Ctr(containerd, program(version), f"test-{uuid.uuid4().hex[:8]}")
         ctr("run", "-d", "--null-io", "--rootfs", str(make_root(tmp_path / "rootfs")), "c", "/bin/sleep", "1000")
         shim = ["shim", "--id", "c"]
         if "--shim-address" in ctr("shim", "--help"):
@@ -421,6 +423,7 @@ def test_ctr_crashes_with_a_shim_of_containerds_too(version: str, tmp_path: Path
 
         ctr.run("tasks", "rm", "--force", "c")
         ctr("containers", "rm", "c")
+        remove_cgroup(ctr.namespace)
 
 
 def test_a_sandbox_has_a_life_and_ends_what_runs_in_it(newer: Ctr, tmp_path: Path) -> None:
