@@ -34,8 +34,10 @@ class Root(NamedTuple):
 def root_in(pyctr: Pyctr) -> Root:
     """Run a container and return what it says; another one is running meanwhile, on another copy of the file."""
     other = pyctr(*RUN, "-d", "demo", "sleep", "1000").strip()
-    out = pyctr(*RUN, "--rm", "demo", "sh", "-c", "df -B1M --output=size /; cat /proc/mounts; echo >/new")
-    pyctr("rm", "-f", other)
+    try:
+        out = pyctr(*RUN, "--rm", "demo", "sh", "-c", "df -B1M --output=size /; cat /proc/mounts; echo >/new")
+    finally:
+        pyctr("rm", "-f", other)
     lines = out.splitlines()
     (mount,) = [fields for fields in map(str.split, lines[2:]) if fields[1] == "/"]
     return Root(mount[2], mount[3].split(","), int(lines[1]))
