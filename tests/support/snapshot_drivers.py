@@ -50,7 +50,10 @@ def file_system(kind: str, directory: Path, size: int = 512 << 20) -> Iterator[P
 
 @contextmanager
 def thin_pool(directory: Path) -> Iterator[str]:
-    """Make a thin pool on loop devices and return its name; skip the test, and say so, where that cannot be."""
+    """Make a thin pool on loop devices, its data in `directory`/data, and return its name.
+
+    Skips the test, and says so, where that cannot be.
+    """
     if os.geteuid():
         pytest.skip("needs root, for devices")
     if shutil.which("dmsetup") is None:
