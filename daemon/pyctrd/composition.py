@@ -25,6 +25,7 @@ from pyctrd.metadata.database import Database
 from pyctrd.offload import Offload
 from pyctrd.rpc import containers, forward, health, tasks, version
 from pyctrd.rpc.container_index import ContainerIndex
+from pyctrd.runtime.apparmor import AppArmor
 from pyctrd.runtime.bundle import Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -152,7 +153,10 @@ class Parts:
         shims = Shims(endpoints, zygote, self.bulk, lambda request: self.shim_listener.take(request))
         self.tasks = Tasks(self.exchange, group, self.rows)
         undertaker = Undertaker(self.tasks, shims, owners, self.operations, group)
-        self.lifecycle = Lifecycle(self.tasks, self.bundles, shims, owners, undertaker, self.operations, group)
+        self.apparmor = AppArmor(self.bulk)
+        self.lifecycle = Lifecycle(
+            self.tasks, self.bundles, shims, owners, undertaker, self.operations, self.apparmor.prepare, group
+        )
         self.recovery = Recovery(self.tasks, self.bundles, shims, owners, undertaker, self.lifecycle, group)
 
     def _build_services(self) -> None:

@@ -296,6 +296,7 @@ class LateParts:
             self._logs,
             self._belongings,
             self._described,
+            parts.apparmor,
             maps_for(parts.config.userns.remap),
         )
         return Engine(

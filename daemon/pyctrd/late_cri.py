@@ -161,6 +161,7 @@ class CriParts:
                 stores.belongings,
                 stores.described,
                 self._image_volumes,
+                parts.apparmor,
             ),
             PodImages(self._images),
             parts.tasks,

@@ -12,6 +12,7 @@ from typing import Any
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as shim
 from pyctrd.core.anys import AnyValue
 from pyctrd.offload import Offload
+from pyctrd.runtime.apparmor import AppArmor
 from pyctrd.runtime.bundle import Bundles
 from pyctrd.runtime.burial import Undertaker
 from pyctrd.runtime.lifecycle import Lifecycle
@@ -96,8 +97,9 @@ async def engine(state: Path, zygote: ScriptedZygote) -> AsyncIterator[Engine]:
         shims = Shims(Endpoints(state, "/grpc", "/ttrpc", "info"), zygote, programs, lambda _request: b"")
         owners = Owners(group)
         tasks = Tasks(published, group, threads)
+        apparmor = AppArmor(threads, state / "sys", str(state / "bin"))  # where StagedKernel has it
         undertaker = Undertaker(tasks, shims, owners, operations, group)
-        lifecycle = Lifecycle(tasks, bundles, shims, owners, undertaker, operations, group)
+        lifecycle = Lifecycle(tasks, bundles, shims, owners, undertaker, operations, apparmor.prepare, group)
         recovery = Recovery(tasks, bundles, shims, owners, undertaker, lifecycle, group)
         zygote.forward = tasks.forward
         try:

@@ -1,15 +1,26 @@
-"""AppArmor profiles, on a kernel that enforces them."""
+"""AppArmor profiles, on a kernel that enforces them: those that a spec names, and the one that we bring."""
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import grpc
 import pytest
 
+from pyctr_wire.cri import image_pb2
 from support.containers import Containers
+from support.cri_client import CriClient
 from support.daemon_process import DaemonProcess
+from support.pyctr_command import Pyctr
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+PROGRAMS: Final = ("sh", "cat", "mount", "sleep")
+DEFAULT: Final = "pyctr-default (enforce)\n"
+POD_DEFAULT: Final = "cri-containerd.apparmor.d (enforce)\n"
+LOADED: Final = Path("/sys/kernel/security/apparmor/profiles")
+LABEL: Final = ("cat", "/proc/self/attr/current")
 
 PROFILE = """
 profile pyctr-test flags=(attach_disconnected, mediate_deleted) {
@@ -92,3 +103,97 @@ def test_a_profile_that_is_not_loaded_is_refused(containers: Containers) -> None
         create_and_start(containers, "odd")
 
     assert not (containers.rootfs / "tmp/ran").exists()
+
+
+# -- the default profile
+
+
+def forget() -> None:
+    """Take our profiles from the kernel."""
+    for name in ("pyctr-default", "cri-containerd.apparmor.d"):
+        if f"{name} (" in LOADED.read_text():
+            subprocess.run(["apparmor_parser", "--remove"], input=f"profile {name} {{}}", text=True, check=True)
+    assert "pyctr-default" not in LOADED.read_text()
+
+
+@pytest.fixture
+def unknown() -> None:
+    """The kernel has no profile of ours."""
+    forget()
+
+
+# All else that would deny it is taken away. The keyboard's command only prints what commands there are.
+GIVEN: Final = (
+    "--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined",
+)  # fmt: skip
+TRIES: Final = """
+cat /proc/self/attr/current
+mount -t tmpfs tmpfs /dev/shm && echo mounted
+echo h >/proc/sysrq-trigger && echo commanded
+true >>/proc/sys/kernel/core_pattern && echo opened the kernel
+true >>/proc/sys/kernel/shm_rmid_forced && echo opened its own
+sleep 100 & kill $! && echo signalled
+"""
+
+
+@pytest.mark.parametrize("runtime", [(), ("--runtime", "runc")], ids=["ours", "runc"])
+def test_a_container_has_the_default_profile(pyctr: Pyctr, unknown: None, runtime: tuple[str, ...]) -> None:
+    """It denies what capabilities would allow."""
+    assert pyctr.box(*runtime, *GIVEN, "demo", "sh", "-c", TRIES).splitlines() == [
+        "pyctr-default (enforce)", "opened its own", "signalled"
+    ]  # fmt: skip
+
+
+def test_a_container_that_wants_no_profile_has_none(pyctr: Pyctr) -> None:
+    assert pyctr.box(*GIVEN, "--security-opt", "apparmor=unconfined", "demo", "sh", "-c", TRIES).splitlines() == [
+        "unconfined", "mounted", "commanded", "opened the kernel", "opened its own", "signalled"
+    ]  # fmt: skip
+
+
+def test_whose_profile_a_container_has(pyctr: Pyctr, profile: str) -> None:
+    assert pyctr.box("--privileged", "demo", *LABEL) == "unconfined\n"
+    assert pyctr.box("--security-opt", f"apparmor={profile}", "demo", *LABEL) == f"{profile} (enforce)\n"
+    assert pyctr.box("--privileged", "--security-opt", "apparmor=pyctr-default", "demo", *LABEL) == DEFAULT
+
+
+def test_a_confined_container_is_supervised(pyctr: Pyctr, name: str) -> None:
+    """Execs have its profile, too, and signals from outside arrive."""
+    script = "trap 'exit 7' TERM; while :; do sleep 0.2; done"
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sh", "-c", script)
+
+    assert pyctr("exec", name, *LABEL) == DEFAULT
+    assert pyctr("exec", name, "cat", "/proc/1/attr/current") == DEFAULT
+    pyctr("kill", "-s", "TERM", name)
+
+    assert pyctr("wait", name) == "7\n"
+
+
+def test_a_container_starts_again_where_the_kernel_has_forgotten_its_profile(pyctr: Pyctr, name: str) -> None:
+    """As after the machine was booted."""
+    pyctr("create", "--network", "none", "--name", name, "demo", *LABEL)
+    for _ in range(2):
+        forget()
+        assert pyctr("start", "-a", name) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("wanted", "label"),
+    [
+        (None, POD_DEFAULT),
+        (image_pb2.SecurityProfile(profile_type=image_pb2.SecurityProfile.RuntimeDefault), POD_DEFAULT),
+        (image_pb2.SecurityProfile(profile_type=image_pb2.SecurityProfile.Unconfined), "unconfined\n"),
+    ],
+)
+def test_a_pods_container_has_the_profile_that_nodes_expect(
+    pyctr: Pyctr, unknown: None, wanted: image_pb2.SecurityProfile | None, label: str
+) -> None:
+    with CriClient(pyctr.daemon) as cri:
+        pod = cri.run_pod()
+        config = cri.container_config("main", "sleep", "1000")
+        if wanted is not None:
+            config.linux.security_context.apparmor.CopyFrom(wanted)
+        container = cri.create(pod, config)
+        cri.start(container)
+
+        assert cri.exec(container, "cat", "/proc/1/attr/current").stdout.decode() == label
+        assert cri.exec(container, *LABEL).stdout.decode() == label

@@ -1,34 +1,30 @@
 """AppArmor of a pod's container. Source: BEHAVIOUR of containerd's CRI; apparmor(7)."""
 
-from pathlib import Path
-from typing import Final
-
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
-
-_APPARMOR: Final = Path("/sys/module/apparmor/parameters/enabled")
-_PROFILES: Final = Path("/sys/kernel/security/apparmor/profiles")
-_DEFAULT: Final = "cri-containerd.apparmor.d"
+from pyctrd.runtime.apparmor import POD_DEFAULT, AppArmor
 
 
-def apparmor_profile(security: runtime_pb2.LinuxContainerSecurityContext) -> str:
+def apparmor_profile(security: runtime_pb2.LinuxContainerSecurityContext, apparmor: AppArmor) -> str:
     """Return the AppArmor profile of a container, "" for none.
 
-    Raises FailedPrecondition for a profile that is not loaded, or not without AppArmor; InvalidArgument.
+    What says nothing has the default profile where that can be had. Who asks for it by its name has it wherever
+    AppArmor is on, since kubelets ask all nodes. Raises FailedPrecondition for a profile that is not loaded or cannot
+    be, or not without AppArmor; InvalidArgument.
     """
     wanted, profile = _wanted(security)
     if security.privileged or wanted == "unconfined":
         return ""
-    if not _is_enabled():
-        if wanted == "localhost":
-            raise FailedPrecondition(f"apparmor profile {profile}: AppArmor is not there on this machine")
-        return ""
-    if wanted == "default" and not security.HasField("apparmor") and not security.apparmor_profile:
-        return _DEFAULT if _is_loaded(_DEFAULT) else ""
-    name = _DEFAULT if wanted == "default" else profile
-    if not _is_loaded(name):
-        raise FailedPrecondition(f"apparmor profile not found {name}: load it with apparmor_parser")
-    return name
+    off = apparmor.why_off()
+    if wanted == "localhost":
+        if off:
+            raise FailedPrecondition(f"apparmor profile {profile}: {off}")
+        if not apparmor.has(profile):
+            raise FailedPrecondition(f"apparmor profile not found {profile}: load it with apparmor_parser")
+        return profile
+    if not off and (security.HasField("apparmor") or security.apparmor_profile):
+        apparmor.check(POD_DEFAULT)
+    return apparmor.default(POD_DEFAULT)
 
 
 def _wanted(security: runtime_pb2.LinuxContainerSecurityContext) -> tuple[str, str]:
@@ -45,11 +41,3 @@ def _wanted(security: runtime_pb2.LinuxContainerSecurityContext) -> tuple[str, s
     if text not in ("", "runtime/default", "unconfined"):
         raise InvalidArgument(f"apparmor_profile {text[:80]!r} is not a profile")
     return ("unconfined" if text == "unconfined" else "default"), ""
-
-
-def _is_enabled() -> bool:
-    return _APPARMOR.exists() and _APPARMOR.read_text().strip() == "Y"
-
-
-def _is_loaded(name: str) -> bool:
-    return any(line.split(" (")[0] == name for line in _PROFILES.read_text().splitlines())

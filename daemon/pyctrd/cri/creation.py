@@ -37,6 +37,7 @@ from pyctrd.cri.records import (
     row_labels,
 )
 from pyctrd.runtime import run_options
+from pyctrd.runtime.apparmor import AppArmor
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import ContainerRows, LeaseRows, Snapshotters, available_capabilities
 from pyctrd.runtime.image_user import User, resolve_user
@@ -87,8 +88,10 @@ class Maker:
         belongings: Belongings,
         described: Registry,
         image_volumes: ImageVolumes,
+        apparmor: AppArmor,
     ) -> None:
         """Use these stores."""
+        self._apparmor = apparmor
         self._described = described
         self._rows = rows
         self._snapshots = snapshots
@@ -219,7 +222,7 @@ class Maker:
             volumes=volumes,
             devices=devices,
             seccomp=profile,
-            apparmor=apparmor_profile(security),
+            apparmor=apparmor_profile(security, self._apparmor),
             selinux=_labels(pod, security),
             cgroup_namespaces=_CGROUP2.exists() and not security.privileged,
             hugepage_limits=hugepages.can_be_limited(),

@@ -43,6 +43,7 @@ from pyctrd.core.restarts import labels_for
 from pyctrd.core.values import dataclass
 from pyctrd.remapping import maps_for
 from pyctrd.runtime import image_lookup, network_files, run_options, run_spec
+from pyctrd.runtime.apparmor import DEFAULT, AppArmor
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.exec_spec import ExecOptions, build_process
 from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
@@ -141,11 +142,13 @@ class Creator:
         logs: LogFolders,
         belongings: Belongings,
         described: Registry,
+        apparmor: AppArmor,
         remap: Maps | None = None,
     ) -> None:
         """Use these stores; containers that do not say otherwise have the users of `remap`."""
         self._remap = remap
         self._described = described
+        self._apparmor = apparmor
         self._containers = containers
         self._images = images
         self._blobs = blobs
@@ -240,6 +243,8 @@ class Creator:
     ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
         """Return the spec, what the user should be told, and the targets of volumes that are its own, by name."""
         options, process = request.options, found.config.process
+        if DEFAULT in run_spec.security_options(options, "apparmor"):
+            self._apparmor.check(DEFAULT)
         with shown(mounts) as layers, LayerView(layers) as files:
             user = resolve_user(options.user or process.user, options.additional_groups, files)
             own, named = self._make_volumes(request, container_id, process.volumes, files)
@@ -257,6 +262,7 @@ class Creator:
             machine=platform.machine(),
             host_name=socket.gethostname(),
             cgroup_namespaces=_CGROUP2_CONTROLLERS.exists(),
+            apparmor=self._apparmor.default(DEFAULT),
             init_program=_find_init() if options.init else "",
             devices=devices,
             network_files=network_files.of_this_machine(options.network),

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -65,15 +66,21 @@ class Lifecycle:
         owners: Owners,
         undertaker: Undertaker,
         operations: Operations,
+        prepare: Callable[[bytes], Awaitable[None]],
         group: asyncio.TaskGroup,
     ) -> None:
-        """What nobody waits for, such as the end of a shim after a Delete, runs in `group`."""
+        """What nobody waits for, such as the end of a shim after a Delete, runs in `group`.
+
+        `prepare` is called with each spec before its container is made, for what the kernel needs to know by then;
+        raises ApiError.
+        """
         self._tasks = tasks
         self._bundles = bundles
         self._shims = shims
         self._owners = owners
         self._undertaker = undertaker
         self._operations = operations
+        self._prepare = prepare
         self._group = group
         self._deleted: OrderedDict[tuple[str, str], Deleted] = OrderedDict()
 
@@ -132,6 +139,8 @@ class Lifecycle:
     async def _create(
         self, operation: Operation, job: Job[Task], manifest: Manifest, spec: bytes, request: shim.CreateTaskRequest
     ) -> Task:
+        operation.stage = "prepare the machine"
+        await self._prepare(spec)
         operation.stage = "write the bundle"
         bundle = self._bundles.create(manifest, spec)
         self._deleted.pop((manifest.namespace, manifest.id), None)

@@ -36,6 +36,7 @@ class Found:
     machine: str  # uname -m
     host_name: str
     cgroup_namespaces: bool  # this machine has cgroup v2 and nothing else
+    apparmor: str = ""  # the profile of what asks for no other
     init_program: str = ""  # a static init on this machine, for --init
     devices: tuple[Device, ...] = ()
     maps: Maps | None = None  # of the user namespace that it gets
@@ -218,30 +219,43 @@ def _give_devices(linux: dict[str, Any], options: RunOptions, found: Found) -> N
         linux["resources"]["devices"] += [device.rule for device in found.devices]
 
 
+def security_options(options: RunOptions, name: str) -> list[str]:
+    """Return the values that `--security-opt` gives to a name, in order."""
+    return [value for one, value in map(_security_option, options.security_options) if one == name]
+
+
+def _security_option(option: str) -> tuple[str, str]:
+    """Return name and value, as in name=value, name:value or name."""
+    name, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
+    return name, value
+
+
 def _confine(spec: dict[str, Any], options: RunOptions, found: Found) -> None:
     """Set seccomp, LSM profiles and hidden paths as `--privileged` and `--security-opt` say."""
     linux, process = spec["linux"], spec["process"]
     seccomp: str | None = "unconfined" if options.privileged else None
+    profile = "" if options.privileged else found.apparmor
     hide = not options.privileged
     for option in options.security_options:
-        name, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
-        match name, value:
-            case "seccomp", _:
+        match _security_option(option):
+            case "seccomp", value:
                 seccomp = value
             case "no-new-privileges", ("" | "true"):
                 process["noNewPrivileges"] = True
             case "no-new-privileges", "false":
                 process["noNewPrivileges"] = False
             case "apparmor", "unconfined":
-                pass  # nothing confines it unless asked to
-            case "apparmor", _ if value:
-                process["apparmorProfile"] = value
+                profile = ""
+            case "apparmor", value if value:
+                profile = value
             case "label", "disable":
                 pass
             case "systempaths", "unconfined":
                 hide = False
             case _:
                 raise InvalidArgument(f"security option {option!r} is not known")
+    if profile:
+        process["apparmorProfile"] = profile
     if not hide:
         linux["maskedPaths"] = linux["readonlyPaths"] = []
     capabilities = process["capabilities"]["bounding"]

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from pyctrd.runtime.exec_spec import ExecOptions
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.run_options import RunOptions
 from pyctrd.runtime.volumes import Volumes
+from support.staged_kernel import StagedKernel
 
 NS = "default"
 NAME = "docker.io/library/demo:latest"
@@ -178,10 +179,17 @@ def volumes(belongings: Belongings) -> Volumes:
 
 
 @pytest.fixture
-def creator(stores: Containers, logs: LogFolders, belongings: Belongings) -> Creator:
+def kernel(tmp_path: Path) -> Iterator[StagedKernel]:
+    with StagedKernel(tmp_path / "kernel") as staged:
+        yield staged
+
+
+@pytest.fixture
+def creator(stores: Containers, logs: LogFolders, belongings: Belongings, kernel: StagedKernel) -> Creator:
     return Creator(
-        stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, belongings, Registry(())
-    )
+        stores, Images(stores), Blobs(stores), Snapshots(stores), Leases(stores), logs, belongings, Registry(()),
+        kernel.apparmor,
+    )  # fmt: skip
 
 
 def request(image: str = "demo", **options: Any) -> Request:
@@ -204,6 +212,39 @@ def test_the_order_of_creation(creator: Creator, stores: Containers, tmp_path: P
     assert created.log_uri == f"json-file://{tmp_path}/logs/default/c1/json.log"
     assert not (tmp_path / "logs").exists()  # the shim makes it
     assert (container.image, container.snapshot_key) == (NAME, "c1")
+
+
+@pytest.mark.parametrize(
+    ("options", "profile"),
+    [
+        ({}, "pyctr-default"),
+        ({"privileged": True}, None),
+        ({"privileged": True, "security_options": ("apparmor=pyctr-default",)}, "pyctr-default"),
+        ({"security_options": ("apparmor=unconfined",)}, None),
+        ({"security_options": ("apparmor:mine", "no-new-privileges")}, "mine"),
+    ],
+)
+def test_a_container_is_confined_unless_it_asks_not_to_be(
+    creator: Creator, stores: Containers, options: dict[str, Any], profile: str | None
+) -> None:
+    stores.add_image({"Cmd": ["sh"]})
+    creator.create(request(**options))
+    spec = stores.containers["c1"].spec
+    assert spec is not None
+    assert json.loads(spec.value)["process"].get("apparmorProfile") == profile
+
+
+def test_without_a_parser_only_who_names_the_default_profile_is_refused(
+    creator: Creator, stores: Containers, kernel: StagedKernel
+) -> None:
+    kernel.parser.unlink()
+    stores.add_image({"Cmd": ["sh"]})
+    with pytest.raises(FailedPrecondition, match=r"pyctr-default: .* install the package apparmor"):
+        creator.create(request(security_options=("apparmor=pyctr-default",)))
+    creator.create(request())
+    spec = stores.containers["c1"].spec
+    assert spec is not None
+    assert "apparmorProfile" not in json.loads(spec.value)["process"]
 
 
 @pytest.mark.parametrize("network", ["none", "host"])

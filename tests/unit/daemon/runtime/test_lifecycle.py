@@ -14,6 +14,7 @@ from pyctr_wire.errors import (
     AlreadyExists,
     ApiError,
     Code,
+    Internal,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -24,6 +25,7 @@ from pyctrd.core.tasks import Status
 from pyctrd.runtime import lifecycle
 from support.runtime_engine import NS, Engine, engine, until
 from support.scripted_shim import Die, Hang, ScriptedZygote
+from support.staged_kernel import StagedKernel
 
 
 @pytest.fixture
@@ -59,6 +61,22 @@ async def test_whole_life_in_order(tmp_path: Path, zygote: ScriptedZygote) -> No
         assert refused.value.code == Code.NOT_FOUND
         await gone(daemon)
         assert daemon.published.topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+
+
+async def test_a_container_is_made_once_its_profile_is_loaded_or_not_at_all(
+    tmp_path: Path, zygote: ScriptedZygote
+) -> None:
+    spec, loaded = b'{"process": {"apparmorProfile": "pyctr-default"}}', []
+    zygote.prepare = lambda _: loaded.append(kernel.loads())
+    with StagedKernel(tmp_path) as kernel:
+        async with engine(tmp_path, zygote) as daemon:
+            kernel.failing.touch()
+            with pytest.raises(Internal, match="pyctr-default"):
+                await daemon.lifecycle.create(NS, "io.containerd.runc.v2", spec, shim.CreateTaskRequest(id="web"))
+            assert (daemon.left(), loaded) == ([], [])
+            kernel.failing.unlink()
+            await daemon.lifecycle.create(NS, "io.containerd.runc.v2", spec, shim.CreateTaskRequest(id="web"))
+            assert loaded == [["pyctr-default"]]
 
 
 async def test_what_is_told_again_of_a_task_that_is_gone_is_no_news(tmp_path: Path, zygote: ScriptedZygote) -> None:

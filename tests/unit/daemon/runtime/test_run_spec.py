@@ -164,6 +164,22 @@ def test_security_options() -> None:
     assert spec["process"]["noNewPrivileges"]
 
 
+@pytest.mark.parametrize(
+    ("options", "profile"),
+    [
+        (RunOptions(), "ours"),
+        (RunOptions(privileged=True), None),
+        (RunOptions(security_options=("apparmor=unconfined",)), None),
+        (RunOptions(security_options=("apparmor:mine",)), "mine"),
+        (RunOptions(privileged=True, security_options=("apparmor=mine",)), "mine"),
+        (RunOptions(security_options=("apparmor=mine", "apparmor=unconfined")), None),
+    ],
+)
+def test_the_apparmor_profile(options: RunOptions, profile: str | None) -> None:
+    confined = build(options, found=replace(ROOT, apparmor="ours"))["process"]
+    assert confined.get("apparmorProfile") == profile
+
+
 @pytest.mark.parametrize("option", ["nope", "seccomp={", "seccomp={}", "seccomp=[]", "apparmor", "label=type:x"])
 def test_security_options_that_are_refused(option: str) -> None:
     with pytest.raises(InvalidArgument):
