@@ -1,5 +1,6 @@
 """AppArmor profiles, on a kernel that enforces them: those that a spec names, and the one that we bring."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import grpc
 import pytest
 
 from pyctr_wire.cri import image_pb2
+from support.attackers import STARTS, exchanging
 from support.containers import Containers
 from support.cri_client import CriClient
 from support.daemon_process import DaemonProcess
@@ -103,6 +105,62 @@ def test_a_profile_that_is_not_loaded_is_refused(containers: Containers) -> None
         create_and_start(containers, "odd")
 
     assert not (containers.rootfs / "tmp/ran").exists()
+
+
+@pytest.fixture
+def false_attributes(containers: Containers, tmp_path: Path) -> list[Path]:
+    """Files that look like those for labels, in a volume and in a root file system that has a link to it: tmp_path's.
+
+    Whose /proc is exchanged for the link has the one of the volume.
+    """
+    shutil.copytree(containers.rootfs, tmp_path / "rootfs", symlinks=True)
+    (tmp_path / "rootfs/link").symlink_to("/volume")
+    places = [tmp_path / "volume", tmp_path / "rootfs/proc"]
+    folders = [place / own / "attr" for place in places for own in ("self", "thread-self", "1")]
+    files = [folder / name for folder in folders for name in ("current", "exec", "apparmor/exec")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    return files
+
+
+def start_labelled(containers: Containers, profile: str, directory: Path) -> str:
+    """Return the label of a container's process, "" if none came to be, with the root and the volume in a directory."""
+    spec = containers.spec("raced", "sleep", "1000")
+    volume = {"destination": "/volume", "type": "bind", "source": str(directory / "volume"), "options": ["rbind"]}
+    containers.define(
+        "raced",
+        process=spec["process"] | {"apparmorProfile": profile},
+        root={"path": str(directory / "rootfs")},
+        mounts=[volume, *spec["mounts"]],
+    )
+    try:
+        containers.create("raced")
+        return Path(f"/proc/{containers.start('raced')}/attr/current").read_text().strip()
+    except grpc.RpcError:
+        return ""
+    finally:
+        containers.remove("raced")
+
+
+def test_cve_2025_52881_labels(
+    containers: Containers, profile: str, false_attributes: list[Path], tmp_path: Path
+) -> None:
+    """What an image has for /proc takes no label for itself; also CVE-2019-16884."""
+    assert start_labelled(containers, profile, tmp_path) == f"{profile} (enforce)"
+    assert {file.read_text() for file in false_attributes} == {""}
+
+
+@pytest.mark.parametrize("starts", STARTS)
+def test_cve_2025_52881_labels_while_proc_is_exchanged(
+    containers: Containers, profile: str, false_attributes: list[Path], tmp_path: Path, starts: int
+) -> None:
+    """A neighbour swaps /proc for a link to a volume's: a process has the profile, or there is none."""
+    with exchanging(tmp_path / "rootfs/proc", tmp_path / "rootfs/link"):
+        labels = {start_labelled(containers, profile, tmp_path) for _ in range(starts)}
+
+    assert labels <= {"", f"{profile} (enforce)"}
+    assert {path.read_text() for path in tmp_path.rglob("attr/**/*") if path.is_file()} == {""}
 
 
 # -- the default profile
