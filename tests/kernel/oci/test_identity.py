@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyctr_shim.oci import lsm, seccomp
+from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.capabilities import NAMES, bounding_set
 from support.oci_bundle import Lab, Spec, process
@@ -166,6 +167,67 @@ def test_scheduler_and_io_priority(lab: Lab) -> None:
 
     assert lines[0] == "3"
     assert lines[1] == "best-effort: prio 6"
+
+
+_MILLISECOND_NS = 1_000_000
+_DEADLINE = {"runtime": _MILLISECOND_NS, "deadline": 10 * _MILLISECOND_NS, "period": 20 * _MILLISECOND_NS}
+
+
+@pytest.mark.parametrize("flags", [[], ["SCHED_FLAG_RESET_ON_FORK"]])
+@pytest.mark.parametrize(
+    ("policy", "parameters", "number", "shown"),
+    [
+        ("SCHED_OTHER", {"nice": 5}, os.SCHED_OTHER, "SCHED_OTHER"),
+        ("SCHED_FIFO", {"priority": 7}, os.SCHED_FIFO, "priority: 7"),
+        ("SCHED_RR", {"priority": 9}, os.SCHED_RR, "priority: 9"),
+        ("SCHED_IDLE", {}, os.SCHED_IDLE, "SCHED_IDLE"),
+        ("SCHED_DEADLINE", _DEADLINE, 6, "parameters: 1000000/10000000/20000000"),
+    ],
+)
+def test_the_schedulers(
+    lab: Lab, policy: str, parameters: dict[str, int], number: int, shown: str, flags: list[str]
+) -> None:
+    spec = lab.spec("sleep", "1000")
+    spec["process"]["scheduler"] = {"policy": policy, "flags": flags, **parameters}
+    if policy in {"SCHED_FIFO", "SCHED_RR"}:
+        give_realtime(lab, spec)
+    pid = lab.running(spec).pid
+
+    assert os.sched_getscheduler(pid) == number | (os.SCHED_RESET_ON_FORK if flags else 0)
+    if "nice" in parameters:
+        assert os.getpriority(os.PRIO_PROCESS, pid) == parameters["nice"]
+    done = subprocess.run(["chrt", "-p", str(pid)], capture_output=True, text=True, check=True)
+    assert shown in done.stdout
+
+
+def give_realtime(lab: Lab, spec: Spec) -> None:
+    """Let processes of a container be scheduled in real time where the kernel counts that by cgroup of version 1."""
+    top = mounted().controllers.get("cpu", "/nowhere")
+    if os.path.exists(f"{top}/cpu.rt_runtime_us"):
+        os.mkdir(top + lab.cgroup)
+        with open(f"{top}{lab.cgroup}/cpu.rt_runtime_us", "w") as file:
+            file.write("20000")
+        spec["linux"]["resources"] = {"cpu": {"realtimeRuntime": 10_000}}
+
+
+@pytest.mark.parametrize(
+    ("priority", "shown"),
+    [
+        ({"class": "IOPRIO_CLASS_RT", "priority": 2}, "realtime: prio 2"),
+        ({"class": "IOPRIO_CLASS_RT"}, "realtime: prio 0"),
+        ({"class": "IOPRIO_CLASS_BE", "priority": 7}, "best-effort: prio 7"),
+        ({"class": "IOPRIO_CLASS_IDLE"}, "idle"),
+    ],
+)
+@pytest.mark.parametrize("in_exec", [False, True], ids=["run", "exec"])
+def test_the_io_classes(lab: Lab, priority: Spec, shown: str, in_exec: bool) -> None:
+    document = process("busybox", "sh", "-c", "busybox ionice -p $$", ioPriority=priority)
+    spec = lab.spec("true")
+    spec["process"] = document
+
+    ended = lab.exec(lab.running(), document) if in_exec else lab.run(spec)
+
+    assert ended.output.strip() == shown
 
 
 @pytest.mark.parametrize(("affinity", "cpus"), [({"final": "0"}, "0"), ({"initial": "0-1", "final": "1"}, "1")])

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,60 @@ def test_recursive_read_only(lab: Lab, option: str, inner_is_writable: bool) -> 
         assert (lab.run(spec).status == 0) is inner_is_writable
     finally:
         umount2(str(lab.base / "data/inner"), MNT_DETACH)
+
+
+_RESTRICTED = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC | MountFlag.NOSYMFOLLOW
+
+
+@pytest.mark.parametrize(
+    ("option", "flags", "has", "lacks"),
+    [
+        ("rro", 0, "ro", "rw"),
+        ("rrw", _RESTRICTED, "rw", "ro"),
+        ("rnosuid", 0, "nosuid", ""),
+        ("rsuid", _RESTRICTED, "", "nosuid"),
+        ("rnodev", 0, "nodev", ""),
+        ("rdev", _RESTRICTED, "", "nodev"),
+        ("rnoexec", 0, "noexec", ""),
+        ("rexec", _RESTRICTED, "", "noexec"),
+        ("rnodiratime", 0, "nodiratime", ""),
+        ("rdiratime", MountFlag.NODIRATIME, "", "nodiratime"),
+        ("rrelatime", MountFlag.NOATIME, "relatime", "noatime"),
+        ("rnorelatime", 0, "", "relatime"),
+        ("rnoatime", 0, "noatime", "relatime"),
+        ("ratime", MountFlag.NOATIME, "relatime", "noatime"),
+        ("rstrictatime", 0, "", "relatime"),
+        ("rnostrictatime", MountFlag.STRICTATIME, "relatime", ""),
+        ("rnosymfollow", 0, "nosymfollow", ""),
+        ("rsymfollow", _RESTRICTED, "", "nosymfollow"),
+    ],
+)
+def test_recursive_options_are_those_of_all_mounts_below(
+    lab: Lab, option: str, flags: int, has: str, lacks: str
+) -> None:
+    outer = lab.base / "data"
+    (outer / "inner").mkdir(parents=True)
+    mount("tmpfs", str(outer), "tmpfs", 0)
+    (outer / "inner").mkdir()
+    mount("tmpfs", str(outer / "inner"), "tmpfs", flags)
+    mount(None, str(outer), None, MountFlag.BIND | MountFlag.REMOUNT | flags)
+    try:
+        plain = options_in_container(lab, outer)
+        found = options_in_container(lab, outer, option)
+    finally:
+        umount2(str(outer), MNT_DETACH)
+
+    assert found.keys() == {"/mnt", "/mnt/inner"}
+    for place, options in found.items():
+        assert {has} - {""} <= options - plain[place], place
+        assert {lacks} - {""} <= plain[place] - options, place
+
+
+def options_in_container(lab: Lab, source: Path, *options: str) -> dict[str, set[str]]:
+    """Return the options of what is bound at /mnt and below it, by place."""
+    spec = add_mount(lab.spec("cat", "/proc/self/mountinfo"), "/mnt", source, "rbind", *options)
+    lines = [line.split() for line in lab.run(spec).output.splitlines()]
+    return {words[4]: set(words[5].split(",")) for words in lines if words[4].startswith("/mnt")}
 
 
 def test_unmounting_in_the_container_does_not_reach_the_host(lab: Lab) -> None:
@@ -330,15 +386,56 @@ def test_the_containers_view_of_its_cgroups(lab: Lab, own_namespace: bool) -> No
 
 @pytest.mark.parametrize(
     ("propagation", "sign"),
-    [("shared", "shared:"), ("rshared", "shared:"), ("private", "-"), ("unbindable", "unbindable")],
-)
+    [
+        ("shared", "shared:"), ("rshared", "shared:"), ("slave", "master:"), ("rslave", "master:"),
+        ("private", "-"), ("rprivate", "-"), ("unbindable", "unbindable"), ("runbindable", "unbindable"),
+    ],
+)  # fmt: skip
 def test_the_roots_propagation(lab: Lab, propagation: str, sign: str) -> None:
+    """Of a root that lies where mounts are shared: only of such a one can another be a slave."""
     spec = lab.spec("cat", "/proc/self/mountinfo")
     spec["linux"]["rootfsPropagation"] = propagation
+    with shared_mount(lab.base):
+        bundle = lab.bundle(spec)
+        output = lab.run(spec, bundle=bundle).output
 
-    (root,) = [words for line in lab.run(spec).output.splitlines() if (words := line.split())[4] == "/"]
-
+    (root,) = [words for line in output.splitlines() if (words := line.split())[4] == "/"]
     assert root[6].startswith(sign)
+
+
+@pytest.mark.parametrize(
+    ("option", "outer", "inner"),
+    [
+        ("private", "-", "master:"), ("rprivate", "-", "-"),
+        ("slave", "master:", "master:"), ("rslave", "master:", "master:"),
+        ("shared", "shared:", "shared:"), ("rshared", "shared:", "shared:"),
+        ("unbindable", "unbindable", "master:"), ("runbindable", "unbindable", "unbindable"),
+    ],
+)  # fmt: skip
+def test_the_propagation_of_a_mount(lab: Lab, option: str, outer: str, inner: str) -> None:
+    """What is below it is the host's slave unless the option is recursive, or keeps what the host shares."""
+    source = lab.base / "data"
+    source.mkdir()
+    spec = add_mount(lab.spec("cat", "/proc/self/mountinfo"), "/mnt", source, "rbind", option)
+    with shared_mount(source):
+        (source / "inner").mkdir()
+        mount("tmpfs", str(source / "inner"), "tmpfs", 0)
+        output = lab.run(spec).output
+
+    found = {words[4]: words[6] for line in output.splitlines() if (words := line.split())[4].startswith("/mnt")}
+    assert found["/mnt"].startswith(outer)
+    assert found["/mnt/inner"].startswith(inner)
+
+
+@contextmanager
+def shared_mount(place: Path) -> Iterator[None]:
+    """Mount a tmpfs that shares its mounts, and unmount it, with all that is below it."""
+    mount("tmpfs", str(place), "tmpfs", 0)
+    mount(None, str(place), None, MountFlag.SHARED)
+    try:
+        yield
+    finally:
+        umount2(str(place), MNT_DETACH)
 
 
 def test_options_that_a_bind_mount_does_not_have_are_noted(lab: Lab) -> None:
