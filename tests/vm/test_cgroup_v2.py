@@ -74,6 +74,46 @@ def test_limits_are_the_kernels(containers: Containers) -> None:
     assert limit(pid, "cpu.weight") == "39"
     assert limit(pid, "cpuset.cpus") == "0"
     assert limit(pid, "pids.max") == "40"
+    if (cgroup(pid) / "io.bfq.weight").exists():
+        assert limit(pid, "io.bfq.weight") == "default 500"
+    else:
+        assert limit(pid, "io.weight") == "default 4950"
+
+
+def test_limits_of_a_disk_are_the_kernels(containers: Containers) -> None:
+    disk = os.stat("/dev/vda").st_rdev
+    device = {"major": os.major(disk), "minor": os.minor(disk)}
+    fields = ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")
+    rates = {f"throttle{field}Device": [device | {"rate": rate}] for rate, field in enumerate(fields, 4096)}
+    pid = run(containers, "throttled", "sleep", "1000", blockIO=rates)
+    name = f"{os.major(disk)}:{os.minor(disk)}"
+
+    assert limit(pid, "io.max") == f"{name} rbps=4096 wbps=4097 riops=4098 wiops=4099"
+
+    request = tasks_pb2.UpdateTaskRequest(container_id="throttled")
+    request.resources.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+    unlimited = {field: [device | {"rate": 0}] for field in rates}
+    request.resources.value = json.dumps({"blockIO": unlimited}).encode()
+    containers.tasks("Update", request)
+    assert limit(pid, "io.max") == ""
+
+
+def test_the_weight_of_a_disk_is_the_kernels(containers: Containers) -> None:
+    """Or refused by its field, where the kernel weighs no disks."""
+    disk = os.stat("/dev/vda").st_rdev
+    name = f"{os.major(disk)}:{os.minor(disk)}"
+    weights = [{"major": os.major(disk), "minor": os.minor(disk), "weight": 300}]
+
+    try:
+        pid = run(containers, "weighed", "sleep", "1000", blockIO={"weight": 500, "weightDevice": weights})
+    except grpc.RpcError as error:
+        assert "linux.resources.blockIO.weightDevice" in str(error.details())
+        pytest.skip(f"this kernel refuses it: {error.details()}")
+
+    if (cgroup(pid) / "io.bfq.weight").exists():
+        assert f"{name} 300" in limit(pid, "io.bfq.weight").splitlines()
+    else:
+        assert f"{name} 2930" in limit(pid, "io.weight").splitlines()
 
 
 def test_update_changes_limits(containers: Containers) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
 from support.oci_bundle import Lab, Spec, eventually, needs_systemd, process, wait
+from support.oci_command import Command, detached
 
 MIB = 1 << 20
 pytestmark = pytest.mark.root
@@ -62,6 +63,50 @@ def test_a_container_is_a_scope_with_its_limits(lab: Lab) -> None:
     lab.remove(container)
     assert not limit.parent.exists()
     eventually(lambda: show(unit, "ActiveState") == "inactive")
+
+
+@needs_systemd
+def test_a_scope_by_the_command(lab: Lab, oci: Command) -> None:
+    """Whose later calls are other processes, told of the scope by the container's record alone."""
+    spec, unit = scoped(lab, "sleep", "1000", pids={"limit": 50}, cpu={"quota": 50_000, "period": 100_000})
+    bundle = str(lab.bundle(spec))
+
+    made = oci("--systemd-cgroup", "run", "-d", "--bundle", bundle, "c1", **detached())
+
+    assert made.returncode == 0
+    pid = json.loads(oci("state", "c1").stdout)["pid"]
+    assert unit in Path(f"/proc/{pid}/cgroup").read_text()
+    assert show(unit, "TasksMax") == "50"
+    assert unit in oci("exec", "c1", "cat", "/proc/self/cgroup").stdout
+
+    assert oci("update", "--pids-limit", "40", "--cpu-quota", "20000", "c1").returncode == 0
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    assert (show(unit, "TasksMax"), show(unit, "CPUQuotaPerSecUSec")) == ("40", "200ms")
+    limit = cgroup_file(f"/pyctrtest.slice/{unit}", "pids.max", "pids")
+    assert limit.read_text() == "40\n"
+
+    assert oci("delete", "--force", "c1").returncode == 0
+    assert not limit.parent.exists()
+    eventually(lambda: show(unit, "ActiveState") == "inactive")
+
+
+@needs_systemd
+@pytest.mark.skipif(not mounted().is_v2, reason="version 1 has a file each for quota and period")
+def test_a_scopes_quota_outlives_an_update_of_its_period(lab: Lab) -> None:
+    spec, unit = scoped(lab, "sleep", "1000", cpu={"quota": 50_000, "period": 100_000})
+    container = lab.running(spec, systemd_cgroup=True)
+
+    container.update(json.dumps({"cpu": {"period": 50_000}}).encode())
+
+    assert show(unit, "CPUQuotaPerSecUSec") == "1s"
+    assert cgroup_file(container.cgroup.path, "cpu.max", "cpu").read_text() == "50000 50000\n"
+
+
+def test_the_command_refuses_a_plain_path_as_a_scope(lab: Lab, oci: Command) -> None:
+    refused = oci("--systemd-cgroup", "create", "--bundle", str(lab.bundle(lab.spec("true"))), "c1")
+
+    assert refused.returncode == 1
+    assert 'expected cgroupsPath to be of format "slice:prefix:name"' in refused.stderr
 
 
 @needs_systemd
