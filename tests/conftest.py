@@ -8,6 +8,9 @@ from hypothesis import HealthCheck, settings
 
 from support.patience import SLOWNESS
 
+# Otherwise grpc, once a test has used it, starts its threads anew in every child that a later one forks.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 pytest_plugins = ("support.daemon_fixtures", "support.store_fixtures")
 
 # A loaded machine is no failure: nothing here says how long an example may take.
