@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,8 @@ def _bury(bundle: Path) -> None:
     except FileNotFoundError:
         return  # it died before it made anything
     if container.pidfd >= 0:
-        container.kill(signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it dies of its maker's end, at about this time
+            container.kill(signal.SIGKILL)
         wait(container.pidfd)
     container.kill_all(signal.SIGKILL)
     eventually(lambda: container.pids() == [])
