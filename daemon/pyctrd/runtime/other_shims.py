@@ -85,7 +85,7 @@ class OtherShims:
             shim = parse_answer(program, output)
         except ApiError:
             # Nobody here can call it: starting it once more would bring another one.
-            await self._programs.run(bundle, (program,), "delete", "-bundle", str(bundle.path))
+            await self.clean_up(bundle)
             bundle.forget_other_shim()
             raise
         bundle.write_other_shim(shim)
