@@ -7,6 +7,7 @@ once they ran, and an exception is dropped once it was raised.
 """
 
 import heapq
+import math
 import select
 import time
 from collections import deque
@@ -146,7 +147,8 @@ class Loop:
         self._timers: list[Timer] = []
         self._soon: deque[Callable[[], None]] = deque()
         self._running = True
-        self._idle_seconds: float | None = None
+        self._idle_seconds = math.inf
+        self._idle_at = math.inf
         self._when_idle: Callable[[], float] | None = None
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -158,8 +160,8 @@ class Loop:
         epoll_fd, handlers, idle_seconds, when_idle = state
         self.__init__(epoll_fd)  # type: ignore[misc]
         self._handlers = handlers
-        self._idle_seconds = idle_seconds
-        self._when_idle = when_idle
+        if when_idle is not None:
+            self.when_idle(idle_seconds, when_idle)
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call `handler` with the ready events of `fd` (borrowed) until `unwatch`.
@@ -189,8 +191,12 @@ class Loop:
         return timer
 
     def when_idle(self, seconds: float, callback: Callable[[], float]) -> None:
-        """Call after `seconds` without any event or timer, and again after as many seconds as it returns."""
+        """Call after `seconds` without any event, and again after as many seconds as it returns.
+
+        Timers are no events: who tries something again and again has nothing to do for anybody meanwhile.
+        """
         self._idle_seconds = seconds
+        self._idle_at = time.monotonic() + seconds
         self._when_idle = callback
 
     @property
@@ -266,8 +272,11 @@ class Loop:
                 journal.log_exception("handler failed", fd=fd)
                 self.unwatch(fd)
             handler = None
-        fired = self._run_timers()
-        if self._when_idle is not None and not (ready or fired or self._soon):
+        now = time.monotonic()
+        self._run_timers(now)
+        if ready:
+            self._idle_at = now + self._idle_seconds
+        elif now >= self._idle_at:
             self._guarded(self._idle)
         while self._soon:
             self._guarded(self._soon.popleft())
@@ -280,22 +289,17 @@ class Loop:
         """Seconds until the next timer or until this counts as idle, None to wait for ever. Source: epoll_wait(2)."""
         if self._soon:
             return 0
-        if not self._timers:
-            return self._idle_seconds
-        timeout = min(max(0.0, self._timers[0].when - time.monotonic()), _LONGEST_WAIT)
-        return timeout if self._idle_seconds is None else min(timeout, self._idle_seconds)
+        due = min(self._timers[0].when, self._idle_at) if self._timers else self._idle_at
+        return None if due == math.inf else min(max(0.0, due - time.monotonic()), _LONGEST_WAIT)
 
-    def _run_timers(self) -> bool:
-        now = time.monotonic()
-        fired = False
+    def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0].when <= now:
             self._guarded(heapq.heappop(self._timers).fire)
-            fired = True
-        return fired
 
     def _idle(self) -> None:
         assert self._when_idle is not None
-        self._idle_seconds = self._when_idle()
+        self._idle_at = time.monotonic() + self._idle_seconds  # also if this fails
+        self.when_idle(self._when_idle(), self._when_idle)
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:

@@ -131,6 +131,8 @@ class Shim:
             return _DROWSY
         if not self._tasks.empty:
             self._sleep()
+            if not self._publisher.empty:  # until a daemon is there to tell
+                return _DROWSY
             # Somebody's call is under way, perhaps for as long as the container lives.
             self._drowsy = min(self._drowsy * 2, _LONGEST_DROWSY)
             return self._drowsy

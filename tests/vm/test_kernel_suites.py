@@ -1,9 +1,12 @@
 """Kernel tests once more, where cgroups are of version 2 and every capability is there."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -12,6 +15,7 @@ from support import peers
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 CLONE = Path(__file__).parents[2]
+_SKIP: Final = re.compile(r"^SKIPPED \[(\d+)\] \S+: (.*)$", re.MULTILINE)
 
 
 # Those in which the kernel or its cgroups matter; the others only take long on an emulated processor.
@@ -31,32 +35,32 @@ CLONE = Path(__file__).parents[2]
         "test_remap.py", "test_rootless.py",
     ],
 )  # fmt: skip
-def test_suite(suite: str) -> None:
-    run(f"tests/kernel/{suite}")
+def test_suite(capsys: pytest.CaptureFixture[str], suite: str) -> None:
+    run(capsys, f"tests/kernel/{suite}")
 
 
 @pytest.mark.parametrize("kind", ["contract", "kernel"])
-def test_devices_of_a_thin_pool(kind: str) -> None:
+def test_devices_of_a_thin_pool(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     """Snapshots that need the device mapper, by the contract of all snapshotters, and containers on them."""
-    run(f"tests/{kind}/test_snapshotters.py", "-k", "devmapper")
+    run(capsys, f"tests/{kind}/test_snapshotters.py", "-k", "devmapper")
 
 
 @pytest.mark.parametrize("of", ["oci", "cri"])
-def test_checkpoints(of: str) -> None:
+def test_checkpoints(capsys: pytest.CaptureFixture[str], of: str) -> None:
     """By a CRIU that knows this kernel, where systemd has all mounts shared."""
     if peers.look_for("criu", "4") is None:
         pytest.skip("Debian's CRIU 3.17 does not keep no_new_privs: tests/newer-criu brings one that does")
-    run(f"tests/kernel/{of}/test_checkpoint.py")
+    run(capsys, f"tests/kernel/{of}/test_checkpoint.py")
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
-def test_another_runtime(runtime: str) -> None:
+def test_another_runtime(capsys: pytest.CaptureFixture[str], runtime: str) -> None:
     """In a shim, with cgroups as both like them best: no limit is lost."""
-    run("tests/kernel/shim/test_runtimes.py", "-k", runtime)
+    run(capsys, "tests/kernel/shim/test_runtimes.py", "-k", runtime)
 
 
-def run(*arguments: str) -> None:
-    """Run tests in a process of their own, where some at least must have something to do."""
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+    """Run tests in a process of their own, where some must pass, and tell what is skipped."""
     command = [
         sys.executable,
         "-m",
@@ -77,6 +81,13 @@ def run(*arguments: str) -> None:
         [*command, *arguments], capture_output=True, text=True, env=environment, cwd=CLONE, check=False
     )
 
+    skips: Counter[str] = Counter()
+    for count, reason in _SKIP.findall(done.stdout):
+        skips[reason] += int(count)
+    with capsys.disabled():  # seen outside too, where only failures are told with what they print
+        sys.stdout.writelines(f"\n    {count} skipped: {reason}" for reason, count in skips.items())
     sys.stdout.write(done.stdout[-2000:])
     assert done.returncode == 0, done.stdout[-8000:]
-    assert " passed" in done.stdout.splitlines()[-1]
+    last = done.stdout.splitlines()[-1]
+    assert " passed" in last
+    assert skips.total() == sum(map(int, re.findall(r"(\d+) skipped", last))), done.stdout[-8000:]

@@ -15,7 +15,7 @@ import pytest
 
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
 from pyctr_wire.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented, UnknownError
-from support.shim_harness import DEADLINE, Host, Running, eventually, host
+from support.shim_harness import DEADLINE, Host, Running, eventually, host, is_free
 
 pytestmark = pytest.mark.root
 
@@ -353,3 +353,34 @@ def test_one_that_others_share_is_found_by_their_bundles(shims: Host) -> None:
     first.client.call("Shutdown", pb.ShutdownRequest(id="pod"))
     eventually(lambda: not os.path.exists(first.request["socket"]), "the shim ends, or is a spare again")
     first.client.close()
+
+
+@pytest.fixture
+def nobody_to_tell(shims: Host) -> Iterator[None]:
+    shims.events.stop()
+    yield
+    shims.events.start()
+
+
+@pytest.mark.usefixtures("nobody_to_tell")
+def test_one_whose_daemon_never_comes_back_leaves_what_it_has_to_tell_and_ends(shims: Host) -> None:
+    container = shims.run("untold", "sleep", "1000")
+    container.kill()
+    container.wait()
+    container.delete()
+    container.client.close()
+
+    eventually(lambda: is_free(container.bundle), "nobody has used the shim for ten seconds")
+
+    assert not os.path.exists(container.request["socket"])
+    assert len(os.listdir(container.bundle / "spool")) == 4, "created, started, exited, deleted"
+
+
+@pytest.mark.usefixtures("nobody_to_tell")
+def test_one_whose_bundle_was_removed_ends_even_if_it_has_something_to_tell(shims: Host) -> None:
+    container = shims.run("untold-lost", "sleep", "1000")
+    shutil.rmtree(container.bundle)
+    container.kill()
+    container.client.close()
+
+    eventually(lambda: not os.path.exists(container.request["socket"]), "the shim ends, or is a spare again")
