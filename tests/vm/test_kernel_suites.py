@@ -45,12 +45,14 @@ def test_devices_of_a_thin_pool(capsys: pytest.CaptureFixture[str], kind: str) -
     run(capsys, f"tests/{kind}/test_snapshotters.py", "-k", "devmapper")
 
 
-@pytest.mark.parametrize("of", ["oci", "cri"])
-def test_checkpoints(capsys: pytest.CaptureFixture[str], of: str) -> None:
+@pytest.mark.parametrize(
+    "suite", ["oci/test_checkpoint.py", "oci/test_checkpoint_options.py", "cri/test_checkpoint.py"]
+)
+def test_checkpoints(capsys: pytest.CaptureFixture[str], suite: str) -> None:
     """By a CRIU that knows this kernel, where systemd has all mounts shared."""
     if peers.look_for("criu", "4") is None:
         pytest.skip("Debian's CRIU 3.17 does not keep no_new_privs: tests/newer-criu brings one that does")
-    run(capsys, f"tests/kernel/{of}/test_checkpoint.py")
+    run(capsys, f"tests/kernel/{suite}")
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])

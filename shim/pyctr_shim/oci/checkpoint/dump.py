@@ -6,6 +6,7 @@ The container is frozen while CRIU works and goes on if CRIU fails. What is moun
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import lockdown, validate
 from pyctr_shim.oci.cgroups import Hierarchies, mounted
+from pyctr_shim.oci.cgroups.files import subtree_pids
 from pyctr_shim.oci.checkpoint import criu, images, mount_table
 from pyctr_shim.oci.checkpoint.choices import Dump
 from pyctr_shim.oci.checkpoint.mount_table import Mounted
@@ -30,6 +32,8 @@ OWN_KINDS: Final = {"proc", "sysfs", "tmpfs", "devpts", "mqueue"}
 CGROUP_KINDS: Final = {"cgroup", "cgroup2"}
 EXTERNAL_NAMESPACES: Final = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 """Those that may be joined, by their names in the spec: CRIU's name, and the one we give CRIU for them."""
+
+_TERMINALS: Final = {4, *range(136, 144)}  # majors of the machine's own and of pseudo terminals
 
 
 def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: True) -> None:
@@ -114,7 +118,7 @@ def _options(record: State, spec: dict[str, Any], choices: Dump) -> pb.Options:
             kind, key = EXTERNAL_NAMESPACES[namespace["type"]]
             options.external.append(f"{kind}[{os.stat(f'/proc/{record.pid}/ns/{kind}').st_ino}]:{key}")
     names = [_name_of(record.pid, fd, seen) for fd in range(3)]
-    options.external.extend(dict.fromkeys(name for name in names if name.startswith("file[")))
+    options.external.extend(dict.fromkeys(name for name in names if name.startswith(("file[", "tty["))))
     images.write_descriptors(choices.common.images, names)
     return options
 
@@ -143,7 +147,7 @@ def external_mounts(seen: list[Mounted], spec: dict[str, Any], of_the_host: set[
 def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
     """Return the name that CRIU has for what is behind a process's fd, "" if there is none.
 
-    For a file of the host, such as the null device or a log, that is a mount and an inode.
+    For a file of the host, such as the null device or a log, that is a mount and an inode; for a terminal, two devices.
     """
     path = f"/proc/{pid}/fd/{fd}"
     try:
@@ -154,15 +158,34 @@ def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
             mount_id = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
         if any(item.id == mount_id for item in seen):
             return name
-        return f"file[{mount_id:x}:{os.stat(path).st_ino:x}]"
+        status = os.stat(path)
+        if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINALS:
+            return f"tty[{status.st_rdev:x}:{status.st_dev:x}]"
+        return f"file[{mount_id:x}:{status.st_ino:x}]"
     except FileNotFoundError:
         return ""
 
 
 def _freezer(hierarchies: Hierarchies, cgroup: str) -> str | None:
-    """Return the directory of the cgroup to freeze, None where nothing can be frozen."""
-    where = hierarchies.unified if hierarchies.is_v2 else hierarchies.controllers.get("freezer")
-    return where + cgroup if where is not None else None
+    """Return the directory of the cgroup to freeze, None where CRIU has to seize the processes while they run.
+
+    So it is where nothing can be frozen, and on version 1 if a process is stopped: ptrace(2) would wait until that one
+    is thawed again, and CRIU thaws once it has seized all.
+    """
+    if hierarchies.is_v2:
+        return hierarchies.unified + cgroup
+    where = hierarchies.controllers.get("freezer")
+    if where is None or any(_is_stopped(pid) for pid in subtree_pids(where + cgroup)):
+        return None
+    return where + cgroup
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @contextmanager

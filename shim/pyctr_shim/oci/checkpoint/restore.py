@@ -45,7 +45,8 @@ from pyctr_wire.criu import rpc_pb2 as pb
 LOG: Final = "restore.log"
 _END_SECONDS: Final = 10.0
 _PAUSE: Final = 0.01  # seconds
-_ABOVE_STDIO: Final = 3
+_STREAMS: Final = ("stdin", "stdout", "stderr")
+_ABOVE_STDIO: Final = len(_STREAMS)
 _PATH: Final = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK_AGAIN: Final = 1.0  # seconds
 _FLAGS: Final = 6  # of the fields behind the name. Source: proc_pid_stat(5)
@@ -98,7 +99,6 @@ class _Restoring:
         self._check_filters()
         with ExitStack() as stack:
             work = stack.enter_context(work_directory(common.work))
-            work_fd = stack.enter_context(_opened(work))
             init.write_state(build)
             init.mount_for_host(build)
             init.make_cgroup(build)
@@ -107,7 +107,8 @@ class _Restoring:
                 self._leave_mounts()
                 self.stage = stack.enter_context(Stage())
                 self._set_stage()
-                images_fd = stack.enter_context(_opened(common.images))  # in this mount namespace
+                # In this mount namespace: CRIU mounts something below the one for its work.
+                images_fd, work_fd = (stack.enter_context(_opened(path)) for path in (common.images, work))
                 self._ask(images_fd, work_fd)
             except BaseException:
                 build.cgroup.kill()
@@ -191,6 +192,8 @@ class _Restoring:
         options.root = self.stage.root
         options.evasive_devices = True
         options.restore_as_sibling = True  # a child of ours, so of whoever inherits our children
+        for controller in self.build.request.hierarchies.controllers or ("",):  # "" are all, as there are on version 2
+            options.cgroup_roots.add(controller=controller, path=self.build.cgroup.path)  # not the saved container's
         fds = [images_fd, work_fd]
         for source in self.sources:
             options.external_mounts.add(key=source.where, value=source.path)
@@ -214,11 +217,14 @@ class _Restoring:
     def _inherited(self) -> list[tuple[str, int]]:
         """Return what CRIU finds by fd: the container's streams, and namespaces that it shares."""
         found = []
-        for number, name in enumerate(images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]):
+        names = images.read_descriptors(self.choices.common.images)
+        for number, (stream, name) in enumerate(zip(_STREAMS, names, strict=False)):
+            if name.startswith("tty[") and not os.isatty(number):
+                raise OciError(f"restore: {stream} was its caller's terminal, and what is given for it is none")
             if name.startswith("file[") and not _has_position(number):
                 # CRIU sets the position that a file had. What the process wrote went to one, and not to anybody.
                 found.append((name, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
-            elif name.startswith(("pipe:", "file[", "socket:")):
+            elif name.startswith(("pipe:", "file[", "socket:", "tty[")):
                 # Higher up: CRIU's own stdio is the null device.
                 found.append((name, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE_STDIO)))
         for kind, (_, key) in EXTERNAL_NAMESPACES.items():
