@@ -209,7 +209,7 @@ class _Restoring:
         request = pb.Request(type=pb.RESTORE, options=options)
         log = Path(f"/proc/self/fd/{work_fd}", LOG)
         with criu.Criu(self.choices.common.program, fds, self._enter_cgroup) as process:
-            response = process.ask(request, self._notified)
+            response = process.ask(request, partial(self._notified, process.pid))
         if not response.success:
             kept = f"{self.choices.common.work}/{LOG}" if self.choices.common.work else ""
             raise criu.failure("restore the container", response, log, kept)
@@ -245,7 +245,7 @@ class _Restoring:
         if context:
             options.lsm_mount_context = context
 
-    def _notified(self, notification: pb.Notification, fd: int) -> bool:
+    def _notified(self, criu_pid: int, notification: pb.Notification, fd: int) -> bool:
         if notification.script == "orphan-pts-master":
             self.console_fd = fd
         elif notification.script == "setup-namespaces":
@@ -258,7 +258,7 @@ class _Restoring:
             build = self.build
             assert self.expected is not None
             try:
-                verify.check(build.spec, build.plan, build.state.pid, self.expected)
+                verify.check(build.spec, build.plan, build.state.pid, self.expected, verify.cgroups(criu_pid))
                 self._follow_the_host()
                 self._hand_over()
             except BaseException:
