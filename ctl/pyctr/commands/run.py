@@ -56,7 +56,7 @@ _OPTIONS = (
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
     click.option(
-        "--network", "--net", callback=arguments.network, metavar="none|host", help="None (the default), or ours."
+        "--network", "--net", callback=arguments.network, metavar="none|host", help="None (default for root), or ours."
     ),
     click.option("--userns", metavar="WHOSE", default="", help="Its users: host, UID:SIZE or NAME's."),
     click.option("--init", is_flag=True, help="Run a small init as its process 1."),

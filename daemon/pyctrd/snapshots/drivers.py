@@ -1,4 +1,4 @@
-"""The snapshotters that are built in. A new one is a driver in a file of its own, and a line here and in config.py."""
+"""The snapshotters that are built in. A new one is a driver in its own file, a line here and in config/checks.py."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
