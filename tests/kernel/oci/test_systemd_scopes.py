@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pyctr_shim.oci import state
 from pyctr_shim.oci.cgroups import mounted
+from pyctr_shim.oci.checkpoint.choices import Common, Dump, Restore
+from pyctr_shim.oci.checkpoint.dump import dump
 from pyctr_shim.oci.errors import OciError
+from support.criu import require_criu
 from support.oci_bundle import Lab, Spec, eventually, needs_systemd, process, wait
 from support.oci_command import Command, detached
 
@@ -182,3 +186,20 @@ def test_without_systemd_the_choice_is_refused(lab: Lab) -> None:
 def test_a_plain_path_is_no_scope(lab: Lab) -> None:
     with pytest.raises(OciError, match='expected cgroupsPath to be of format "slice:prefix:name"'):
         lab.create(lab.spec("true"), systemd_cgroup=True)
+
+
+@needs_systemd
+def test_a_scope_is_saved_and_restored(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_criu(monkeypatch)
+    spec, unit = scoped(lab, "sleep", "1000")
+    container = lab.running(spec, systemd_cgroup=True)
+
+    dump(state.read(container.state_directory), Dump(Common(str(tmp_path))))
+    wait(container.pidfd)
+    lab.remove(container)
+    choices = Restore(Common(str(tmp_path)))
+    again = lab.create(spec, bundle=Path(container.bundle), systemd_cgroup=True, checkpoint=choices)
+    again.start()
+
+    assert f"/pyctrtest.slice/{unit}" in Path(f"/proc/{again.pid}/cgroup").read_text()
+    assert show(unit, "ActiveState") == "active"

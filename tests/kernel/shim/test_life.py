@@ -379,6 +379,8 @@ def test_one_whose_daemon_never_comes_back_leaves_what_it_has_to_tell_and_ends(s
 @pytest.mark.usefixtures("nobody_to_tell")
 def test_one_whose_bundle_was_removed_ends_even_if_it_has_something_to_tell(shims: Host) -> None:
     container = shims.run("untold-lost", "sleep", "1000")
+    spool = container.bundle / "spool"
+    eventually(lambda: spool.exists() and len(os.listdir(spool)) == 2, "created and started wait to be told")
     shutil.rmtree(container.bundle)
     container.kill()
     container.client.close()

@@ -64,8 +64,8 @@ class Criu:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # Not by subprocess: with something to do in the child, that runs what modules want done after a fork.
-            self.pid, self._pidfd = clone3(0, signal.SIGCHLD)
-            if self.pid == 0:
+            pid, self._pidfd = clone3(0, signal.SIGCHLD)
+            if pid == 0:
                 _execute(path, theirs, fds, become)
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import lockdown, validate
-from pyctr_shim.oci.cgroups import Hierarchies, mounted
+from pyctr_shim.oci.cgroups import cgroup_for, mounted
 from pyctr_shim.oci.cgroups.files import subtree_pids
 from pyctr_shim.oci.checkpoint import criu, images, mount_table
 from pyctr_shim.oci.checkpoint.choices import Dump
@@ -33,6 +33,7 @@ CGROUP_KINDS: Final = {"cgroup", "cgroup2"}
 EXTERNAL_NAMESPACES: Final = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 """Those that may be joined, by their names in the spec: CRIU's name, and the one we give CRIU for them."""
 
+STREAMS: Final = ("stdin", "stdout", "stderr")
 _TERMINALS: Final = {4, *range(136, 144)}  # majors of the machine's own and of pseudo terminals
 
 
@@ -98,7 +99,7 @@ def _options(record: State, spec: dict[str, Any], choices: Dump) -> pb.Options:
     options.tcp_skip_in_flight = choices.tcp_skip_in_flight
     options.link_remap = choices.link_remap
     options.root = record.rootfs
-    if (frozen := _freezer(mounted(), record.cgroup)) is not None:
+    if (frozen := _freezer(record)) is not None:
         options.freeze_cgroup = frozen
     if choices.pre_dump:
         options.track_memory = True
@@ -117,8 +118,8 @@ def _options(record: State, spec: dict[str, Any], choices: Dump) -> pb.Options:
         if namespace.get("path") and namespace["type"] in EXTERNAL_NAMESPACES:
             kind, key = EXTERNAL_NAMESPACES[namespace["type"]]
             options.external.append(f"{kind}[{os.stat(f'/proc/{record.pid}/ns/{kind}').st_ino}]:{key}")
-    names = [_name_of(record.pid, fd, seen) for fd in range(3)]
-    options.external.extend(dict.fromkeys(name for name in names if name.startswith(("file[", "tty["))))
+    names = [_name_of(record.pid, fd, seen) for fd in range(len(STREAMS))]
+    options.external.extend(dict.fromkeys(name for name in names if name.startswith("file[")))
     images.write_descriptors(choices.common.images, names)
     return options
 
@@ -147,7 +148,8 @@ def external_mounts(seen: list[Mounted], spec: dict[str, Any], of_the_host: set[
 def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
     """Return the name that CRIU has for what is behind a process's fd, "" if there is none.
 
-    For a file of the host, such as the null device or a log, that is a mount and an inode; for a terminal, two devices.
+    For a file of the host, such as the null device or a log, that is a mount and an inode. A terminal of the host's is
+    none that CRIU could be given: it would set it up as the checkpoint says, and make it the container's own.
     """
     path = f"/proc/{pid}/fd/{fd}"
     try:
@@ -160,24 +162,28 @@ def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
             return name
         status = os.stat(path)
         if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINALS:
-            return f"tty[{status.st_rdev:x}:{status.st_dev:x}]"
+            raise OciError(
+                f"checkpoint: {STREAMS[fd]} is a terminal of the caller's: only one of the container's is saved"
+            )
         return f"file[{mount_id:x}:{status.st_ino:x}]"
     except FileNotFoundError:
         return ""
 
 
-def _freezer(hierarchies: Hierarchies, cgroup: str) -> str | None:
+def _freezer(record: State) -> str | None:
     """Return the directory of the cgroup to freeze, None where CRIU has to seize the processes while they run.
 
     So it is where nothing can be frozen, and on version 1 if a process is stopped: ptrace(2) would wait until that one
     is thawed again, and CRIU thaws once it has seized all.
     """
+    hierarchies = mounted()
+    path = cgroup_for(hierarchies, record.cgroup, record.pid).path
     if hierarchies.is_v2:
-        return hierarchies.unified + cgroup
+        return hierarchies.unified + path
     where = hierarchies.controllers.get("freezer")
-    if where is None or any(_is_stopped(pid) for pid in subtree_pids(where + cgroup)):
+    if where is None or any(_is_stopped(pid) for pid in subtree_pids(where + path)):
         return None
-    return where + cgroup
+    return where + path
 
 
 def _is_stopped(pid: int) -> bool:

@@ -45,8 +45,7 @@ from pyctr_wire.criu import rpc_pb2 as pb
 LOG: Final = "restore.log"
 _END_SECONDS: Final = 10.0
 _PAUSE: Final = 0.01  # seconds
-_STREAMS: Final = ("stdin", "stdout", "stderr")
-_ABOVE_STDIO: Final = len(_STREAMS)
+_ABOVE_STDIO: Final = 3
 _PATH: Final = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK_AGAIN: Final = 1.0  # seconds
 _FLAGS: Final = 6  # of the fields behind the name. Source: proc_pid_stat(5)
@@ -94,11 +93,15 @@ class _Restoring:
         """Do all of it, in order."""
         build, common = self.build, self.choices.common
         refuse_user_namespace(build.spec)
+        if common.cgroup_mode not in {"", "ignore"}:
+            text = "in any but ignore, a checkpoint says what is written to the machine's cgroups"
+            raise OciError(f"restore: cgroups mode {common.cgroup_mode!r}: {text}")
         images.check(common.images)
         criu.require_new_enough(common.program)
         self._check_filters()
         with ExitStack() as stack:
             work = stack.enter_context(work_directory(common.work))
+            work_fd = stack.enter_context(_opened(work))
             init.write_state(build)
             init.mount_for_host(build)
             init.make_cgroup(build)
@@ -107,8 +110,7 @@ class _Restoring:
                 self._leave_mounts()
                 self.stage = stack.enter_context(Stage())
                 self._set_stage()
-                # In this mount namespace: CRIU mounts something below the one for its work.
-                images_fd, work_fd = (stack.enter_context(_opened(path)) for path in (common.images, work))
+                images_fd = stack.enter_context(_opened(common.images))  # in this mount namespace
                 self._ask(images_fd, work_fd)
             except BaseException:
                 build.cgroup.kill()
@@ -192,8 +194,6 @@ class _Restoring:
         options.root = self.stage.root
         options.evasive_devices = True
         options.restore_as_sibling = True  # a child of ours, so of whoever inherits our children
-        for controller in self.build.request.hierarchies.controllers or ("",):  # "" are all, as there are on version 2
-            options.cgroup_roots.add(controller=controller, path=self.build.cgroup.path)  # not the saved container's
         fds = [images_fd, work_fd]
         for source in self.sources:
             options.external_mounts.add(key=source.where, value=source.path)
@@ -209,7 +209,7 @@ class _Restoring:
         request = pb.Request(type=pb.RESTORE, options=options)
         log = Path(f"/proc/self/fd/{work_fd}", LOG)
         with criu.Criu(self.choices.common.program, fds, self._enter_cgroup) as process:
-            response = process.ask(request, partial(self._notified, process.pid))
+            response = process.ask(request, self._notified)
         if not response.success:
             kept = f"{self.choices.common.work}/{LOG}" if self.choices.common.work else ""
             raise criu.failure("restore the container", response, log, kept)
@@ -217,14 +217,16 @@ class _Restoring:
     def _inherited(self) -> list[tuple[str, int]]:
         """Return what CRIU finds by fd: the container's streams, and namespaces that it shares."""
         found = []
-        names = images.read_descriptors(self.choices.common.images)
-        for number, (stream, name) in enumerate(zip(_STREAMS, names, strict=False)):
-            if name.startswith("tty[") and not os.isatty(number):
-                raise OciError(f"restore: {stream} was its caller's terminal, and what is given for it is none")
+        names = images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]
+        if self.build.process.get(
+            "terminal"
+        ):  # the container's own, and what we have as streams is none of its business
+            names = []
+        for number, name in enumerate(names):
             if name.startswith("file[") and not _has_position(number):
                 # CRIU sets the position that a file had. What the process wrote went to one, and not to anybody.
                 found.append((name, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
-            elif name.startswith(("pipe:", "file[", "socket:", "tty[")):
+            elif name.startswith(("pipe:", "file[", "socket:")):
                 # Higher up: CRIU's own stdio is the null device.
                 found.append((name, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE_STDIO)))
         for kind, (_, key) in EXTERNAL_NAMESPACES.items():
@@ -245,7 +247,7 @@ class _Restoring:
         if context:
             options.lsm_mount_context = context
 
-    def _notified(self, criu_pid: int, notification: pb.Notification, fd: int) -> bool:
+    def _notified(self, notification: pb.Notification, fd: int) -> bool:
         if notification.script == "orphan-pts-master":
             self.console_fd = fd
         elif notification.script == "setup-namespaces":
@@ -258,7 +260,7 @@ class _Restoring:
             build = self.build
             assert self.expected is not None
             try:
-                verify.check(build.spec, build.plan, build.state.pid, self.expected, verify.cgroups(criu_pid))
+                verify.check(build.spec, build.plan, build.state.pid, self.expected)
                 self._follow_the_host()
                 self._hand_over()
             except BaseException:

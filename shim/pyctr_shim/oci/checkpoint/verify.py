@@ -57,34 +57,22 @@ def own_namespaces() -> dict[Clone, int]:
     return {kind: os.stat(f"/proc/self/ns/{name}").st_ino for kind, name in _FILES.items() if name in there}
 
 
-def cgroups(pid: int | str, thread: int | str | None = None) -> dict[str, str]:
-    """Return the cgroups that a process is in, or one thread, by the names of their controllers ("" for version 2)."""
-    directory = f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
-    found = (line.split(":", 2) for line in read_lines(f"{directory}/cgroup"))
-    return {controllers: path for _, controllers, path in found}
-
-
-def check(spec: Spec, plan: namespaces.Plan, pid: int, expected: Expected, places: Mapping[str, str]) -> None:
+def check(spec: Spec, plan: namespaces.Plan, pid: int, expected: Expected) -> None:
     """Raise OciError unless the processes from `pid` down have no more than the spec gives them.
 
-    They have been made and do not run. Limits above the spec's are lowered. `places` are the cgroups in which, or below
-    which, all of them have to be.
+    They have been made and do not run. Limits above the spec's are lowered.
     """
     _check_namespaces(plan, pid, expected)
     process = spec.get("process")
     if process is None:
         raise OciError("process: is required to restore a container")
     for task in tree(pid):
-        is_alive = False
-        for thread in os.listdir(f"/proc/{task}/task"):
-            status = _status(f"/proc/{task}/task/{thread}")
-            # What has ended never runs again. CRIU makes zombies of processes as privileged as itself, and leaves them.
-            if status["State"].startswith(_ENDED):
-                continue
-            is_alive = True
+        threads = [_status(f"/proc/{task}/task/{thread}") for thread in os.listdir(f"/proc/{task}/task")]
+        # What has ended never runs again. CRIU makes zombies of processes as privileged as itself, and leaves them so.
+        living = [status for status in threads if not status["State"].startswith(_ENDED)]
+        for status in living:
             _check_identity(spec, process, status, f"process {task}")
-            _check_places(cgroups(task, thread), places, f"process {task}")
-        if is_alive:
+        if living:
             _check_label(process, task)
             rlimits.lower(task, process.get("rlimits") or ())
     _check_mounts(spec, mount_table.of(pid), pid, expected)
@@ -140,12 +128,6 @@ def _check_identity(spec: Spec, process: Spec, status: Mapping[str, str], who: s
     if spec["linux"].get("seccomp") and int(status["Seccomp"]) != _FILTERED:
         raise OciError(f"restore: {who} of the checkpoint has no filter, which linux.seccomp demands")
     _check_user(process.get("user") or {}, status, who)
-
-
-def _check_places(found: Mapping[str, str], places: Mapping[str, str], who: str) -> None:
-    for controllers, path in found.items():
-        if not f"{path}/".startswith(places[controllers].rstrip("/") + "/"):
-            raise OciError(f"restore: {who} of the checkpoint is in the cgroup {path}, outside of the container's")
 
 
 def _check_user(user: Spec, status: Mapping[str, str], who: str) -> None:
