@@ -36,7 +36,7 @@ _COMMANDS: Final = ("pyctrd", "pyctr", "pyctr-shim", "containerd-shim-pyctr-v1",
 # kernel, if not ours.
 _BROUGHT: Final = (
     "/usr/sbin/criu", "/usr/sbin/runc", "/usr/bin/crun", "/usr/bin/newuidmap", "/usr/bin/newgidmap", "/usr/bin/ctr",
-    "/usr/sbin/mkfs.xfs",
+    "/usr/sbin/mkfs.xfs", "/usr/bin/fuse-overlayfs",
 )  # fmt: skip
 _LIBRARIES: Final = "lib/x86_64-linux-gnu"
 # Large, and of no use where only tests run.

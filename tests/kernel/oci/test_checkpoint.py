@@ -382,7 +382,6 @@ def test_cve_2026_119614(lab: Lab, tmp_path: Path, crafted: str) -> None:
         (place / "deep").rmdir()
         climb = "../" * 40 if crafted == "climbing" else ""
         (place / "deep").symlink_to(f"{climb}{outside}/deep")
-    before = mount_table.of("self")
 
     try:
         again = restored(lab, spec, container.bundle, tmp_path / "images")
@@ -395,7 +394,7 @@ def test_cve_2026_119614(lab: Lab, tmp_path: Path, crafted: str) -> None:
         assert not [item for item in seen.values() if item.root.startswith(str(outside))]
         lab.remove(again)
 
-    assert mount_table.of("self") == before
+    assert not [item for item in mount_table.of("self") if item.where.startswith(str(outside))]
     assert sorted(path.name for path in outside.rglob("*")) == ["deep", "secret"]
     assert (outside / "deep/secret").read_text() == "secret"
 
