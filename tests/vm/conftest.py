@@ -63,6 +63,8 @@ def _run(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
                 session.shouldfail = str(error)
                 return found
             for line in lines:
+                if isinstance(line["longrepr"], list):  # where and why a test was skipped: a tuple, which JSON has not
+                    line["longrepr"] = tuple(line["longrepr"])
                 report = session.config.hook.pytest_report_from_serializable(config=session.config, data=line)
                 found.setdefault(report.nodeid, []).append(report)
     return found

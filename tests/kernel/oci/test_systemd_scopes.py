@@ -193,11 +193,12 @@ def test_a_scope_is_saved_and_restored(lab: Lab, tmp_path: Path, monkeypatch: py
     require_criu(monkeypatch)
     spec, unit = scoped(lab, "sleep", "1000")
     container = lab.running(spec, systemd_cgroup=True)
+    images = str(tmp_path / "images")
 
-    dump(state.read(container.state_directory), Dump(Common(str(tmp_path))))
+    dump(state.read(container.state_directory), Dump(Common(images)))
     wait(container.pidfd)
     lab.remove(container)
-    choices = Restore(Common(str(tmp_path)))
+    choices = Restore(Common(images))
     again = lab.create(spec, bundle=Path(container.bundle), systemd_cgroup=True, checkpoint=choices)
     again.start()
 
