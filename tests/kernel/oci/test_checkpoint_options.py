@@ -68,28 +68,36 @@ class Saved:
         """Try to save it in vain, after which it goes on; return the error."""
         done = self.try_to_save(*options)
         assert done.returncode == 1
-        assert self._oci.status("c1") == "running"
+        assert self.status() == "running"
         return done.stderr
+
+    def pause(self) -> None:
+        """Pause it."""
+        assert self._oci("pause", "c1").returncode == 0
+
+    def status(self) -> str:
+        """Return its status, or why it has none."""
+        return self._oci.status("c1")
 
     def save(self, *options: str) -> None:
         """Save it, which ends it."""
         done = self.try_to_save(*options)
         assert done.returncode == 0, done.stderr
-        assert "does not exist" in self._oci.status("c1")
+        assert "does not exist" in self.status()
 
     def not_restored(self, *options: str) -> str:
         """Try in vain to let it go on; return the error."""
         where = ("--image-path", str(self.images), "--bundle", str(self.bundle))
         done = self._oci("restore", "-d", *options, *where, "c1", stdout=subprocess.DEVNULL)
         assert done.returncode == 1
-        assert "does not exist" in self._oci.status("c1")
+        assert "does not exist" in self.status()
         return done.stderr
 
     def restore(self, *options: str) -> None:
         """Let it go on."""
         where = ("--image-path", str(self.images), "--bundle", str(self.bundle))
         assert self._oci("restore", "-d", *options, *where, "c1", **detached()).returncode == 0
-        assert self._oci.status("c1") == "running"
+        assert self.status() == "running"
 
 
 @pytest.fixture
@@ -156,6 +164,20 @@ def test_stopped_processes(saved: Saved) -> None:
     assert "State:\tT" in saved.exec("cat", f"/proc/{stopped}/status").stdout
     assert saved.exec("kill", "-CONT", stopped).returncode == 0
     eventually(lambda: number(count) > before + 3)
+
+
+def test_a_paused_container(saved: Saved) -> None:
+    saved.run(f"({COUNTS}) > /count")
+    goes_on(saved.root / "count")
+    saved.pause()
+
+    done = saved.try_to_save("--leave-running")
+    assert (done.returncode, saved.status()) == (0, "paused"), done.stderr
+    shutil.rmtree(saved.images)
+    saved.save()
+    saved.restore()
+
+    goes_on(saved.root / "count")
 
 
 @pytest.fixture

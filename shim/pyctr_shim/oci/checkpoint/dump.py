@@ -1,6 +1,6 @@
 """Saving a container's processes.
 
-The container is frozen while CRIU works and goes on if CRIU fails. What is mounted in it and does not come with it
+The container stands still while CRIU works and goes on if CRIU fails. What is mounted in it and does not come with it
 (bind mounts, cgroups) is only named, to be found again by who restores: see sources.py.
 """
 
@@ -15,7 +15,6 @@ from typing import Any, Final, NoReturn
 
 from pyctr_shim.oci import lockdown, validate
 from pyctr_shim.oci.cgroups import cgroup_for, mounted
-from pyctr_shim.oci.cgroups.files import subtree_pids
 from pyctr_shim.oci.checkpoint import criu, images, mount_table
 from pyctr_shim.oci.checkpoint.choices import Dump
 from pyctr_shim.oci.checkpoint.mount_table import Mounted
@@ -99,7 +98,7 @@ def _options(record: State, spec: dict[str, Any], choices: Dump) -> pb.Options:
     options.tcp_skip_in_flight = choices.tcp_skip_in_flight
     options.link_remap = choices.link_remap
     options.root = record.rootfs
-    if (frozen := _freezer(record)) is not None:
+    if (frozen := _frozen(record)) is not None:
         options.freeze_cgroup = frozen
     if choices.pre_dump:
         options.track_memory = True
@@ -170,28 +169,18 @@ def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
         return ""
 
 
-def _freezer(record: State) -> str | None:
-    """Return the directory of the cgroup to freeze, None where CRIU has to seize the processes while they run.
+def _frozen(record: State) -> str | None:
+    """Return the directory of a container's cgroup if it is paused, None if not.
 
-    So it is where nothing can be frozen, and on version 1 if a process is stopped: ptrace(2) would wait until that one
-    is thawed again, and CRIU thaws once it has seized all.
+    Only then has CRIU to know of the freezer: what is frozen it could not stop. What is not, it stops one by one,
+    parents before their children. With the freezer it would wait in vain for who is stopped already (SIGSTOP, on
+    version 1), and for who has ended and whose parent is frozen before it has waited for that.
     """
     hierarchies = mounted()
-    path = cgroup_for(hierarchies, record.cgroup, record.pid).path
-    if hierarchies.is_v2:
-        return hierarchies.unified + path
-    where = hierarchies.controllers.get("freezer")
-    if where is None or any(_is_stopped(pid) for pid in subtree_pids(where + path)):
+    cgroup = cgroup_for(hierarchies, record.cgroup, record.pid)
+    if not cgroup.is_paused():
         return None
-    return where + path
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"T"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return (hierarchies.unified if hierarchies.is_v2 else hierarchies.controllers["freezer"]) + cgroup.path
 
 
 @contextmanager
