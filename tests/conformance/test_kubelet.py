@@ -93,10 +93,14 @@ def test_figures(kubelet: Kubelet, run: Callable[..., Pod], told: bool) -> None:
     wait_until(lambda: container().get("memory", {}).get("workingSetBytes", 0) > 0, "it is measured")
     assert container()["logs"]["capacityBytes"] > 0
     assert ("network" in figures()) == told
-    samples = [line for line in kubelet.get("/metrics/cadvisor").splitlines() if f'pod="{name}"' in line]
-    memory = [line for line in samples if line.startswith("container_memory_working_set_bytes")]
-    assert any('container="main"' in line for line in memory)
-    assert any(line.startswith("container_network_receive_bytes_total") for line in samples) == told
+
+    def samples(metric: str) -> list[str]:
+        lines = kubelet.get("/metrics/cadvisor").splitlines()
+        return [line for line in lines if line.startswith(metric) and f'pod="{name}"' in line]
+
+    memory = "container_memory_working_set_bytes"
+    wait_until(lambda: any('container="main"' in line for line in samples(memory)), "it is told of there, too")
+    assert bool(samples("container_network_receive_bytes_total")) == told
     assert (kubelet.figure("kubelet_evented_pleg_connection_success_count") > 0) == told
 
 
@@ -184,6 +188,7 @@ def test_a_user_namespace_and_an_image_as_a_volume(kubelet: Kubelet, run: Callab
         volumeMounts=mounts,
         pod={"hostUsers": False, "volumes": volumes},
     ).started()
+    wait_until(lambda: len(pod.logs().splitlines()) == 3, "it has written all")
     ids, *files = pod.logs().splitlines()
     inside, outside, count = map(int, ids.split())
     assert (inside, count) == (0, 65536)
