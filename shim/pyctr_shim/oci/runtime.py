@@ -14,7 +14,7 @@ What makes processes is loaded when one is to be made: a command that looks at a
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -519,8 +519,9 @@ def load(state_directory: str) -> Container:
     """Return a container from its state file. Raises FileNotFoundError if there is none."""
     record = state.read(state_directory)
     pidfd = -1
-    if record.is_alive():
-        pidfd = pidfd_open(record.pid)
+    with suppress(ProcessLookupError):  # it may be about to end
+        if record.is_alive():
+            pidfd = pidfd_open(record.pid)
     return Container(
         id=record.id,
         bundle=record.bundle,
