@@ -204,3 +204,11 @@ def test_a_terminal(lab: Lab) -> None:
     assert wait(container.pidfd) == 0
     assert "/dev/console" in output
     assert output.strip().endswith("5:0")
+
+
+def test_one_that_ends_while_it_is_loaded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = lab.running(lab.spec("true"))
+    wait(container.pidfd)
+    monkeypatch.setattr(state.State, "is_alive", lambda _: True)  # as it was a moment ago
+
+    assert runtime.load(container.state_directory).pidfd == -1
