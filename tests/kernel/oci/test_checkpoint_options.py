@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,19 @@ def test_stopped_processes(saved: Saved) -> None:
     assert "State:\tT" in saved.exec("cat", f"/proc/{stopped}/status").stdout
     assert saved.exec("kill", "-CONT", stopped).returncode == 0
     eventually(lambda: number(count) > before + 3)
+
+
+def test_one_that_is_being_saved_already(saved: Saved, tmp_path: Path, oci: Command) -> None:
+    """By whoever asked first: each gets a checkpoint, one after the other."""
+    saved.run("exec busybox sleep 1000")
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "checkpoint", "--leave-running"]
+    all_images = [str(tmp_path / str(number)) for number in range(5)]
+
+    attempts = [subprocess.Popen([*line, "--image-path", images, "c1"]) for images in all_images]
+
+    assert [attempt.wait(DEADLINE) for attempt in attempts] == [0] * len(attempts)
+    for images in all_images:
+        assert "inventory.img" in os.listdir(images)
 
 
 def test_a_paused_container(saved: Saved) -> None:

@@ -4,6 +4,7 @@ The container stands still while CRIU works and goes on if CRIU fails. What is m
 (bind mounts, cgroups) is only named, to be found again by who restores: see sources.py.
 """
 
+import fcntl
 import os
 import shutil
 import stat
@@ -39,7 +40,8 @@ _TERMINALS: Final = {4, *range(136, 144)}  # majors of the machine's own and of 
 def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Save a running container into the directory of `choices`, which is made if it is missing.
 
-    Once it is saved `is_wanted` is asked, and unless it says so, that counts as an error.
+    Dumps of one container are done one after the other. Before it begins and once it is saved `is_wanted` is asked, and
+    unless it says so, that counts as an error.
 
     Raises OciError naming the stage, with what CRIU has to say; then nothing of the checkpoint is left, and the
     container runs on, unless CRIU could not even undo what it had begun.
@@ -47,6 +49,9 @@ def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: T
     spec = validate.load_spec(f"{record.bundle}/config.json")
     refuse_user_namespace(spec)
     with ExitStack() as stack:
+        stack.enter_context(_alone(f"{record.bundle}/config.json"))
+        if not is_wanted():
+            raise OciError("checkpoint: nobody waits for it any more")
         directory_fd = stack.enter_context(_images(choices.common.images))
         work = stack.enter_context(work_directory(choices.common.work))
         work_fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -181,6 +186,20 @@ def _frozen(record: State) -> str | None:
     if not cgroup.is_paused():
         return None
     return (hierarchies.unified if hierarchies.is_v2 else hierarchies.controllers["freezer"]) + cgroup.path
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Wait until no other dump has a container's file locked, and lock it: what one CRIU has stopped, no other can.
+
+    One that nobody waits for any more is at work for a while yet.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextmanager
