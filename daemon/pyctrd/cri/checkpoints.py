@@ -110,7 +110,7 @@ class ContainerCheckpoints:
         await self._threads.run(_check, location)
         options = AnyMessage()
         async with self._saver().folder() as folder, self._lease(container.id) as lease:
-            await self._threads.run(_make, folder)
+            (folder / "work").mkdir(mode=0o700)
             options.Pack(oci_pb2.CheckpointOptions(work_path=str(folder / "work")))
             await self._saver().save_in(NAMESPACE, container.id, str(folder / "checkpoint"), options)
             rootfs = await self._changes(container, lease)
@@ -197,10 +197,6 @@ def _refusal(location: str, error: OSError) -> Exception:
     if isinstance(error, FileExistsError):
         return FailedPrecondition(f"location {location}: it is there already")
     return FailedPrecondition(f"the checkpoint cannot be written to {location}: {error.strerror or error}")
-
-
-def _make(folder: Path) -> None:
-    (folder / "work").mkdir(mode=0o700, parents=True)
 
 
 def _identity(saved: _Saved) -> dict[str, Any]:

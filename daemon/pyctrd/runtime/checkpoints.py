@@ -72,8 +72,9 @@ class Checkpoints:
         directory gone does not let the container end. Raises NotFound, and what the runtime says.
         """
         async with self.folder() as folder:
-            await self.save_in(namespace, id, str(folder), options)
-            processes = await self._bulk.run(self._store, namespace, folder, lease)
+            images = folder / "checkpoint"
+            await self.save_in(namespace, id, str(images), options)
+            processes = await self._bulk.run(self._store, namespace, images, lease)
             data = spec.SerializeToString()
             digest = await self._bulk.run(self._content.write_blob, namespace, f"{folder}/spec", data, lease=lease)
         return [processes, Descriptor(CONFIG, digest, len(data))]
@@ -87,14 +88,14 @@ class Checkpoints:
         if descriptor.media_type != PROCESSES:
             raise InvalidArgument(f"checkpoint {descriptor.digest} is {descriptor.media_type}, not {PROCESSES}")
         async with self.folder() as folder:
-            folder.mkdir(mode=0o700)
             await self._bulk.run(self._unpack, namespace, descriptor.digest, folder)
             yield str(folder)
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
-        """Yield the path of a directory that is gone afterwards; it is not made."""
+        """Yield the path of a directory that is gone afterwards: a shim that comes too late can make nothing in it."""
         folder = self._directory / token_hex(8)
+        folder.mkdir(mode=0o700, parents=True)
         try:
             yield folder
         finally:

@@ -218,7 +218,8 @@ def _images(directory: str) -> Iterator[int]:
     """Yield an fd of the directory for the checkpoint; after an error, what has been put into it is removed."""
     made = not os.path.isdir(directory)
     try:
-        os.makedirs(directory, 0o700, exist_ok=True)
+        if made:
+            os.mkdir(directory, 0o700)  # not what it lies in: who has taken that away does not wait for us any more
         before = set(os.listdir(directory))
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
