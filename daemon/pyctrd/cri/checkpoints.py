@@ -123,11 +123,12 @@ class ContainerCheckpoints:
         """Yield a lease that keeps what is made in between."""
         expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         name = f"cri-checkpoint-{id}-{secrets.token_hex(4)}"
-        await self._threads.run(self._leases.create, NAMESPACE, Lease(name, {EXPIRE_LABEL: expires}))
-        try:
+
+        def make() -> None:
+            self._leases.create(NAMESPACE, Lease(name, {EXPIRE_LABEL: expires}))
+
+        async with self._threads.holding(make, lambda _: self._leases.delete(NAMESPACE, name)):
             yield name
-        finally:
-            await self._threads.run(self._leases.delete, NAMESPACE, name)
 
     async def _changes(self, container: PodContainer, lease: str) -> Descriptor:
         """Return the layer that the container has made of its image."""
