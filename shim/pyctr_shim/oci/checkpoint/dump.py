@@ -33,7 +33,7 @@ CGROUP_KINDS: Final = {"cgroup", "cgroup2"}
 EXTERNAL_NAMESPACES: Final = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 """Those that may be joined, by their names in the spec: CRIU's name, and the one we give CRIU for them."""
 
-STREAMS: Final = ("stdin", "stdout", "stderr")
+_STREAMS: Final = ("stdin", "stdout", "stderr")
 _TERMINALS: Final = {4, *range(136, 144)}  # majors of the machine's own and of pseudo terminals
 
 
@@ -122,7 +122,7 @@ def _options(record: State, spec: dict[str, Any], choices: Dump) -> pb.Options:
         if namespace.get("path") and namespace["type"] in EXTERNAL_NAMESPACES:
             kind, key = EXTERNAL_NAMESPACES[namespace["type"]]
             options.external.append(f"{kind}[{os.stat(f'/proc/{record.pid}/ns/{kind}').st_ino}]:{key}")
-    names = [_name_of(record.pid, fd, seen) for fd in range(len(STREAMS))]
+    names = [_name_of(record.pid, fd, seen) for fd in range(len(_STREAMS))]
     options.external.extend(dict.fromkeys(name for name in names if name.startswith("file[")))
     images.write_descriptors(choices.common.images, names)
     return options
@@ -167,7 +167,7 @@ def _name_of(pid: int, fd: int, seen: list[Mounted]) -> str:
         status = os.stat(path)
         if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINALS:
             raise OciError(
-                f"checkpoint: {STREAMS[fd]} is a terminal of the caller's: only one of the container's is saved"
+                f"checkpoint: {_STREAMS[fd]} is a terminal of the caller's: only one of the container's is saved"
             )
         return f"file[{mount_id:x}:{status.st_ino:x}]"
     except FileNotFoundError:

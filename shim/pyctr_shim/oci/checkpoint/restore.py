@@ -217,11 +217,9 @@ class _Restoring:
     def _inherited(self) -> list[tuple[str, int]]:
         """Return what CRIU finds by fd: the container's streams, and namespaces that it shares."""
         found = []
-        names = images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]
-        if self.build.process.get(
-            "terminal"
-        ):  # the container's own, and what we have as streams is none of its business
-            names = []
+        # One with a terminal of its own has nothing to do with what our streams are.
+        has_terminal = self.build.process.get("terminal")
+        names = [] if has_terminal else images.read_descriptors(self.choices.common.images)[:_ABOVE_STDIO]
         for number, name in enumerate(names):
             if name.startswith("file[") and not _has_position(number):
                 # CRIU sets the position that a file had. What the process wrote went to one, and not to anybody.
