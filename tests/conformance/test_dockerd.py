@@ -154,6 +154,7 @@ def test_our_daemon_is_killed_under_running_containers(docker: Dockerd, pyctrd: 
     script = "touch /begun; until [ -e /end ]; do sleep 0.1; done; exit 4"
     with subprocess.Popen([*docker.words, "exec", "stays", "sh", "-c", script]) as exec_session:
         wait_until(lambda: exists(pids["stays"], "/begun"), "the exec runs")
+        wait_until(lambda: all(docker.exec_pids("stays")), "docker knows that it does")
         pyctrd.kill()
         touch(pids["gone"], "/stop")
         wait_until(lambda: not is_alive(pids["gone"]), "one container ends while there is no daemon")

@@ -11,12 +11,14 @@ own. The other daemon is to be in the same: a current dockerd leaves containers 
 Leaving the context asserts that no container, process, mount or cgroup is left.
 """
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +103,20 @@ class Dockerd(Client):
         """Return "running", "paused", "exited 3" or the like."""
         state = self.inspect(name)["State"]
         return f"exited {state['ExitCode']}" if state["Status"] == "exited" else str(state["Status"])
+
+    def exec_pids(self, name: str) -> list[int]:
+        """Return the process ids of a container's execs, 0 for one whose start is not answered yet.
+
+        The command line does not tell them.
+        """
+        pids = []
+        for number in self.inspect(name)["ExecIDs"] or []:
+            connection = http.client.HTTPConnection("docker", timeout=DEADLINE)
+            with closing(connection), socket.socket(socket.AF_UNIX) as connection.sock:
+                connection.sock.connect(str(self.ground.base / "d.sock"))
+                connection.request("GET", f"/exec/{number}/json")
+                pids.append(int(json.load(connection.getresponse())["Pid"]))
+        return pids
 
     def started(self, name: str, *words: str) -> int:
         """Start a container in the background and return the process id of its first process."""
