@@ -12,12 +12,12 @@ libc: Final[Any] = ffi.dlopen(None)
 _X86_64: Final = {
     "read": 0, "write": 1, "rt_sigaction": 13, "rt_sigprocmask": 14, "ioctl": 16, "recvmsg": 47, "execve": 59,
     "fcntl": 72, "chdir": 80, "fchdir": 81, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117,
-    "setresgid": 119, "capset": 126, "personality": 135, "pivot_root": 155, "prctl": 157, "set_mempolicy": 238,
-    "keyctl": 250, "ioprio_set": 251, "openat": 257, "unshare": 272, "signalfd4": 289, "dup3": 292, "prlimit64": 302,
-    "setns": 308, "sched_setattr": 314, "seccomp": 317, "bpf": 321, "execveat": 322,
+    "setresgid": 119, "capset": 126, "personality": 135, "pivot_root": 155, "prctl": 157, "chroot": 161,
+    "set_mempolicy": 238, "keyctl": 250, "ioprio_set": 251, "openat": 257, "unshare": 272, "signalfd4": 289,
+    "dup3": 292, "prlimit64": 302, "setns": 308, "sched_setattr": 314, "seccomp": 317, "bpf": 321, "execveat": 322,
 }  # fmt: skip
 _GENERIC: Final = {
-    "dup3": 24, "fcntl": 25, "ioctl": 29, "ioprio_set": 30, "pivot_root": 41, "chdir": 49, "fchdir": 50,
+    "dup3": 24, "fcntl": 25, "ioctl": 29, "ioprio_set": 30, "pivot_root": 41, "chdir": 49, "fchdir": 50, "chroot": 51,
     "openat": 56, "read": 63, "write": 64, "signalfd4": 74, "capset": 91, "personality": 92, "unshare": 97,
     "rt_sigaction": 134, "rt_sigprocmask": 135, "setresuid": 147, "setresgid": 149, "setsid": 157, "setgroups": 159,
     "umask": 166, "prctl": 167, "keyctl": 219, "execve": 221, "set_mempolicy": 237, "recvmsg": 212, "prlimit64": 261,

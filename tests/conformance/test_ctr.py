@@ -5,6 +5,7 @@ import os
 import re
 import select
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -170,6 +171,30 @@ def test_run_in_namespaces_of_another_container(any_ctr: Ctr) -> None:
     assert output[3] == "sleep\x001000\x00"
     ctr.next_daemon()
     remove(ctr, "first")
+
+
+def test_run_in_anothers_mount_namespace(any_ctr: Ctr) -> None:
+    """Its root is attached there, and gone with it; whoever was there keeps his own."""
+    ctr = any_ctr
+    words = ["unshare", "--mount", "sh", "-c", "echo ready; exec sleep 1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        path = f"/proc/{other.pid}/ns/mnt"
+        ctr("run", "-d", "--null-io", f"--with-ns=mount:{path}", NAME, "c", "sleep", "1000")
+        ctr.next_daemon()
+
+        script = "readlink /proc/self/ns/mnt; ls /; cut -d' ' -f5 /proc/self/mountinfo"
+        output = ctr("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", script).split()
+        assert output[0] == os.readlink(path)
+        assert {"bin", "/", "/proc", "/dev/shm"} <= set(output)
+        assert "boot" not in output
+        mounts = Path(f"/proc/{other.pid}/mountinfo")
+        assert "/c/attached/dev/shm " in mounts.read_text()
+        remove(ctr, "c")
+
+        assert "/attached" not in mounts.read_text()
+        other.kill()
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])

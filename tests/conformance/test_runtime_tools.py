@@ -131,14 +131,6 @@ RACES: Final = {"pidfile"}  # a runtime may win
 # Around a program that has runc mount into its caller's namespace, and then removes the bundle through those mounts.
 APART: Final = ("unshare", "--mount", "--ipc", "--propagation", "slave")
 DIFFERENT: Final = {
-    "linux_ns_itype": (
-        "mounts nothing into a mount namespace that is the host's",
-        "linux.namespaces: a new mount namespace is required",
-    ),
-    "linux_ns_path": (
-        "mounts nothing into a mount namespace that another made",
-        "linux.namespaces: a new mount namespace is required",
-    ),
     "mounts": (
         "opens the sources of bind mounts first and attaches all mounts in order, which /proc/self/mountinfo does not "
         "tell: since Linux 6.8 it goes by the age of what was opened",

@@ -9,6 +9,7 @@
       exits/        a record per ended process: init.json, exec-<exec id>.json
       spool/        events that no daemon has acknowledged
       state.json    the OCI runtime's own record
+      attached/     where it attaches the root in a mount namespace that is not the container's own
       runtime.json  instead of it, what the shim knows of a container that another OCI runtime has made
       runtime/      and where that runtime keeps its state
       execs/        a record per registered exec: <exec id>.json      (StdioNames)   written by the daemon
@@ -44,6 +45,7 @@ from pyctrd.core.values import dataclass
 VERSION: Final = 1
 
 _MAX_RECORD: Final = 1 << 20  # bytes; a JSON file of ours is far below
+_ROOTS: Final = ("rootfs", "attached")  # where a container's files are seen while it is there
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -328,12 +330,13 @@ class Bundles:
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Remove a retired bundle; raises OSError if something is mounted or left below its rootfs.
+        """Remove a retired bundle; raises OSError if something is mounted or left where its root was.
 
-        Never descends into `rootfs`: what a failed unmount left there is a container's files.
+        Never descends into that: what a failed unmount left there is a container's files.
         """
-        with suppress(FileNotFoundError):
-            os.rmdir(f"{path}/rootfs")
+        for name in _ROOTS:
+            with suppress(FileNotFoundError):
+                os.rmdir(f"{path}/{name}")
         _remove_tree(str(path))
 
 

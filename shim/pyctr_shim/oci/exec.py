@@ -90,6 +90,7 @@ class Joiner:
         try:
             self._stdio_fds = [self._duplicate(fd) for fd in request.stdio]  # they may be 0 to 2 in another order
             self._init_pidfd = self._above(request.init_pidfd)
+            self._root_fds = self._open_root()
             self._cgroup_fds = [self._above(fd) for fd in self._open_cgroup()]
         except BaseException:
             self.close()
@@ -155,7 +156,7 @@ class Joiner:
             arrive.call("dup3", "dup3", fd, number)
         # A lock or a client's pipe kept open here would outlive the shim.
         first = self._lowest
-        for fd in sorted((kept_fd, self._init_pidfd, *self._cgroup_fds)):
+        for fd in sorted((kept_fd, *self._kept())):
             if first < fd:
                 arrive.call("close_range", "close_range", first, fd - 1)
             first = fd + 1
@@ -173,7 +174,7 @@ class Joiner:
 
     def _add_write(self, steps: Steps, purpose: str, name: str, text: str, kept_fd: int) -> None:
         """Write to a file of the process's own in the host's /proc."""
-        kept = (kept_fd, self._init_pidfd, *self._cgroup_fds)
+        kept = (kept_fd, *self._kept())
         lowest_free = next(fd for fd in range(_STDIO, _STDIO + len(kept) + 1) if fd not in kept)
         path, data = steps.buffer("char[]", f"/proc/self/{name}".encode()), text.encode()
         steps.call(purpose, "openat", _HERE, path, os.O_WRONLY | os.O_CLOEXEC)
@@ -189,8 +190,21 @@ class Joiner:
         self._enter.call("prctl", "prctl", PR_SET_NAME, name)
         scheduling.add_lasting(self._enter, self.request.linux)
         self._enter.call("joining namespaces", "setns", self._init_pidfd, self.request.namespaces & ~Clone.NEWPID)
+        for fd in self._root_fds:
+            self._enter.call("changing root", "fchdir", fd)
+            self._enter.call("changing root", "chroot", self._enter.buffer("char[]", b"."))
         program.add_signals(self._leave)
         self._leave.call("prctl", "prctl", PR_SET_PDEATHSIG, 0)
+
+    def _kept(self) -> tuple[int, ...]:
+        """Return what the child needs of what has been opened here."""
+        return self._init_pidfd, *self._root_fds, *self._cgroup_fds
+
+    def _open_root(self) -> list[int]:
+        """Return the first process's root where that is not its mount namespace's, to which setns(2) leads."""
+        if not self.request.linux.get("attached"):
+            return []
+        return [self._above(self._opening(os.open(f"/proc/{self.request.init_pid}/root", _PATH | os.O_DIRECTORY)))]
 
     def _open_cgroup(self) -> list[int]:
         """Return files to write 0 to, by which a process joins the cgroup and the resctrl groups."""

@@ -140,7 +140,7 @@ def _suits(build: Build) -> bool:
     """Whether there is nothing in a spec that only a forked init does."""
     linux, process, plan = build.linux, build.process, build.plan
     return (
-        bool(plan.new & Clone.NEWNS and process["args"])
+        bool(plan.mounts_fd < 0 and process["args"])
         and not any(kind & ~_JOINED for kind in plan.joined)
         and not build.state.hooks.keys() - _HOOKS_OUTSIDE
         and not rootfs.is_shared(linux.get("rootfsPropagation") or "")  # the host must have its root before

@@ -233,6 +233,8 @@ def _for_later(build: Build) -> dict[str, Any]:
         kept["listener"] = {"path": profile["listenerPath"], "metadata": profile.get("listenerMetadata") or ""}
     if build.groups:
         kept |= {"rdt": build.groups.joined, "rdtMade": build.groups.made}
+    if build.plan.mounts_fd >= 0:
+        kept["attached"] = True
     return kept
 
 
@@ -283,7 +285,12 @@ def open_sources(build: Build) -> None:
 
 
 def mount_for_host(build: Build) -> None:
-    """Mount the root where the host sees it, if it must; before the cgroup is joined, and with it its devices."""
+    """Mount the root where the host sees it, if it must; before the cgroup is joined, and with it its devices.
+
+    And make the place for one that is to be seen in another mount namespace.
+    """
+    if build.plan.mounts_fd >= 0:
+        os.mkdir(state.attached(build.request.state_directory), 0o711)
     if build.state.host_mount:
         os.makedirs(build.state.host_mount, 0o711, exist_ok=True)
         rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
@@ -472,7 +479,9 @@ def _make_working_directory(build: Build) -> None:
 
 def pivot(build: Build) -> None:
     """Leave the host's root behind."""
-    if build.request.no_pivot_root:
+    if build.plan.mounts_fd >= 0:
+        rootfs.move_to(build.plan.mounts_fd, build.root_fd, state.attached(build.request.state_directory))
+    elif build.request.no_pivot_root:
         rootfs.move(build.root_fd)
     else:
         rootfs.pivot(build.root_fd, rootfs.propagation_flag(build.linux.get("rootfsPropagation") or ""))

@@ -38,10 +38,14 @@ _IFF_RUNNING: Final = 0x40
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """New namespaces as clone flags, and fds of those to join by flag."""
+    """New namespaces as clone flags, and fds of those to join by flag.
+
+    The root is always made in a new mount namespace. Where the container is to have another one, `mounts_fd` is that.
+    """
 
     new: int
     joined: Mapping[Clone, int]
+    mounts_fd: int = -1
 
     def has(self, kind: Clone) -> bool:
         """Whether the container has a namespace of this kind that is not the runtime's own."""
@@ -56,7 +60,7 @@ class Plan:
         return flags
 
     def join(self) -> None:
-        """Enter the namespaces given by path, except mount namespaces; PID for the next child only."""
+        """Enter the namespaces given by path, except the mount namespace; PID for the next child only."""
         for kind in _JOIN_ORDER:
             if kind in self.joined:
                 try:
@@ -73,6 +77,8 @@ class Plan:
         """Close the fds."""
         for fd in self.joined.values():
             os.close(fd)
+        if self.mounts_fd >= 0:
+            os.close(self.mounts_fd)
 
 
 def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
@@ -98,7 +104,12 @@ def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
             os.close(fd)
             continue
         joined[kind] = fd
-    return Plan(new, joined)
+    if new & Clone.NEWNS:
+        return Plan(new, joined)
+    mounts_fd = joined.pop(Clone.NEWNS, -1)
+    if mounts_fd < 0:
+        mounts_fd = os.open("/proc/self/ns/mnt", _NAMESPACE)
+    return Plan(new | Clone.NEWNS, joined, mounts_fd)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import commands, log, runtime
+from pyctr_shim.oci import commands, log, runtime, state
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v1 import PlacesV1
 from pyctr_shim.oci.checkpoint.choices import Restore
@@ -94,7 +94,8 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
         )
         container = runtime.create(options.id, bundle, _STDIO, choices)
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.exists(state.attached(directory)):  # or else the container's files would be removed
+            shutil.rmtree(directory, ignore_errors=True)
         raise
     for note in container.notes:
         log.warning(options, note)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import ENOENT
 from typing import Final
 
 from pyctr_shim.oci import mount_options
@@ -22,6 +23,7 @@ from pyctr_sys.mount import (
     pivot_root,
     umount2,
 )  # fmt: skip
+from pyctr_sys.namespaces import Clone, setns
 from pyctr_sys.openat2 import O_PATH, open_in_root
 
 _PAGE: Final = 4096
@@ -173,10 +175,34 @@ def pivot(tree_fd: int, propagation: int) -> None:
 
 
 def move(tree_fd: int) -> None:
-    """Do without pivot_root, where the host's root is a ramfs: cover `/` and change root."""
+    """Change root, where pivot_root cannot be: the host's root is a ramfs, or others are to keep theirs."""
     os.fchdir(tree_fd)
     os.chroot(".")
     os.chdir("/")
+
+
+def move_to(namespace_fd: int, tree_fd: int, directory: str) -> None:
+    """Enter another mount namespace, attach a copy of the root there on an empty directory, and change root to it.
+
+    Whoever is there sees all of the root at once, and keeps his own. A mount of its own below it, a private one, has
+    the root's mounts stay as shared as they are. Raises OciError.
+    """
+    copy_fd = open_tree(tree_fd, "", OPEN_TREE_CLONE | AT_RECURSIVE)
+    try:
+        setns(namespace_fd, Clone.NEWNS)
+        base_fd = open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE)
+        directory_fd = os.open(directory, O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        move_mount(base_fd, directory_fd)
+        mount_setattr(base_fd, propagation=MountFlag.PRIVATE)
+        move_mount(copy_fd, base_fd)
+    except FileNotFoundError:
+        raise OciError(f"linux.namespaces: mount: the host's {directory} is not to be seen there", ENOENT) from None
+    except OSError as error:
+        raise OciError(f"linux.namespaces: mount: {describe(error)}", error.errno or 0) from None
+    os.close(directory_fd)
+    os.close(base_fd)
+    move(copy_fd)
+    os.close(copy_fd)
 
 
 def make_readonly(tree_fd: int) -> None:

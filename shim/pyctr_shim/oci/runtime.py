@@ -480,13 +480,15 @@ def _undo(request: "init.Request", *, for_good: bool = True) -> None:
 
 
 def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool, with_hooks: bool = True) -> None:
-    """Remove cgroup, host mount and state file in that order, so that the state names what is left."""
+    """Remove mounts, cgroup and state file, the state last: it names what is left."""
     record = None
     if with_record:
         try:
             record = state.read(state_directory)
         except FileNotFoundError:
             record = None
+    if record is not None and record.linux.get("attached"):
+        _detach(state.attached(state_directory))  # first: whoever removes the directory must not remove through it
     try:
         cgroup.remove()
     except OSError as error:
@@ -504,6 +506,21 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool, with_hoo
             run_hooks("poststop", record, Status.STOPPED)
         except OciError as error:
             raise PoststopFailed(str(error), error.errno) from None
+
+
+def _detach(directory: str) -> None:
+    """Remove the root from the mount namespace that it was attached in, whichever that is.
+
+    The kernel detaches what is mounted on a directory that is removed, in all other namespaces. Source: rmdir(2) has
+    nothing of it; Linux 3.18, "vfs: Lazily remove mounts on unlinked files and directories".
+    """
+    unmount_all(directory)
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OciError(f"{directory} cannot be removed: {error.strerror}", error.errno or 0) from None
 
 
 def unmount_all(directory: str) -> None:

@@ -2,6 +2,7 @@
 
     <state directory>/state.json   written before the first cgroup or mount is made, then replaced
                                    by rename whenever more is known; so whatever exists is named here
+                      attached/    where the root lies in a mount namespace that is not the container's own
 
 It lies in the bundle for a shim, in <root>/<id> for the command.
 """
@@ -40,6 +41,7 @@ class State:
         listener                    {"path", "metadata"} of the seccomp agent
         rdt                         resctrl groups to join
         rdtMade                     resctrl groups made for this container alone
+        attached                    whether the mount namespace is another's, and the root's place in it `attached`
     """
 
     id: str
@@ -87,6 +89,11 @@ class State:
 
 
 _FIELDS: Final = tuple(item.name for item in fields(State))
+
+
+def attached(directory: str) -> str:
+    """Return where the root is attached if the mount namespace is not the container's own."""
+    return os.path.join(directory, "attached")
 
 
 def write(directory: str, state: State) -> None:

@@ -9,7 +9,7 @@ Source: OCI runtime specification 1.3, config.md and config-linux.md.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from pyctr_shim.oci import rlimits, scheduling, sysctl
@@ -100,7 +100,7 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         raise OciError(f"linux.namespaces: {twice} is there twice")
     new = {item["type"] for item in linux.get("namespaces") or () if not item.get("path")}
     if "mount" not in new:
-        raise OciError("linux.namespaces: a new mount namespace is required")
+        _check_shared_mounts(spec, new)
     if spec.get("hostname") and "uts" not in kinds:
         raise OciError("hostname: needs a UTS namespace of its own")
     if spec.get("domainname") and "uts" not in kinds:
@@ -118,6 +118,16 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         _check_id_maps(item, has_user_namespace="user" in kinds)
     for name in linux.get("sysctl") or ():
         _check_sysctl(name, kinds)
+
+
+def _check_shared_mounts(spec: Mapping[str, Any], new: Set[str]) -> None:
+    """Allow only what can be made in one mount namespace and taken along into another."""
+    if "user" in new:
+        raise OciError("linux.namespaces: a new user namespace needs a new mount namespace")
+    propagation = [spec["linux"].get("rootfsPropagation") or ""]
+    propagation += [option for item in spec.get("mounts") or () for option in item.get("options") or ()]
+    if unbindable := {"unbindable", "runbindable"}.intersection(propagation):
+        raise OciError(f"linux.namespaces: {unbindable.pop()} needs a new mount namespace")
 
 
 def _check_id_maps(item: Mapping[str, Any], *, has_user_namespace: bool) -> None:

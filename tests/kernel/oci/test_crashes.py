@@ -12,7 +12,7 @@ import pytest
 from pyctr_shim.oci import in_place, init, lockdown, runtime, state
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
-from support.oci_bundle import Lab, Spec, eventually, is_mounted, make_root, wait
+from support.oci_bundle import Lab, Spec, eventually, is_mounted, make_root, wait, with_namespaces
 
 pytestmark = pytest.mark.root
 STEPS = range(len(init._STEPS))
@@ -27,6 +27,8 @@ def specs(lab: Lab, kind: str) -> Spec:
         spec["linux"]["namespaces"].append({"type": "user"})
         spec["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1000}]
         spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1000}]
+    elif kind == "host's mounts":
+        with_namespaces(spec, mount=None)
     elif kind == "host mount":
         spec["hooks"] = {"createRuntime": [{"path": "/bin/true"}]}
     return spec
@@ -49,10 +51,11 @@ def assert_nothing_left(lab: Lab, bundle: Path) -> None:
         directory = mount_point + lab.cgroup
         assert not os.path.isdir(directory) or not [entry for entry in os.scandir(directory) if entry.is_dir()]
     assert not is_mounted(bundle / "rootfs")
+    assert not (bundle / "attached").exists()
     assert not (bundle / state.NAME).exists()
 
 
-@pytest.mark.parametrize("kind", ["plain", "stager", "host mount"])
+@pytest.mark.parametrize("kind", ["plain", "stager", "host mount", "host's mounts"])
 @pytest.mark.parametrize("number", STEPS)
 def test_the_child_dies(lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int, kind: str) -> None:
     spec = specs(lab, kind)
@@ -68,7 +71,7 @@ def test_the_child_dies(lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int, 
         os.waitpid(-1, os.WNOHANG)
 
 
-@pytest.mark.parametrize("kind", ["plain", "stager", "host mount"])
+@pytest.mark.parametrize("kind", ["plain", "stager", "host mount", "host's mounts"])
 @pytest.mark.parametrize("number", STEPS)
 def test_the_parent_dies(lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int, kind: str) -> None:
     """The child ends with it, and what state.json names is all there is to remove."""

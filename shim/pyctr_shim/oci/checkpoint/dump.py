@@ -47,7 +47,7 @@ def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: T
     container runs on, unless CRIU could not even undo what it had begun.
     """
     spec = validate.load_spec(f"{record.bundle}/config.json")
-    refuse_user_namespace(spec)
+    refuse_namespaces(spec)
     with ExitStack() as stack:
         stack.enter_context(_alone(f"{record.bundle}/config.json"))
         if not is_wanted():
@@ -72,10 +72,16 @@ def dump(record: State, choices: Dump, is_wanted: Callable[[], bool] = lambda: T
             raise criu.failure("checkpoint the container", response, Path(work, LOG), kept)
 
 
-def refuse_user_namespace(spec: Mapping[str, Any]) -> None:
-    """Raise OciError for a container with one: CRIU would read the images as root of that, who may not."""
-    if any(item["type"] == "user" for item in spec["linux"].get("namespaces") or ()):
+def refuse_namespaces(spec: Mapping[str, Any]) -> None:
+    """Raise OciError for what CRIU does not do.
+
+    It would read the images as root of a user namespace, who may not, and restores mounts into a new namespace only.
+    """
+    kinds = {item["type"]: item.get("path") for item in spec["linux"].get("namespaces") or ()}
+    if "user" in kinds:
         raise OciError("checkpoint: a container with a user namespace of its own cannot be saved and restored")
+    if kinds.get("mount", "another's"):
+        raise OciError("checkpoint: a container without a mount namespace of its own cannot be saved and restored")
 
 
 def become(record: State, choices: Dump, channel: Channel) -> NoReturn:

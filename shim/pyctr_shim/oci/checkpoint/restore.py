@@ -29,7 +29,7 @@ from pyctr_shim.oci import init, lockdown, rootfs, seccomp, state
 from pyctr_shim.oci.cgroups import Cgroup, mount_view
 from pyctr_shim.oci.checkpoint import criu, images, mount_table, verify
 from pyctr_shim.oci.checkpoint.choices import Restore
-from pyctr_shim.oci.checkpoint.dump import EXTERNAL_NAMESPACES, refuse_user_namespace, work_directory
+from pyctr_shim.oci.checkpoint.dump import EXTERNAL_NAMESPACES, refuse_namespaces, work_directory
 from pyctr_shim.oci.checkpoint.sources import Source, Stage
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.handshake import Channel, Message
@@ -92,7 +92,7 @@ class _Restoring:
     def run(self) -> None:
         """Do all of it, in order."""
         build, common = self.build, self.choices.common
-        refuse_user_namespace(build.spec)
+        refuse_namespaces(build.spec)
         if common.cgroup_mode not in {"", "ignore"}:
             text = "in any but ignore, a checkpoint says what is written to the machine's cgroups"
             raise OciError(f"restore: cgroups mode {common.cgroup_mode!r}: {text}")

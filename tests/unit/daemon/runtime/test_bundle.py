@@ -43,14 +43,15 @@ def test_retired_bundle_frees_the_id_and_can_be_removed(tmp_path: Path) -> None:
     assert os.listdir(bundle.path.parent) == ["web"]
 
 
-def test_files_below_a_rootfs_are_not_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rootfs", "attached"])
+def test_files_below_a_root_are_not_removed(tmp_path: Path, name: str) -> None:
     bundles = Bundles(tmp_path)
     bundle = bundles.create(MANIFEST, b"{}")
-    (bundle.path / "rootfs").mkdir()
-    (bundle.path / "rootfs/precious").touch()
+    (bundle.path / name).mkdir()
+    (bundle.path / name / "precious").touch()
     with pytest.raises(OSError, match="not empty"):
         bundles.remove(bundle.path)
-    assert (bundle.path / "rootfs/precious").exists()
+    assert (bundle.path / name / "precious").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 1, "strange": 1}'])

@@ -137,8 +137,11 @@ def test_network_devices_need_a_network_namespace() -> None:
 def test_namespaces_that_do_not_fit_together_are_refused() -> None:
     kinds = [{"type": kind} for kind in ("pid", "mount")]
     cases: list[tuple[dict[str, Any], str]] = [
-        (changed("linux.namespaces", [{"type": "pid"}]), "a new mount namespace is required"),
-        (changed("linux.namespaces", [{"type": "mount", "path": "/x"}]), "a new mount namespace is required"),
+        (changed("linux.namespaces", [{"type": "user"}]), "a new user namespace needs a new mount namespace"),
+        (
+            changed("linux", {"rootfsPropagation": "unbindable"}),
+            "unbindable needs a new mount namespace",
+        ),
         (changed("linux.namespaces", [*kinds, {"type": "pid"}]), "pid is there twice"),
         (changed("linux.namespaces", [*kinds, {"type": "user"}]), "needs both"),
         (changed("linux.uidMappings", [{"containerID": 0, "hostID": 0, "size": 1}]), "needs a new user namespace"),
