@@ -1,8 +1,4 @@
-"""What `pyctr-oci` may be told: runc's commands and options, with runc's exit status for those who err.
-
-Options of RDT's that runc has are known here, too, so that who asks for them reads what is missing instead of how
-to call us.
-"""
+"""What `pyctr-oci` may be told: runc's commands and options, with runc's exit status for those who err."""
 
 import argparse
 import os
@@ -176,8 +172,8 @@ def _add_update(sub: argparse.ArgumentParser) -> None:
     for option, _, kind in commands.LIMIT_OPTIONS:
         type_: Callable[[str], Any] = _size if option in _SIZES else kind
         sub.add_argument(f"--{option}", type=type_, metavar="SIZE" if option in _SIZES else "VALUE")
-    sub.add_argument("--l3-cache-schema", metavar="SCHEMA")
-    sub.add_argument("--mem-bw-schema", metavar="SCHEMA")
+    sub.add_argument("--l3-cache-schema", metavar="SCHEMA", help="Intel RDT's")
+    sub.add_argument("--mem-bw-schema", metavar="SCHEMA", help="Intel RDT's")
     sub.add_argument("id")
 
 

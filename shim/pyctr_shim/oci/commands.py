@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -9,10 +10,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from pyctr_shim.oci import detached, log, runtime, state
+from pyctr_shim.oci import detached, log, rdt, runtime, state
 from pyctr_shim.oci.errors import OciError, PoststopFailed
 from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
@@ -172,10 +174,7 @@ def resume(options: argparse.Namespace) -> int:
 
 
 def update(options: argparse.Namespace) -> int:
-    """Change limits to those of a document, if one is given, or else of the options."""
-    for option in ("l3_cache_schema", "mem_bw_schema"):
-        if getattr(options, option):
-            raise OciError(f"--{option.replace('_', '-')}: Intel RDT of a container that exists cannot be changed")
+    """Change limits to those of a document, if one is given, or else of the options; and those of Intel RDT."""
     resources: dict[str, Any] = {}
     if options.resources:
         resources = read_json(options.resources)
@@ -184,11 +183,37 @@ def update(options: argparse.Namespace) -> int:
             value = getattr(options, option.replace("-", "_"))
             if value is not None:
                 resources.setdefault(section, {})[field] = value
-    with existing(options) as (_, record, container):
+    schemata = {"l3CacheSchema": options.l3_cache_schema, "memBwSchema": options.mem_bw_schema}
+    with existing(options) as (directory, record, container):
         if not record.is_alive():
             raise OciError("container not running")
         container.update(json.dumps(resources).encode())
+        if any(schemata.values()):
+            _limit_rdt(directory, container, schemata)
     return 0
+
+
+def _limit_rdt(directory: str, container: Container, schemata: Mapping[str, str | None]) -> None:
+    """Change the limits of the container's resctrl group; one that has none gets one of its own."""
+    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory_fd, fcntl.LOCK_EX)  # one after the other
+        record = state.read(directory)
+        if joined := record.linux.get("rdt"):
+            rdt.change(joined[0], schemata)
+            return
+        groups = rdt.plan(schemata, record.id)
+        assert groups is not None
+        kept = {**record.linux, "rdt": groups.joined, "rdtMade": groups.made}
+        state.write(directory, replace(record, linux=kept))  # first: it names what is to be removed
+        try:
+            rdt.make(groups, container.pids)
+        except OciError:
+            rdt.remove(groups.made)
+            state.write(directory, record)
+            raise
+    finally:
+        os.close(directory_fd)
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ A group of a closID that the spec names belongs to whoever named it; one without
 goes with it. Source: OCI runtime specification 1.3, config-linux.md; kernel Documentation/filesystems/resctrl.rst.
 """
 
+import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from pyctr_shim.oci.errors import OciError
 from pyctr_sys.proc_lines import read_lines
 
 _ROOT_GROUP: Final = "/"
+_OWN: Final = 0  # whoever writes it to a tasks file
 _SCHEMATA_BYTES: Final = 1 << 16
 
 
@@ -43,7 +46,8 @@ class Groups:
 def plan(spec: Mapping[str, Any] | None, container: str, mountinfo: str = "/proc/self/mountinfo") -> Groups | None:
     """Return which groups a container is to be in, None without linux.intelRdt. Makes nothing.
 
-    Raises OciError where no resctrl is mounted, and for a closID that is no name.
+    Raises OciError where no resctrl is mounted, for a closID that is no name, and where the name of a group of the
+    container's own is taken: it is not the container's to remove.
     """
     if spec is None:
         return None
@@ -54,6 +58,8 @@ def plan(spec: Mapping[str, Any] | None, container: str, mountinfo: str = "/proc
     if group != _ROOT_GROUP and ("/" in group or group in {".", "..", "info", "mon_groups", "mon_data"}):
         raise OciError(f"linux.intelRdt.closID: {group!r} is not the name of a group")
     limits = root if group == _ROOT_GROUP else f"{root}/{group or container}"
+    if not group and os.path.exists(limits):
+        raise OciError(f"linux.intelRdt: {limits} is there already", errno.EEXIST)
     counters = f"{limits}/mon_groups/{container}" if spec.get("enableMonitoring") else ""
     return Groups(limits, counters, tuple(_lines(spec)), bool(group))
 
@@ -75,19 +81,43 @@ def _lines(spec: Mapping[str, Any]) -> list[str]:
     return [*lines, *filter(None, [bandwidth]), *(spec.get("schemata") or ())]
 
 
-def make(groups: Groups) -> None:
-    """Make the groups, set or compare the limits, and move the calling process in. Raises OciError."""
-    try:
-        found = _make_limits(groups)
-        if groups.lines and not found:
-            _write(f"{groups.limits}/schemata", "".join(f"{line}\n" for line in groups.lines))
+def make(groups: Groups, pids: Callable[[], Iterable[int]] = lambda: (_OWN,)) -> None:
+    """Make the groups, set or compare the limits, and move processes in: by default the caller. Raises OciError.
+
+    `pids` is asked until it names no new ones: what is forked meanwhile is where its parent was.
+    """
+    with _explained(groups.limits):
+        if not _make_limits(groups):
+            _set_limits(groups.limits, groups.lines)
         if groups.counters:
             os.mkdir(groups.counters)
-        for directory in groups.joined:
-            _write(f"{directory}/tasks", "0")
+        moved: set[int] = set()
+        while new := set(pids()) - moved:
+            for pid in new:
+                with suppress(ProcessLookupError):
+                    for directory in groups.joined:
+                        _write(f"{directory}/tasks", str(pid))
+            moved |= new
+
+
+def change(group: str, spec: Mapping[str, Any]) -> None:
+    """Set other limits, from linux.intelRdt, for a group that is there. Raises OciError."""
+    lines = _lines(spec)
+    with _explained(group):
+        _set_limits(group, lines)
+
+
+def _set_limits(group: str, lines: Sequence[str]) -> None:
+    if lines:
+        _write(f"{group}/schemata", "".join(f"{line}\n" for line in lines))
+
+
+@contextmanager
+def _explained(group: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OciError(f"linux.intelRdt: {error.filename or groups.limits}: {error.strerror}",
-                       error.errno or 0) from None  # fmt: skip
+        raise OciError(f"linux.intelRdt: {error.filename or group}: {error.strerror}", error.errno or 0) from None
 
 
 def _make_limits(groups: Groups) -> bool:

@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pyctr_shim.oci import arguments, rdt, state
 from pyctr_shim.oci.cgroups import mounted
+from pyctr_shim.oci.errors import OciError
 from support.oci_bundle import Lab, eventually, read_all
 from support.oci_command import Command, detached
 from support.patience import DEADLINE
@@ -119,7 +122,7 @@ def test_a_terminal_goes_to_the_console_socket(lab: Lab, oci: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("words", "text"),
     [
         (("state", "../x"), "invalid container ID format: '../x'"),
         (("state", "absent"), "container does not exist"),
@@ -129,14 +132,13 @@ def test_a_terminal_goes_to_the_console_socket(lab: Lab, oci: Command) -> None:
         (("bogus",), "invalid choice: 'bogus'"),
         (("state", "--bogus", "x"), "unrecognized arguments: --bogus"),
         (("update", "--memory", "many", "x"), "'many' is no size"),
-        (("update", "--mem-bw-schema", "MB:0=70", "x"), "--mem-bw-schema: Intel RDT"),
         (("checkpoint", "--image-path", "/nowhere", "--leave-running", "absent"), "container does not exist"),
         (("restore", "--image-path", "/nowhere", "-d", "-b", "/nowhere", "c1"), "/nowhere/config.json: No such file"),
         (("create", "--bundle", "/nowhere", "c1"), "/nowhere/config.json: No such file or directory"),
     ],
 )
-def test_refusals(oci: Command, arguments: tuple[str, ...], text: str) -> None:
-    refused = oci(*arguments)
+def test_refusals(oci: Command, words: tuple[str, ...], text: str) -> None:
+    refused = oci(*words)
 
     assert refused.returncode == 1
     assert text in refused.stderr
@@ -197,6 +199,59 @@ def test_update_and_events(lab: Lab, oci: Command) -> None:
 
     counters = json.loads(oci("events", "--stats", "c1").stdout)
     assert counters["data"]["pids"] == {"current": 1, "limit": 77}
+
+
+def test_update_of_intel_rdt(lab: Lab, oci: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first makes a group, in a directory that stands for resctrl; the second changes its limits."""
+    resctrl = lab.base / "resctrl"
+    resctrl.mkdir()
+    mountinfo = lab.base / "mountinfo"
+    mountinfo.write_text(f"30 24 0:26 / {resctrl} rw - resctrl resctrl rw\n")
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("run", "-d", "--bundle", str(bundle), "c1", **detached())
+    refused = oci("update", "--mem-bw-schema", "MB:0=70", "c1")
+    monkeypatch.setattr(rdt, "plan", partial(rdt.plan, mountinfo=str(mountinfo)))
+
+    def write(path: str, text: str) -> None:
+        with open(path, "a") as file:  # the kernel's groups have their files
+            file.write(text)
+
+    monkeypatch.setattr(rdt, "_write", write)
+
+    def update(*words: str) -> None:
+        options = arguments.parse(["--root", str(oci.root), "update", *words, "c1"])
+        assert options.command(options) == 0
+
+    update("--mem-bw-schema", "MB:0=70")
+    update("--l3-cache-schema", "L3:0=f")
+
+    record = state.read(str(oci.root / "c1"))
+    assert "linux.intelRdt: no resctrl file system is mounted" in refused.stderr
+    assert (resctrl / "c1/schemata").read_text() == "MB:0=70\nL3:0=f\n"
+    assert (resctrl / "c1/tasks").read_text() == str(record.pid)
+    assert record.linux["rdtMade"] == [str(resctrl / "c1")]
+    for path in (resctrl / "c1").iterdir():
+        path.unlink()
+    assert oci("delete", "--force", "c1").returncode == 0
+    assert not (resctrl / "c1").exists()
+
+
+def test_an_update_of_intel_rdt_that_fails_leaves_no_group(
+    lab: Lab, oci: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab.base / "resctrl").mkdir()
+    mountinfo = lab.base / "mountinfo"
+    mountinfo.write_text(f"30 24 0:26 / {lab.base}/resctrl rw - resctrl resctrl rw\n")
+    oci("run", "-d", "--bundle", str(lab.bundle(lab.spec("sleep", "1000"))), "c1", **detached())
+    before = state.read(str(oci.root / "c1"))
+    monkeypatch.setattr(rdt, "plan", partial(rdt.plan, mountinfo=str(mountinfo)))
+    options = arguments.parse(["--root", str(oci.root), "update", "--mem-bw-schema", "MB:0=70", "c1"])
+
+    with pytest.raises(OciError, match=r"linux.intelRdt: .*/c1/schemata: No such file or directory"):
+        options.command(options)
+
+    assert state.read(str(oci.root / "c1")) == before
+    assert not list((lab.base / "resctrl").iterdir())
 
 
 @pytest.mark.parametrize(("options", "own"), [((), "1"), (("--no-new-keyring",), "0"), (("--no-pivot",), "1")])

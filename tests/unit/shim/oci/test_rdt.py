@@ -105,3 +105,35 @@ def test_a_class_that_is_there_must_have_these_limits(resctrl: Path, there: str,
     else:
         with pytest.raises(OciError, match="has other limits"):
             rdt.make(groups)
+
+
+def test_a_group_of_somebody_elses_by_the_containers_name_stays_his(resctrl: Path) -> None:
+    fill(resctrl / "c1")
+
+    with pytest.raises(OciError, match=r"linux\.intelRdt: .*/c1 is there already"):
+        plan(resctrl, memBwSchema="MB:0=20")
+
+
+def test_all_processes_are_moved_also_those_forked_meanwhile(resctrl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, str]] = []
+    monkeypatch.setattr(rdt, "_write", lambda path, text: written.append((path, text)))
+    answers = iter([[1, 2], [1, 2, 3], [1, 3]])
+
+    rdt.make(plan(resctrl, memBwSchema="MB:0=20"), lambda: next(answers))
+
+    assert written == [
+        (f"{resctrl}/c1/schemata", "MB:0=20\n"),
+        *[(f"{resctrl}/c1/tasks", pid) for pid in ("1", "2", "3")],
+    ]
+
+
+def test_other_limits(resctrl: Path) -> None:
+    fill(resctrl / "gold")
+
+    rdt.change(f"{resctrl}/gold", {"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20"})
+
+    assert (resctrl / "gold/schemata").read_text() == "L3:0=f\nMB:0=20\n"
+    with pytest.raises(OciError, match=r"linux\.intelRdt\.memBwSchema"):
+        rdt.change(f"{resctrl}/gold", {"memBwSchema": "L3:0=f"})
+    with pytest.raises(OciError, match=r"linux\.intelRdt: .*/silver/schemata: No such file"):
+        rdt.change(f"{resctrl}/silver", {"memBwSchema": "MB:0=20"})
