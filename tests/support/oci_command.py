@@ -24,6 +24,9 @@ class Command:
         found = self("state", name)
         return str(json.loads(found.stdout)["status"]) if found.returncode == 0 else found.stderr
 
+    def pid(self, name: str) -> int:
+        return int(json.loads(self("state", name).stdout)["pid"])
+
     def close(self) -> None:
         for name in self("list", "-q").stdout.split():
             self("delete", "--force", name)

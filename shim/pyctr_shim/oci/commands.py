@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from pyctr_shim.oci import detached, log, rdt, runtime, state
+from pyctr_shim.oci import detached, log, rdt, runtime, service, state
 from pyctr_shim.oci.errors import OciError, PoststopFailed
 from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
@@ -73,6 +73,16 @@ def status_of(directory: str, record: State, container: Container) -> Status:
 
 
 def start(options: argparse.Namespace) -> int:
+    """Execute a created container's program; for a service manager that wants to know, wait until it is ready."""
+    with service.Readiness(directory_of(options)) as ready:
+        begin(options)
+        with existing(options) as (_, record, container):
+            if container.pidfd >= 0:
+                ready.relay(container.pidfd, record.pid)
+    return 0
+
+
+def begin(options: argparse.Namespace) -> None:
     """Execute a created container's program."""
     with existing(options) as (directory, record, container):
         status = status_of(directory, record, container)
@@ -86,7 +96,6 @@ def start(options: argparse.Namespace) -> int:
         except OciError:
             container.kill(signal.SIGKILL)
             raise
-    return 0
 
 
 def kill(options: argparse.Namespace) -> int:

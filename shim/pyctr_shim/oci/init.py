@@ -44,6 +44,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.mounts import PlannedMount
 from pyctr_shim.oci.namespaces import Plan
 from pyctr_shim.oci.rootfs import RootfsMount
+from pyctr_shim.oci.service import NOTHING, Service
 from pyctr_shim.oci.state import State, Status
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3, in_user_namespace
@@ -78,6 +79,7 @@ class Request:
     hierarchies: Hierarchies
     staged: bool
     checkpoint: "Restore | None" = None  # what to restore, instead of executing a program
+    service: Service = NOTHING
 
 
 @dataclass(slots=True)
@@ -161,7 +163,7 @@ def explained() -> Iterator[None]:
 
 def read(request: Request) -> Build | None:
     """Read the spec; None if it takes a stager."""
-    spec = validate.load_spec(f"{request.bundle}/{_SPEC}")
+    spec = _with_service(validate.load_spec(f"{request.bundle}/{_SPEC}"), request.service)
     linux = spec["linux"]
     plan = namespaces.plan(_without_entered(linux.get("namespaces") or (), request))
     if not request.staged and _needs_stager(plan):
@@ -183,6 +185,15 @@ def read(request: Request) -> Build | None:
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it
     return Build(request, spec, plan, record, cgroup)
+
+
+def _with_service(spec: dict[str, Any], service: Service) -> dict[str, Any]:
+    """Add what the container gets of the service that it is."""
+    if service.env and spec.get("process"):
+        spec["process"]["env"] = [*(spec["process"].get("env") or ()), *service.env]
+    if service.mounts:
+        spec["mounts"] = [*(spec.get("mounts") or ()), *service.mounts]
+    return spec
 
 
 def _without_entered(kinds: Sequence[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:

@@ -11,11 +11,12 @@ import shutil
 import signal
 import socket
 import termios
+import threading
 import tty
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import commands, log, runtime, state
+from pyctr_shim.oci import commands, log, runtime, service, state
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v1 import PlacesV1
 from pyctr_shim.oci.checkpoint.choices import Restore
@@ -54,26 +55,29 @@ def _run(options: argparse.Namespace, checkpoint: Restore | None) -> int:
     if options.no_subreaper:
         set_child_subreaper(on=False)
     relayed_fd = None if options.console_socket else container.console_fd
-    with _undone_on_error(container, directory):
+    with _undone_on_error(container, directory), service.Readiness(directory) as ready:
         _hand_over(options, container.pid, container.pidfd, container.console_fd if relayed_fd is None else None)
         if not options.detach:
             _pass_signals_on(container.pidfd)  # before anybody can know that it runs
         if relayed_fd is not None and os.isatty(0):
             _copy_size(relayed_fd)  # before the program can ask for it
         if checkpoint is None:
-            commands.start(options)
+            commands.begin(options)
         else:
             container.start()
-    if options.detach:
-        return 0
-    status = _await(container.pidfd, relayed_fd)
+        if options.detach:
+            ready.relay(container.pidfd, container.pid)
+            return 0
+        if ready.is_awaited:  # by who watches this process, which ends with the container
+            threading.Thread(target=ready.relay, args=(container.pidfd, os.getpid()), daemon=True).start()
+        status = _await(container.pidfd, relayed_fd)
     if not options.keep:
         commands.delete(argparse.Namespace(**{**vars(options), "force": True}))
     return status
 
 
 def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> tuple[Container, str]:
-    _check_preserved(options)
+    _check_preserved(service.sockets() + options.preserve_fds)
     directory = commands.directory_of(options)
     os.makedirs(options.root, 0o711, exist_ok=True)
     try:
@@ -91,6 +95,7 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
             state_directory=directory,
             detached=checkpoint is None,
             checkpoint=checkpoint,
+            service=service.given(directory) if checkpoint is None else service.NOTHING,
         )
         container = runtime.create(options.id, bundle, _STDIO, choices)
     except BaseException:
@@ -105,9 +110,9 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
     return container, directory
 
 
-def _check_preserved(options: argparse.Namespace) -> None:
+def _check_preserved(number: int) -> None:
     """Raise OciError if an fd to hand on is not there: before anything of ours can take its number."""
-    for fd in range(3, 3 + options.preserve_fds):
+    for fd in range(3, 3 + number):
         try:
             os.fstat(fd)
         except OSError as error:
@@ -160,7 +165,7 @@ def _send_fd(path: str, fd: int, name: bytes) -> None:
 
 def exec_(options: argparse.Namespace) -> int:
     """Execute a process; unless detached, wait for its end and return its exit status."""
-    _check_preserved(options)
+    _check_preserved(options.preserve_fds)
     set_child_subreaper()
     with commands.existing(options) as (directory, record, container):
         status = commands.status_of(directory, record, container)

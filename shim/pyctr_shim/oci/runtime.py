@@ -23,6 +23,7 @@ from pyctr_shim.oci.cgroups import Cgroup, Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.errors import OciError, PoststopFailed, describe
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
+from pyctr_shim.oci.service import NOTHING, Service
 from pyctr_shim.oci.state import State, Status
 from pyctr_sys.mount import MNT_DETACH, umount2
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
@@ -58,6 +59,7 @@ class CreateOptions:
     detached: bool = False
     seccomp_cache: str = SECCOMP_CACHE
     checkpoint: "Restore | None" = None
+    service: Service = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,7 @@ def create(
         bundle=bundle,
         state_directory=state_directory,
         stdio=(stdio.stdin, stdio.stdout, stdio.stderr),
-        preserve_fds=options.preserve_fds,
+        preserve_fds=options.service.sockets + options.preserve_fds,
         rootfs=options.rootfs,
         no_pivot_root=options.no_pivot_root,
         no_new_keyring=options.no_new_keyring,
@@ -291,6 +293,7 @@ def create(
         hierarchies=hierarchies,
         staged=options.checkpoint is not None,
         checkpoint=options.checkpoint,
+        service=options.service,
     )
     try:
         container = _create_in_place(request) or _create(request) or _create(replace(request, staged=True))

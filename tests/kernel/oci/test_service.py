@@ -1,0 +1,153 @@
+"""A container that is a service of systemd's: `pyctr-oci` hands on its sockets, and passes on that it is ready."""
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.oci_bundle import Lab, eventually
+from support.oci_command import Command, detached
+from support.patience import DEADLINE
+
+pytestmark = pytest.mark.root
+
+
+class Manager:
+    """Stands for systemd: a socket for notifications."""
+
+    def __init__(self, path: str) -> None:
+        self.environment = {**os.environ, "NOTIFY_SOCKET": path}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(DEADLINE)
+        self._socket.bind(path.replace("@", "\0"))
+
+    def next(self) -> str:
+        """Return what it is told next; a barrier is passed."""
+        text, messages, _, _ = self._socket.recvmsg(1000, 1000)
+        for _, _, data in messages:
+            fds = array.array("i")
+            fds.frombytes(data)
+            for fd in fds:
+                os.close(fd)
+        return text.decode()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    path = f"{tmp_path}/manager" if request.param == "path" else f"@{tmp_path}"
+    made = Manager(path)
+    yield made
+    made.close()
+
+
+def tell(container: Path, text: str) -> None:
+    """Send what a service in a container would: busybox has nothing that does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect(str(container / "notify/notify.sock"))
+        client.send(text.encode())
+
+
+def service(lab: Lab) -> Path:
+    """Return the bundle of a container that shows what it has been given, and goes on."""
+    return lab.bundle(lab.spec("sh", "-c", "echo $NOTIFY_SOCKET; stat -c %F:%a $NOTIFY_SOCKET; exec sleep 1000"))
+
+
+GIVEN = "/run/notify/notify.sock\nsocket:777\n"
+
+
+def test_a_detached_one_is_watched_itself_once_it_is_ready(lab: Lab, oci: Command, manager: Manager) -> None:
+    bundle, output = service(lab), lab.base / "output"
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "-d", "--bundle", str(bundle), "c1"]
+
+    with output.open("wb") as file, subprocess.Popen(line, env=manager.environment, stdout=file) as run:
+        eventually(lambda: output.read_text() == GIVEN)
+        tell(oci.root / "c1", "STATUS=soon")
+        assert run.poll() is None
+        tell(oci.root / "c1", "READY=1\nSTATUS=here")
+
+        pid = oci.pid("c1")
+        assert manager.next() == f"READY=1\nMAINPID={pid}"
+        assert manager.next() == "BARRIER=1"
+        assert run.wait(DEADLINE) == 0
+
+
+def test_one_in_the_foreground_is_watched_by_its_runtime(lab: Lab, oci: Command, manager: Manager) -> None:
+    bundle, output = service(lab), lab.base / "output"
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "--bundle", str(bundle), "c1"]
+
+    with output.open("wb") as file, subprocess.Popen(line, env=manager.environment, stdout=file) as run:
+        eventually(lambda: output.read_text() == GIVEN)
+        tell(oci.root / "c1", "READY=1")
+        assert manager.next() == f"READY=1\nMAINPID={run.pid}"
+        assert manager.next() == "BARRIER=1"
+        assert run.poll() is None
+        os.kill(oci.pid("c1"), signal.SIGKILL)
+        assert run.wait(DEADLINE) == 137
+
+    assert not list(oci.root.iterdir())
+
+
+def test_who_starts_a_created_one_waits_for_it(lab: Lab, oci: Command, manager: Manager) -> None:
+    bundle = service(lab)
+    assert oci("create", "--bundle", str(bundle), "c1", env=manager.environment, **detached()).returncode == 0
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "start", "c1"]
+
+    with subprocess.Popen(line, env=manager.environment) as start:
+        eventually(lambda: oci.status("c1") == "running")
+        again = oci("start", "c1", env=manager.environment)
+        assert again.stderr == "pyctr-oci: cannot start an already running container\n"
+        tell(oci.root / "c1", "READY=1")
+        assert manager.next() == f"READY=1\nMAINPID={oci.pid('c1')}"
+        assert manager.next() == "BARRIER=1"
+        assert start.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_one_that_ends_before_it_is_ready_is_not_waited_for(lab: Lab, oci: Command, manager: Manager) -> None:
+    one, other = lab.bundle(lab.spec("true")), lab.bundle(lab.spec("true"))
+
+    assert oci("run", "-d", "--bundle", str(one), "c1", env=manager.environment, **detached()).returncode == 0
+    assert oci("run", "--bundle", str(other), "c2", env=manager.environment).returncode == 0
+
+    assert (oci.root / "c1/notify/notify.sock").exists()
+    assert oci("delete", "c1").returncode == 0
+    assert not list(oci.root.iterdir())
+
+
+def test_without_a_manager_there_is_no_socket(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sh", "-c", "echo -$NOTIFY_SOCKET$LISTEN_FDS-; ls /run"))
+
+    assert oci("run", "--bundle", str(bundle), "c1").stdout == "--\n"
+
+
+@pytest.mark.parametrize("preserved", [0, 1])
+def test_sockets_are_handed_on_and_other_descriptors_behind_them(lab: Lab, oci: Command, preserved: int) -> None:
+    script = "echo $LISTEN_FDS $LISTEN_PID; cat <&3; cat <&4; ls /proc/self/fd | wc -l; cat <&5"
+    bundle = lab.bundle(lab.spec("sh", "-c", f"{script} 2>/dev/null; true"))
+    runtime = f"{sys.executable} -m pyctr_shim.oci --root {oci.root} run --preserve-fds {preserved}"
+    for name in ("one", "two", "three"):
+        (lab.base / name).write_text(f"{name}\n")
+    redirections = f"3<{lab.base}/one 4<{lab.base}/two 5<{lab.base}/three"
+    line = f"LISTEN_FDS=2 LISTEN_PID=$$ exec {runtime} --bundle {bundle} c1 {redirections}"
+
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, timeout=2 * DEADLINE)
+
+    words = ended.stdout.split()
+    assert words[:4] == ["2", "1", "one", "two"]
+    assert words[5:] == ["three"][:preserved]
+
+
+def test_sockets_of_another_process_are_not_ours(lab: Lab, oci: Command) -> None:
+    bundle = lab.bundle(lab.spec("sh", "-c", "echo -$LISTEN_FDS-"))
+    environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+
+    assert oci("run", "--bundle", str(bundle), "c1", env=environment).stdout == "--\n"
