@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import pwd
 import select
+import stat
 import sys
 import time
 from typing import Any, Final
@@ -13,11 +15,14 @@ from typing import Any, Final
 from pyctr_shim.oci import state
 from pyctr_shim.oci.commands import existing, status_of
 from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
 
 _LIST_COLUMNS: Final = ("id", "pid", "status", "bundle", "created", "owner")
 _CELL: Final = 12  # of runc's tables, whose columns are cut by scripts
 _GAP: Final = 3
+_SECOND_LOOK: Final = 0.1  # seconds
+_EVENT_BYTES: Final = 4096
 
 
 def version_text() -> str:
@@ -102,23 +107,70 @@ def ps(options: argparse.Namespace) -> int:
 
 
 def events(options: argparse.Namespace) -> int:
-    """Print counters, once or at an interval until the container ends; then also each time memory ran out."""
-    from pyctr_shim.oci import counters  # and with them protobuf, for this command only
-
+    """Print counters once, or at an interval until the container ends, and then also each kill for memory."""
     with existing(options) as (_, record, container):
         if not record.is_alive():
             raise OciError(f"container with id {options.id} is not running")
-        killed = container.oom_kills()
+        if options.stats:
+            _print_counters(container)
+        else:
+            _follow(container, options.interval)
+    return 0
+
+
+def _follow(container: Container, interval: float) -> None:
+    """Print counters every `interval` seconds, and kills for memory at once, until the container has ended."""
+    killed, due, look_again = container.oom_kills(), 0.0, math.inf
+    with contextlib.ExitStack() as stack:
+        waiting = select.poll()
+        waiting.register(container.pidfd, select.POLLIN)
+        memory_fd = _watch_memory(container, waiting, stack)
         while True:
-            _print_event("stats", options.id, data=counters.document(*container.stats()))
-            if options.stats:
-                return 0
-            ended = select.select([container.pidfd], [], [], options.interval)[0]
-            if (now := container.oom_kills()) > killed:
-                killed = now
-                _print_event("oom", options.id)
-            if ended:
-                return 0
+            now = time.monotonic()
+            if now >= due:
+                _print_counters(container)
+                due = now + interval
+            ready = [fd for fd, _ in waiting.poll(max(0.0, min(due, look_again) - now) * 1000)]
+            if time.monotonic() >= look_again:
+                look_again = math.inf
+            if memory_fd in ready:
+                look_again = time.monotonic() + _SECOND_LOOK  # version 1 tells of the shortage, and counts later
+                if not _take(memory_fd):
+                    waiting.unregister(memory_fd)
+            if (kills := container.oom_kills()) > killed:
+                killed = kills
+                _print_event("oom", container.id)
+            if container.pidfd in ready:
+                return
+
+
+def _watch_memory(container: Container, waiting: select.poll, stack: contextlib.ExitStack) -> int:
+    """Have `waiting` tell of kills for memory too, and return the fd by which it does, -1 where none are counted."""
+    fds = container.cgroup.oom_watch()
+    if fds is None:
+        return -1
+    for fd in fds:
+        stack.callback(os.close, fd)
+    # A file of version 2 is readable at any time, an eventfd of version 1 when there is something.
+    is_file = stat.S_ISREG(os.fstat(fds[0]).st_mode)
+    waiting.register(fds[0], select.POLLPRI if is_file else select.POLLIN)
+    return fds[0]
+
+
+def _take(fd: int) -> bool:
+    """Take what an fd of `oom_watch` tells, and return whether it may tell more: the cgroup is not gone."""
+    try:
+        os.read(fd, _EVENT_BYTES)
+    except OSError:
+        return False
+    os.lseek(fd, 0, os.SEEK_SET)
+    return True
+
+
+def _print_counters(container: Container) -> None:
+    from pyctr_shim.oci import counters  # and with them protobuf, for this command only
+
+    _print_event("stats", container.id, data=counters.document(*container.stats()))
 
 
 def _print_event(kind: str, id: str, **fields: Any) -> None:
