@@ -178,23 +178,24 @@ def test_run_in_anothers_mount_namespace(any_ctr: Ctr) -> None:
     ctr = any_ctr
     words = ["unshare", "--mount", "sh", "-c", "echo ready; exec sleep 1000"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "ready\n"
-        path = f"/proc/{other.pid}/ns/mnt"
-        ctr("run", "-d", "--null-io", f"--with-ns=mount:{path}", NAME, "c", "sleep", "1000")
-        ctr.next_daemon()
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "ready\n"
+            path, mounts = f"/proc/{other.pid}/ns/mnt", Path(f"/proc/{other.pid}/mountinfo")
+            ctr("run", "-d", "--null-io", f"--with-ns=mount:{path}", NAME, "c", "sleep", "1000")
+            ctr.next_daemon()
 
-        script = "readlink /proc/self/ns/mnt; ls /; cut -d' ' -f5 /proc/self/mountinfo"
-        output = ctr("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", script).split()
-        assert output[0] == os.readlink(path)
-        assert {"bin", "/", "/proc", "/dev/shm"} <= set(output)
-        assert "boot" not in output
-        mounts = Path(f"/proc/{other.pid}/mountinfo")
-        assert "/c/attached/dev/shm " in mounts.read_text()
-        remove(ctr, "c")
+            script = "readlink /proc/self/ns/mnt; ls /; cut -d' ' -f5 /proc/self/mountinfo"
+            output = ctr("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", script).split()
+            assert output[0] == os.readlink(path)
+            assert {"bin", "/", "/proc", "/dev/shm"} <= set(output)
+            assert "boot" not in output
+            assert "/c/attached/dev/shm " in mounts.read_text()
+            remove(ctr, "c")
 
-        assert "/attached" not in mounts.read_text()
-        other.kill()
+            assert "/attached" not in mounts.read_text()
+        finally:
+            other.kill()
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])

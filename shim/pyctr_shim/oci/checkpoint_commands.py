@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 
 from pyctr_shim.oci import commands, process_commands
 from pyctr_shim.oci.checkpoint.choices import Common, Dump, Restore
@@ -34,7 +33,7 @@ def checkpoint(options: argparse.Namespace) -> int:
         if not (options.leave_running or options.pre_dump):
             commands.end(container)
             container.delete()
-            shutil.rmtree(directory)
+            commands.remove_directory(directory)
     return 0
 
 

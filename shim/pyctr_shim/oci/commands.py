@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -74,28 +74,31 @@ def status_of(directory: str, record: State, container: Container) -> Status:
 
 def start(options: argparse.Namespace) -> int:
     """Execute a created container's program; for a service manager that wants to know, wait until it is ready."""
-    with service.Readiness(directory_of(options)) as ready:
-        begin(options)
-        with existing(options) as (_, record, container):
-            if container.pidfd >= 0:
-                ready.relay(container.pidfd, record.pid)
+    with existing(options) as (directory, record, container), service.Readiness(directory) as ready:
+        _begin(directory, record, container)
+        if ready.is_awaited:
+            ready.relay(container.pidfd, record.pid)
     return 0
 
 
 def begin(options: argparse.Namespace) -> None:
     """Execute a created container's program."""
-    with existing(options) as (directory, record, container):
-        status = status_of(directory, record, container)
-        if status in {Status.RUNNING, Status.PAUSED}:
-            raise OciError("cannot start an already running container")
-        if status is Status.STOPPED:
-            raise OciError("cannot start a container that has stopped")
-        detached.start(directory)
-        try:
-            runtime.run_hooks("poststart", record, Status.RUNNING)
-        except OciError:
-            container.kill(signal.SIGKILL)
-            raise
+    with existing(options) as found:
+        _begin(*found)
+
+
+def _begin(directory: str, record: State, container: Container) -> None:
+    status = status_of(directory, record, container)
+    if status in {Status.RUNNING, Status.PAUSED}:
+        raise OciError("cannot start an already running container")
+    if status is Status.STOPPED:
+        raise OciError("cannot start a container that has stopped")
+    detached.start(directory)
+    try:
+        runtime.run_hooks("poststart", record, Status.RUNNING)
+    except OciError:
+        container.kill(signal.SIGKILL)
+        raise
 
 
 def kill(options: argparse.Namespace) -> int:
@@ -132,7 +135,8 @@ def delete(options: argparse.Namespace) -> int:
     """Remove a container; one that was created but not started is ended first."""
     directory = directory_of(options)
     if options.force and not os.path.exists(os.path.join(directory, state.NAME)):
-        shutil.rmtree(directory, ignore_errors=True)  # a creation that was cut off before it made anything
+        with contextlib.suppress(FileNotFoundError):
+            remove_directory(directory)  # a creation that was cut off before it made anything
         return 0
     with existing(options) as (_, record, container):
         status = status_of(directory, record, container)
@@ -143,8 +147,19 @@ def delete(options: argparse.Namespace) -> int:
             container.delete()
         except PoststopFailed as error:
             log.warning(options, str(error))
-        shutil.rmtree(directory)
+        remove_directory(directory)
     return 0
+
+
+def remove_directory(directory: str) -> None:
+    """Remove what is kept of a container that is gone. Raises OSError for directories of others: who knows whose."""
+    service.remove(directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(state.attached(directory))
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            os.unlink(entry.path)
+    os.rmdir(directory)
 
 
 def end(container: Container) -> None:
@@ -216,9 +231,10 @@ def _limit_rdt(directory: str, container: Container, schemata: Mapping[str, str 
         kept = {**record.linux, "rdt": groups.joined, "rdtMade": groups.made}
         state.write(directory, replace(record, linux=kept))  # first: it names what is to be removed
         try:
-            rdt.make(groups, container.pids)
-        except OciError:
-            rdt.remove(groups.made)
+            rdt.enclose(groups, container.pids)
+        except OciError as error:
+            if error.errno != errno.EEXIST:  # or else somebody has made one of this name in the same moment
+                rdt.remove(groups.made)
             state.write(directory, record)
             raise
     finally:

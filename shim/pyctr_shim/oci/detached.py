@@ -66,9 +66,14 @@ def status(state_directory: str, record: State, *, paused: bool) -> Status:
         return Status.CREATING
     if not record.is_alive():
         return Status.STOPPED
-    if os.path.exists(os.path.join(state_directory, NAME)):
+    if is_waiting(state_directory):
         return Status.CREATED
     return Status.PAUSED if paused else Status.RUNNING
+
+
+def is_waiting(state_directory: str) -> bool:
+    """Whether init waits for its start, or has ended before."""
+    return os.path.exists(os.path.join(state_directory, NAME))
 
 
 @contextmanager

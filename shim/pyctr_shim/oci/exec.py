@@ -113,7 +113,7 @@ class Joiner:
         if self._filter is not None and self._filter.notifies:
             return None
         try:
-            root_fd = self._opening(os.open(f"/proc/{request.init_pid}/root", _PATH | os.O_DIRECTORY))
+            root_fd = self._root_fds[0] if self._root_fds else self._open_init_root()
             directory_fd = self._opening(open_in_root(root_fd, process["cwd"], _PATH | os.O_DIRECTORY))
             user.add_home(self._env, self._uid, root_fd)
             path = program.find_below(root_fd, process["args"][0], self._env)
@@ -204,7 +204,10 @@ class Joiner:
         """Return the first process's root where that is not its mount namespace's, to which setns(2) leads."""
         if not self.request.linux.get("attached"):
             return []
-        return [self._above(self._opening(os.open(f"/proc/{self.request.init_pid}/root", _PATH | os.O_DIRECTORY)))]
+        return [self._above(self._open_init_root())]
+
+    def _open_init_root(self) -> int:
+        return self._opening(os.open(f"/proc/{self.request.init_pid}/root", _PATH | os.O_DIRECTORY))
 
     def _open_cgroup(self) -> list[int]:
         """Return files to write 0 to, by which a process joins the cgroup and the resctrl groups."""

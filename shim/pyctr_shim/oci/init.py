@@ -8,6 +8,7 @@ child is a *stager*: it prepares everything as the host's root, clones the real 
 and ends.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ from pyctr_shim.oci.service import NOTHING, Service
 from pyctr_shim.oci.state import State, Status
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3, in_user_namespace
-from pyctr_sys.openat2 import make_directories
+from pyctr_sys.openat2 import O_PATH, make_directories
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _SPEC = "config.json"
 _NO_PROCESS: Mapping[str, Any] = {"args": [], "cwd": "/"}  # what is created can be looked at, but not started
 _IN_CHILD = Clone.NEWPID | Clone.NEWUSER  # what clone3 makes for the stager
+_PLACE = O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Build:
     filter: seccomp.Filter | None = None
     groups: rdt.Groups | None = None
     root_fd: int = -1
+    place_fd: int = -1  # where the root is attached in a mount namespace that is not the container's own
     proc_fd: int = -1
     terminal_fd: int = -1
     notes: list[str] = field(default_factory=list)
@@ -301,10 +304,33 @@ def mount_for_host(build: Build) -> None:
     And make the place for one that is to be seen in another mount namespace.
     """
     if build.plan.mounts_fd >= 0:
-        os.mkdir(state.attached(build.request.state_directory), 0o711)
+        build.place_fd = _make_place(build.plan, state.attached(build.request.state_directory))
     if build.state.host_mount:
         os.makedirs(build.state.host_mount, 0o711, exist_ok=True)
         rootfs.mount_rootfs(build.request.rootfs, build.state.host_mount)
+
+
+def _make_place(plan: Plan, directory: str) -> int:
+    """Make an empty directory and return an fd of it as the mount namespace that is to be joined has it.
+
+    Raises OciError for a namespace that is none of mounts, or has something else there: whoever removes the directory
+    would leave the root in it.
+    """
+    os.mkdir(directory, 0o711)
+    own_fd = os.open(directory, _PLACE)
+    if not plan.mounts_by_path:
+        return own_fd
+    try:
+        with namespaces.visited(plan.mounts_fd, Clone.NEWNS):
+            place_fd = os.open(directory, _PLACE)
+    except (FileNotFoundError, NotADirectoryError):
+        place_fd = -1
+    except OSError as error:
+        raise OciError(f"linux.namespaces: mount: {describe(error)}", error.errno or 0) from None
+    if place_fd < 0 or not os.path.samestat(os.fstat(place_fd), os.fstat(own_fd)):
+        raise OciError(f"linux.namespaces: mount: the host's {directory} is not to be seen there", errno.ENOENT)
+    os.close(own_fd)
+    return place_fd
 
 
 def _user_maps(build: Build) -> int:
@@ -491,7 +517,7 @@ def _make_working_directory(build: Build) -> None:
 def pivot(build: Build) -> None:
     """Leave the host's root behind."""
     if build.plan.mounts_fd >= 0:
-        rootfs.move_to(build.plan.mounts_fd, build.root_fd, state.attached(build.request.state_directory))
+        rootfs.move_to(build.plan.mounts_fd, build.root_fd, build.place_fd)
     elif build.request.no_pivot_root:
         rootfs.move(build.root_fd)
     else:

@@ -40,12 +40,14 @@ _IFF_RUNNING: Final = 0x40
 class Plan:
     """New namespaces as clone flags, and fds of those to join by flag.
 
-    The root is always made in a new mount namespace. Where the container is to have another one, `mounts_fd` is that.
+    The root is always made in a new mount namespace. Where the container is to have another one, `mounts_fd` is that,
+    and it is the runtime's own unless it has been given by path.
     """
 
     new: int
     joined: Mapping[Clone, int]
     mounts_fd: int = -1
+    mounts_by_path: bool = False
 
     def has(self, kind: Clone) -> bool:
         """Whether the container has a namespace of this kind that is not the runtime's own."""
@@ -106,16 +108,16 @@ def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
         joined[kind] = fd
     if new & Clone.NEWNS:
         return Plan(new, joined)
-    mounts_fd = joined.pop(Clone.NEWNS, -1)
-    if mounts_fd < 0:
-        mounts_fd = os.open("/proc/self/ns/mnt", _NAMESPACE)
-    return Plan(new | Clone.NEWNS, joined, mounts_fd)
+    by_path = Clone.NEWNS in joined
+    mounts_fd = joined.pop(Clone.NEWNS) if by_path else os.open("/proc/self/ns/mnt", _NAMESPACE)
+    return Plan(new | Clone.NEWNS, joined, mounts_fd, by_path)
 
 
 @contextmanager
 def visited(pidfd: int, kinds: int) -> Iterator[None]:
     """Be in those namespaces of a process for a while, a mount namespace among them, and at the root of that.
 
+    For a mount namespace alone, an fd of that will do.
     For a process of one thread. One that could not come back must not go on: it ends. Raises OSError, and is where it
     was then: EINVAL for a process of several threads.
     """

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import termios
@@ -16,11 +15,11 @@ import tty
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pyctr_shim.oci import commands, log, runtime, service, state
+from pyctr_shim.oci import commands, log, runtime, service
 from pyctr_shim.oci.cgroups import Cgroup, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v1 import PlacesV1
 from pyctr_shim.oci.checkpoint.choices import Restore
-from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.runtime import Container, CreateOptions, ExecOptions, Stdio
 from pyctr_shim.oci.state import Status
 from pyctr_sys import pidfd
@@ -55,29 +54,56 @@ def _run(options: argparse.Namespace, checkpoint: Restore | None) -> int:
     if options.no_subreaper:
         set_child_subreaper(on=False)
     relayed_fd = None if options.console_socket else container.console_fd
-    with _undone_on_error(container, directory), service.Readiness(directory) as ready:
-        _hand_over(options, container.pid, container.pidfd, container.console_fd if relayed_fd is None else None)
-        if not options.detach:
-            _pass_signals_on(container.pidfd)  # before anybody can know that it runs
-        if relayed_fd is not None and os.isatty(0):
-            _copy_size(relayed_fd)  # before the program can ask for it
-        if checkpoint is None:
-            commands.begin(options)
-        else:
-            container.start()
+    with contextlib.ExitStack() as stack:
+        with _undone_on_error(container, directory):
+            _hand_over(options, container.pid, container.pidfd, container.console_fd if relayed_fd is None else None)
+            if not options.detach:
+                _pass_signals_on(container.pidfd)  # before anybody can know that it runs
+            if relayed_fd is not None and os.isatty(0):
+                _copy_size(relayed_fd)  # before the program can ask for it
+            ready = stack.enter_context(service.Readiness(directory))
+            if checkpoint is None:
+                commands.begin(options)
+            else:
+                container.start()
         if options.detach:
-            ready.relay(container.pidfd, container.pid)
+            _relay_readiness(options, ready, container.pidfd, container.pid)
             return 0
-        if ready.is_awaited:  # by who watches this process, which ends with the container
-            threading.Thread(target=ready.relay, args=(container.pidfd, os.getpid()), daemon=True).start()
+        stack.enter_context(_relayed_meanwhile(options, ready, container.pidfd))
         status = _await(container.pidfd, relayed_fd)
     if not options.keep:
         commands.delete(argparse.Namespace(**{**vars(options), "force": True}))
     return status
 
 
+@contextlib.contextmanager
+def _relayed_meanwhile(options: argparse.Namespace, ready: service.Readiness, process_fd: int) -> Iterator[None]:
+    """Pass readiness on beside whatever else is done until the end of the process; this one is to be watched."""
+
+    def relay() -> None:
+        _relay_readiness(options, ready, process_fd, os.getpid())
+        ready.drain(process_fd)
+
+    if not ready.is_awaited:
+        yield
+        return
+    thread = threading.Thread(target=relay)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _relay_readiness(options: argparse.Namespace, ready: service.Readiness, process_fd: int, main_pid: int) -> None:
+    try:
+        ready.relay(process_fd, main_pid)
+    except OSError as error:
+        log.warning(options, f"$NOTIFY_SOCKET: {describe(error)}")
+
+
 def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> tuple[Container, str]:
-    _check_preserved(service.sockets() + options.preserve_fds)
+    _check_preserved(options, service.sockets())
     directory = commands.directory_of(options)
     os.makedirs(options.root, 0o711, exist_ok=True)
     try:
@@ -99,8 +125,8 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
         )
         container = runtime.create(options.id, bundle, _STDIO, choices)
     except BaseException:
-        if not os.path.exists(state.attached(directory)):  # or else the container's files would be removed
-            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            commands.remove_directory(directory)
         raise
     for note in container.notes:
         log.warning(options, note)
@@ -110,13 +136,14 @@ def _create(options: argparse.Namespace, checkpoint: Restore | None = None) -> t
     return container, directory
 
 
-def _check_preserved(number: int) -> None:
+def _check_preserved(options: argparse.Namespace, sockets: int = 0) -> None:
     """Raise OciError if an fd to hand on is not there: before anything of ours can take its number."""
-    for fd in range(3, 3 + number):
+    for number in range(sockets + options.preserve_fds):
         try:
-            os.fstat(fd)
+            os.fstat(3 + number)
         except OSError as error:
-            raise OciError(f"--preserve-fds: fd {fd}: {error.strerror}", error.errno or 0) from None
+            source = "$LISTEN_FDS" if number < sockets else "--preserve-fds"
+            raise OciError(f"{source}: fd {3 + number}: {error.strerror}", error.errno or 0) from None
 
 
 def _check_console(options: argparse.Namespace, *, detaches: bool, terminal: bool) -> None:
@@ -135,7 +162,8 @@ def _undone_on_error(container: Container, directory: str) -> Iterator[None]:
         commands.end(container)
         pidfd.wait(container.pidfd)
         container.delete()
-        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            commands.remove_directory(directory)
         raise
 
 
@@ -165,7 +193,7 @@ def _send_fd(path: str, fd: int, name: bytes) -> None:
 
 def exec_(options: argparse.Namespace) -> int:
     """Execute a process; unless detached, wait for its end and return its exit status."""
-    _check_preserved(options.preserve_fds)
+    _check_preserved(options)
     set_child_subreaper()
     with commands.existing(options) as (directory, record, container):
         status = commands.status_of(directory, record, container)

@@ -19,7 +19,6 @@ from pyctr_shim.oci.errors import OciError
 from pyctr_sys.proc_lines import read_lines
 
 _ROOT_GROUP: Final = "/"
-_OWN: Final = 0  # whoever writes it to a tasks file
 _SCHEMATA_BYTES: Final = 1 << 16
 
 
@@ -81,23 +80,47 @@ def _lines(spec: Mapping[str, Any]) -> list[str]:
     return [*lines, *filter(None, [bandwidth]), *(spec.get("schemata") or ())]
 
 
-def make(groups: Groups, pids: Callable[[], Iterable[int]] = lambda: (_OWN,)) -> None:
-    """Make the groups, set or compare the limits, and move processes in: by default the caller. Raises OciError.
+def make(groups: Groups) -> None:
+    """Make the groups, set or compare the limits, and move the calling process in. Raises OciError."""
+    with _explained(groups.limits):
+        _make_all(groups)
+        for directory in groups.joined:
+            _write(f"{directory}/tasks", "0")
 
-    `pids` is asked until it names no new ones: what is forked meanwhile is where its parent was.
+
+def enclose(groups: Groups, pids: Callable[[], Iterable[int]]) -> None:
+    """Make the groups, and move all threads of processes in that there are. Raises OciError.
+
+    `pids` is asked until none is elsewhere: what is forked meanwhile is where its parent was.
     """
     with _explained(groups.limits):
-        if not _make_limits(groups):
-            _set_limits(groups.limits, groups.lines)
-        if groups.counters:
-            os.mkdir(groups.counters)
+        _make_all(groups)
         moved: set[int] = set()
-        while new := set(pids()) - moved:
-            for pid in new:
+        while left := {tid for pid in pids() for tid in _threads(pid)} - _tasks(groups.limits) - moved:
+            moved |= left
+            for tid in left:
                 with suppress(ProcessLookupError):
                     for directory in groups.joined:
-                        _write(f"{directory}/tasks", str(pid))
-            moved |= new
+                        _write(f"{directory}/tasks", str(tid))
+
+
+def _make_all(groups: Groups) -> None:
+    if not _make_limits(groups):
+        _set_limits(groups.limits, groups.lines)
+    if groups.counters:
+        os.mkdir(groups.counters)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return []  # it has ended
+
+
+def _tasks(directory: str) -> set[int]:
+    """Return the threads in a group, as this PID namespace numbers them."""
+    return {int(line) for line in read_lines(f"{directory}/tasks")}
 
 
 def change(group: str, spec: Mapping[str, Any]) -> None:

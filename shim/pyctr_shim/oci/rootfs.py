@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from errno import ENOENT
 from typing import Final
 
 from pyctr_shim.oci import mount_options
@@ -181,7 +180,7 @@ def move(tree_fd: int) -> None:
     os.chdir("/")
 
 
-def move_to(namespace_fd: int, tree_fd: int, directory: str) -> None:
+def move_to(namespace_fd: int, tree_fd: int, place_fd: int) -> None:
     """Enter another mount namespace, attach a copy of the root there on an empty directory, and change root to it.
 
     Whoever is there sees all of the root at once, and keeps his own. A mount of its own below it, a private one, has
@@ -190,16 +189,13 @@ def move_to(namespace_fd: int, tree_fd: int, directory: str) -> None:
     copy_fd = open_tree(tree_fd, "", OPEN_TREE_CLONE | AT_RECURSIVE)
     try:
         setns(namespace_fd, Clone.NEWNS)
-        base_fd = open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE)
-        directory_fd = os.open(directory, O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        move_mount(base_fd, directory_fd)
+        base_fd = open_tree(place_fd, "", OPEN_TREE_CLONE)
+        move_mount(base_fd, place_fd)
         mount_setattr(base_fd, propagation=MountFlag.PRIVATE)
         move_mount(copy_fd, base_fd)
-    except FileNotFoundError:
-        raise OciError(f"linux.namespaces: mount: the host's {directory} is not to be seen there", ENOENT) from None
     except OSError as error:
         raise OciError(f"linux.namespaces: mount: {describe(error)}", error.errno or 0) from None
-    os.close(directory_fd)
+    os.close(place_fd)
     os.close(base_fd)
     move(copy_fd)
     os.close(copy_fd)

@@ -25,7 +25,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.rootfs import RootfsMount
 from pyctr_shim.oci.service import NOTHING, Service
 from pyctr_shim.oci.state import State, Status
-from pyctr_sys.mount import MNT_DETACH, umount2
+from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
 
 if TYPE_CHECKING:
@@ -483,15 +483,13 @@ def _undo(request: "init.Request", *, for_good: bool = True) -> None:
 
 
 def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool, with_hooks: bool = True) -> None:
-    """Remove mounts, cgroup and state file, the state last: it names what is left."""
+    """Remove cgroup, mounts and state file in that order, so that the state names what is left."""
     record = None
     if with_record:
         try:
             record = state.read(state_directory)
         except FileNotFoundError:
             record = None
-    if record is not None and record.linux.get("attached"):
-        _detach(state.attached(state_directory))  # first: whoever removes the directory must not remove through it
     try:
         cgroup.remove()
     except OSError as error:
@@ -503,6 +501,8 @@ def _remove(state_directory: str, cgroup: Cgroup, *, with_record: bool, with_hoo
             raise OciError(f"linux.intelRdt: groups cannot be removed: {error.strerror}", error.errno or 0) from None
     if record is not None and record.host_mount:
         unmount_all(record.host_mount)
+    if record is not None and record.linux.get("attached"):
+        _detach(state.attached(state_directory))
     state.remove(state_directory)
     if record is not None and with_hooks:
         try:
@@ -527,9 +527,11 @@ def _detach(directory: str) -> None:
 
 
 def unmount_all(directory: str) -> None:
-    """Detach everything mounted on a directory."""
+    """Detach everything mounted on a directory, and nothing of what it shares mounts with."""
     try:
         while True:
+            # Or whatever is mounted in what it shows of the host's would be unmounted there, too.
+            mount(None, directory, None, MountFlag.REC | MountFlag.PRIVATE)
             umount2(directory, MNT_DETACH)
     except OSError:
         return  # EINVAL: nothing is mounted there any more

@@ -8,11 +8,13 @@ Source: sd_listen_fds(3), sd_notify(3), sd_notify_barrier(3).
 """
 
 import array
-import errno
 import os
 import select
 import socket
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self
+
+from pyctr_shim.oci import detached
 
 _FOLDER: Final = "notify"
 _NAME: Final = "notify.sock"
@@ -43,9 +45,18 @@ def given(state_directory: str) -> Service:
         folder = os.path.join(state_directory, _FOLDER)
         os.mkdir(folder, 0o755)
         env.append(f"NOTIFY_SOCKET={_INSIDE}/{_NAME}")
-        options = ["bind", "nosuid", "noexec", "nodev", "ro"]
+        options = ["bind", "private", "nosuid", "noexec", "nodev", "ro"]  # what the container mounts there stays inside
         mounts.append({"destination": _INSIDE, "type": "bind", "source": folder, "options": options})
     return Service(number, tuple(env), tuple(mounts))
+
+
+def remove(state_directory: str) -> None:
+    """Remove the container's socket; nothing happens if there is none. Raises OSError if something is mounted there."""
+    folder = os.path.join(state_directory, _FOLDER)
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, _NAME))
+    with suppress(FileNotFoundError):
+        os.rmdir(folder)
 
 
 def sockets() -> int:
@@ -55,24 +66,28 @@ def sockets() -> int:
 
 
 class Readiness:
-    """Hears from the container that it is ready, and tells the service manager; a context manager."""
+    """Hears from a container that is about to be started that it is ready, and tells the service manager.
+
+    A context manager.
+    """
 
     def __init__(self, state_directory: str) -> None:
-        """Bind the container's socket, if it was made with one and somebody is to be told."""
+        """Bind the container's socket, if it was made with one, waits for its start, and somebody is to be told."""
         self._server: socket.socket | None = None
+        self._ready: list[bytes] = []
         folder = os.path.join(state_directory, _FOLDER)
-        if not os.environ.get("NOTIFY_SOCKET") or not os.path.isdir(folder):
+        if not os.environ.get("NOTIFY_SOCKET") or not os.path.isdir(folder) or not detached.is_waiting(state_directory):
             return
         folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._server = socket.socket(socket.AF_UNIX, _DATAGRAMS)
         try:
+            with suppress(FileNotFoundError):
+                os.unlink(_NAME, dir_fd=folder_fd)  # of a start that failed
             self._server.bind(f"/proc/self/fd/{folder_fd}/{_NAME}")  # short enough, whatever the directory's length
             os.chmod(_NAME, 0o777, dir_fd=folder_fd)  # noqa: S103 - the container's users are not root
-        except OSError as error:
+        except BaseException:
             self._server.close()
-            self._server = None
-            if error.errno != errno.EADDRINUSE:  # it has been started before, which who starts it will find out
-                raise
+            raise
         finally:
             os.close(folder_fd)
 
@@ -93,18 +108,30 @@ class Readiness:
 
         Returns then, and when the process behind `pidfd` has ended. Raises OSError if the manager cannot be reached.
         """
-        if self._server is None:
-            return
-        server_fd = self._server.fileno()
-        while server_fd in select.select([server_fd, pidfd], [], [])[0]:
-            words = os.read(server_fd, _DATAGRAM_BYTES).split(b"\n")
-            if ready := [word for word in words if word.startswith(_READY)]:
-                _tell(b"\n".join([*ready, b"MAINPID=%d" % main_pid]))
+        while self._hear(pidfd):
+            if self._ready:
+                _tell(b"\n".join([*self._ready, b"MAINPID=%d" % main_pid]), pidfd)
                 return
 
+    def drain(self, pidfd: int) -> None:
+        """Take what the container says until its end, so that it need not wait: its barriers fall by being read."""
+        while self._hear(pidfd):
+            pass
 
-def _tell(words: bytes) -> None:
-    """Tell the service manager, and wait until it has read it: then this process may end."""
+    def _hear(self, pidfd: int) -> bool:
+        """Take what the container says next, and keep what is about readiness; False if it has ended instead."""
+        if self._server is None:
+            return False
+        server_fd = self._server.fileno()
+        if server_fd not in select.select([server_fd, pidfd], [], [])[0]:
+            return False
+        words = os.read(server_fd, _DATAGRAM_BYTES).split(b"\n")
+        self._ready = [word for word in words if word.startswith(_READY)]
+        return True
+
+
+def _tell(words: bytes, pidfd: int) -> None:
+    """Tell the service manager, and wait until it has read it, for then this process may end, or until `pidfd` has."""
     address = os.environ["NOTIFY_SOCKET"]
     if address.startswith("@"):
         address = f"\0{address[1:]}"
@@ -116,5 +143,5 @@ def _tell(words: bytes) -> None:
             client.sendmsg([b"BARRIER=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write_fd]))])
         finally:
             os.close(write_fd)
-        select.select([read_fd], [], [], _BARRIER_SECONDS)
+        select.select([read_fd, pidfd], [], [], _BARRIER_SECONDS)
         os.close(read_fd)

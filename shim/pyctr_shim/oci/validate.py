@@ -100,7 +100,7 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         raise OciError(f"linux.namespaces: {twice} is there twice")
     new = {item["type"] for item in linux.get("namespaces") or () if not item.get("path")}
     if "mount" not in new:
-        _check_shared_mounts(spec, new)
+        _check_shared_mounts(spec, kinds, new)
     if spec.get("hostname") and "uts" not in kinds:
         raise OciError("hostname: needs a UTS namespace of its own")
     if spec.get("domainname") and "uts" not in kinds:
@@ -120,10 +120,12 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         _check_sysctl(name, kinds)
 
 
-def _check_shared_mounts(spec: Mapping[str, Any], new: Set[str]) -> None:
+def _check_shared_mounts(spec: Mapping[str, Any], kinds: list[str], new: Set[str]) -> None:
     """Allow only what can be made in one mount namespace and taken along into another."""
     if "user" in new:
         raise OciError("linux.namespaces: a new user namespace needs a new mount namespace")
+    if "user" in kinds and "mount" not in kinds:
+        raise OciError("linux.namespaces: a user namespace needs a mount namespace, a new one or its own")
     propagation = [spec["linux"].get("rootfsPropagation") or ""]
     propagation += [option for item in spec.get("mounts") or () for option in item.get("options") or ()]
     if unbindable := {"unbindable", "runbindable"}.intersection(propagation):

@@ -213,8 +213,9 @@ def test_update_of_intel_rdt(lab: Lab, oci: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rdt, "plan", partial(rdt.plan, mountinfo=str(mountinfo)))
 
     def write(path: str, text: str) -> None:
-        with open(path, "a") as file:  # the kernel's groups have their files
-            file.write(text)
+        for name, data in (("tasks", ""), (path.rpartition("/")[2], text)):  # the kernel's groups have theirs
+            with Path(path).with_name(name).open("a") as file:
+                file.write(data)
 
     monkeypatch.setattr(rdt, "_write", write)
 

@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support.oci_bundle import Lab, eventually
+from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
+from support.oci_bundle import Lab, eventually, is_mounted
 from support.oci_command import Command, detached
 from support.patience import DEADLINE
 
@@ -50,10 +52,22 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 
 
 def tell(container: Path, text: str) -> None:
-    """Send what a service in a container would: busybox has nothing that does."""
+    """Send what a service in a container would: busybox has nothing that does. Returns once there is room for it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.settimeout(DEADLINE)
         client.connect(str(container / "notify/notify.sock"))
         client.send(text.encode())
+
+
+def await_barrier(container: Path) -> None:
+    """Return when the barrier that is sent has fallen."""
+    read_fd, write_fd = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect(str(container / "notify/notify.sock"))
+        socket.send_fds(client, [b"BARRIER=1"], [write_fd])
+    os.close(write_fd)
+    assert select.select([read_fd], [], [], DEADLINE)[0]
+    os.close(read_fd)
 
 
 def service(lab: Lab) -> Path:
@@ -84,16 +98,67 @@ def test_one_in_the_foreground_is_watched_by_its_runtime(lab: Lab, oci: Command,
     bundle, output = service(lab), lab.base / "output"
     line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "--bundle", str(bundle), "c1"]
 
-    with output.open("wb") as file, subprocess.Popen(line, env=manager.environment, stdout=file) as run:
+    with (
+        output.open("wb") as file,
+        subprocess.Popen(line, env=manager.environment, stdout=file, stderr=subprocess.PIPE, text=True) as run,
+    ):
         eventually(lambda: output.read_text() == GIVEN)
         tell(oci.root / "c1", "READY=1")
         assert manager.next() == f"READY=1\nMAINPID={run.pid}"
         assert manager.next() == "BARRIER=1"
+        for number in range(600):  # more than a socket holds
+            tell(oci.root / "c1", f"STATUS={number}")
+        await_barrier(oci.root / "c1")
         assert run.poll() is None
+        tell(oci.root / "c1", "STOPPING=1")
         os.kill(oci.pid("c1"), signal.SIGKILL)
         assert run.wait(DEADLINE) == 137
+        assert run.stderr is not None
+        assert run.stderr.read() == ""
 
     assert not list(oci.root.iterdir())
+
+
+def test_a_manager_that_is_gone_does_no_harm(lab: Lab, oci: Command, manager: Manager) -> None:
+    bundle, output = service(lab), lab.base / "output"
+    manager.environment["NOTIFY_SOCKET"] = "/nowhere"
+    line = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "-d", "--bundle", str(bundle), "c1"]
+
+    with (
+        output.open("wb") as file,
+        subprocess.Popen(line, env=manager.environment, stdout=file, stderr=subprocess.PIPE, text=True) as run,
+    ):
+        eventually(lambda: output.read_text() == GIVEN)
+        tell(oci.root / "c1", "READY=1")
+        assert run.wait(DEADLINE) == 0
+        assert run.stderr is not None
+        os.set_blocking(run.stderr.fileno(), False)  # the container has it, too
+        assert run.stderr.readline() == "pyctr-oci: $NOTIFY_SOCKET: No such file or directory\n"
+
+    assert oci.status("c1") == "running"
+
+
+def test_what_the_container_mounts_on_its_socket_stays_inside(lab: Lab, oci: Command, manager: Manager) -> None:
+    """And so nobody removes through it."""
+    script = "mkdir /kept; touch /kept/file; mount -o bind /kept /run/notify && echo mounted; exec sleep 1000"
+    spec = lab.spec("sh", "-c", script)
+    spec["linux"]["rootfsPropagation"] = "shared"
+    spec["process"]["capabilities"] = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "permitted")}
+    mount(str(lab.base), str(lab.base), None, MountFlag.BIND)
+    mount(None, str(lab.base), None, MountFlag.SHARED)
+    bundle, output = lab.bundle(spec), lab.base / "output"
+
+    with output.open("wb") as file:
+        started = oci("create", "--bundle", str(bundle), "c1", env=manager.environment, stdout=file, stderr=file)
+        assert started.returncode == 0, output.read_text()
+    assert oci("start", "c1").returncode == 0
+    eventually(lambda: output.read_text() == "mounted\n")
+
+    assert not is_mounted(oci.root / "c1/notify")
+    assert oci("delete", "--force", "c1").returncode == 0
+    assert (bundle / "rootfs/kept/file").exists()
+    assert not list(oci.root.iterdir())
+    umount2(str(lab.base), MNT_DETACH)
 
 
 def test_who_starts_a_created_one_waits_for_it(lab: Lab, oci: Command, manager: Manager) -> None:
@@ -151,3 +216,11 @@ def test_sockets_of_another_process_are_not_ours(lab: Lab, oci: Command) -> None
     environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
 
     assert oci("run", "--bundle", str(bundle), "c1", env=environment).stdout == "--\n"
+
+
+def test_sockets_that_are_not_there_are_named(lab: Lab, oci: Command) -> None:
+    line = f"LISTEN_FDS=1 LISTEN_PID=$$ exec {sys.executable} -m pyctr_shim.oci --root {oci.root} run --bundle /x c1"
+
+    refused = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=2 * DEADLINE)
+
+    assert refused.stderr == "pyctr-oci: $LISTEN_FDS: fd 3: Bad file descriptor\n"

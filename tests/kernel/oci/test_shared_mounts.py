@@ -1,8 +1,10 @@
 """Containers in a mount namespace that is not their own: the host's, or another's by path."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,35 @@ from pyctr_shim.oci.checkpoint.choices import Common, Dump
 from pyctr_shim.oci.checkpoint.dump import dump
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
-from support.oci_bundle import Lab, eventually, in_user_namespace, is_mounted, make_root, process, with_namespaces
+from support.oci_bundle import Lab, eventually, in_user_namespace, is_mounted, make_root, process, wait, with_namespaces
 from support.oci_command import Command, detached
+from support.patience import DEADLINE
 
 pytestmark = pytest.mark.root
 
 OWN = os.readlink("/proc/self/ns/mnt")
+DEVICES = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}  # with a user namespace
 LOOK = "readlink /proc/self/ns/mnt; ls /; cat /proc/self/mountinfo"
+
+
+@contextmanager
+def sleeper(*options: str) -> Iterator[int]:
+    """Yield the process id of one in namespaces of its own."""
+    words = ["unshare", *options, "sh", "-c", "echo ready; exec sleep 1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @pytest.fixture(params=["private", "shared"])
 def other(request: pytest.FixtureRequest) -> Iterator[int]:
     """The process id of one in a mount namespace of its own, whose mounts are nobody else's or its own peers."""
-    words = ["unshare", "--mount", f"--propagation={request.param}", "sh", "-c", "echo ready; exec sleep 1000"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sleeper:
-        assert sleeper.stdout is not None
-        assert sleeper.stdout.readline() == "ready\n"
-        eventually(lambda: os.readlink(f"/proc/{sleeper.pid}/exe").endswith("sleep"))
-        yield sleeper.pid
-        sleeper.kill()
+    with sleeper("--mount", f"--propagation={request.param}") as pid:
+        yield pid
 
 
 def places(pid: int | str = "self", below: Path = Path("/")) -> list[str]:
@@ -47,7 +59,7 @@ def assert_is_the_containers(output: str, namespace: str) -> None:
     assert {"bin", "proc", "tmp"} <= set(lines)
     assert "boot" not in lines
     where = [line.split()[4] for line in lines if " - " in line]
-    assert sorted(where) == ["/", "/dev", "/dev/pts", "/proc", "/sys"]
+    assert set(where) - DEVICES == {"/", "/dev", "/dev/pts", "/proc", "/sys"}
 
 
 def test_the_hosts(lab: Lab) -> None:
@@ -150,6 +162,30 @@ def test_a_root_that_is_mounted_already_stays(lab: Lab, joined: bool, other: int
     umount2(str(bundle / "rootfs"), MNT_DETACH)
 
 
+@pytest.mark.parametrize("options", [["rbind", "rshared"], ["rbind"]], ids=["rshared", "shared root"])
+@pytest.mark.parametrize("joined", [None, "", "path"], ids=["host", "own", "path"])
+def test_what_it_shows_of_the_host_stays_mounted_there(
+    lab: Lab, options: list[str], joined: str | None, other: int
+) -> None:
+    spec = with_namespaces(lab.spec("ls", "/shown/disk"), mount=f"/proc/{other}/ns/mnt" if joined else joined)
+    if options == ["rbind"]:
+        spec["linux"]["rootfsPropagation"] = "shared"
+    source = lab.base / "source"
+    (source / "disk").mkdir(parents=True)
+    mount(str(source), str(source), None, MountFlag.BIND)
+    mount(None, str(source), None, MountFlag.SHARED)
+    mount("x", str(source / "disk"), "tmpfs", 0)
+    (source / "disk/file").touch()
+    spec["mounts"].append({"destination": "/shown", "type": "bind", "source": str(source), "options": options})
+    bundle, root = lab.bundle(spec, root=False), make_root(lab.base / "elsewhere")
+    snapshot = (runtime.RootfsMount("bind", str(root), "", ("rbind", "rw")),)
+
+    assert lab.run(spec, bundle=bundle, rootfs=snapshot).output == "file\n"
+
+    assert (source / "disk/file").exists()
+    assert places(below=lab.base) == [str(source), str(source / "disk")]
+
+
 def test_a_snapshot_as_root(lab: Lab) -> None:
     spec = with_namespaces(lab.spec("sh", "-c", LOOK), mount=None)
     bundle, root = lab.bundle(spec, root=False), make_root(lab.base / "elsewhere")
@@ -173,6 +209,70 @@ def test_a_namespace_without_the_directory_is_refused(lab: Lab) -> None:
 
     assert places(neighbour.pid) == seen
     assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "rootfs"]
+
+
+def test_a_namespace_with_another_directory_there_is_refused(lab: Lab, other: int) -> None:
+    """Whoever removes ours would leave the root in it."""
+    spec = with_namespaces(lab.spec("true"), mount=f"/proc/{other}/ns/mnt")
+    bundle = lab.bundle(spec)
+    cover = f"mount -t tmpfs x {lab.base} && mkdir -p {bundle}/attached"
+    subprocess.run(["nsenter", f"--mount=/proc/{other}/ns/mnt", "sh", "-c", cover], check=True, timeout=DEADLINE)
+
+    with pytest.raises(OciError, match="attached is not to be seen there"):
+        lab.create(spec, bundle=bundle)
+
+    assert places(other, below=bundle) == []
+    assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "rootfs"]
+
+
+def test_what_is_no_mount_namespace_is_refused_before_hooks_run(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("true"), mount="/proc/self/ns/net")
+    spec["hooks"] = {"createRuntime": [{"path": "/bin/touch", "args": ["touch", str(lab.base / "hook")]}]}
+
+    with pytest.raises(OciError, match=r"linux.namespaces: mount: .*Invalid argument"):
+        lab.create(spec)
+
+    assert not (lab.base / "hook").exists()
+
+
+def test_one_that_outlives_its_first_process_keeps_its_masks(lab: Lab) -> None:
+    """It cannot be deleted yet, and nothing of it is taken down before it can."""
+    script = "sleep 1000 & echo $! >/pid; exit 0"
+    spec = with_namespaces(lab.spec("sh", "-c", script), mount=None, pid=None)
+    spec["linux"]["maskedPaths"] = ["/masked"]
+    bundle = lab.bundle(spec)
+    (bundle / "rootfs/masked").mkdir()
+    (bundle / "rootfs/masked/secret").touch()
+    container = lab.running(spec, bundle=bundle)
+    wait(container.pidfd)
+    left = int((bundle / "rootfs/pid").read_text())
+
+    with pytest.raises(OciError, match="cannot be removed"):
+        container.delete()
+
+    assert os.listdir(f"/proc/{left}/root/masked") == []
+    os.kill(left, signal.SIGKILL)
+
+
+def test_a_user_namespace_with_the_mount_namespace_that_it_owns(lab: Lab, oci: Command) -> None:
+    with sleeper("--user", "--mount") as owner:
+        for kind in ("uid_map", "gid_map"):
+            Path(f"/proc/{owner}/{kind}").write_text("0 0 1000\n")
+        path = f"/proc/{owner}/ns/mnt"
+        spec = with_namespaces(lab.spec("sh", "-c", LOOK), mount=path, user=f"/proc/{owner}/ns/user")
+
+        ended = oci("run", "--bundle", str(lab.bundle(spec)), "c1")
+
+        assert ended.stderr == ""
+        assert_is_the_containers(ended.stdout, os.readlink(path))
+        assert not places(owner, below=lab.base)
+
+
+def test_a_user_namespace_with_the_hosts_mounts_is_refused(lab: Lab) -> None:
+    spec = with_namespaces(lab.spec("true"), mount=None, user="/proc/self/ns/user")
+
+    with pytest.raises(OciError, match="a user namespace needs a mount namespace, a new one or its own"):
+        lab.create(spec)
 
 
 @pytest.mark.parametrize("path", [None, "/proc/self/ns/mnt"])

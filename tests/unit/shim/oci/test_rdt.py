@@ -114,17 +114,26 @@ def test_a_group_of_somebody_elses_by_the_containers_name_stays_his(resctrl: Pat
         plan(resctrl, memBwSchema="MB:0=20")
 
 
-def test_all_processes_are_moved_also_those_forked_meanwhile(resctrl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[tuple[str, str]] = []
-    monkeypatch.setattr(rdt, "_write", lambda path, text: written.append((path, text)))
-    answers = iter([[1, 2], [1, 2, 3], [1, 3]])
+def test_all_threads_are_moved_also_those_made_meanwhile(resctrl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = {1: [1, 11], 2: [2]}
+    monkeypatch.setattr(rdt, "_threads", lambda pid: threads.get(pid, []))
 
-    rdt.make(plan(resctrl, memBwSchema="MB:0=20"), lambda: next(answers))
+    def write(path: str, text: str) -> None:
+        for name, data in (("tasks", ""), (path.rpartition("/")[2], f"{text}\n")):  # the kernel's groups have theirs
+            with Path(path).with_name(name).open("a") as file:
+                file.write(data)
+        if text == "11":
+            threads[3] = [3]  # forked by 2, which had not been moved yet
+        if text == "2":
+            del threads[2]
+            raise ProcessLookupError
 
-    assert written == [
-        (f"{resctrl}/c1/schemata", "MB:0=20\n"),
-        *[(f"{resctrl}/c1/tasks", pid) for pid in ("1", "2", "3")],
-    ]
+    monkeypatch.setattr(rdt, "_write", write)
+
+    rdt.enclose(plan(resctrl, memBwSchema="MB:0=20"), lambda: [*threads])
+
+    assert set((resctrl / "c1/tasks").read_text().split()) == {"1", "11", "2", "3"}
+    assert (resctrl / "c1/schemata").read_text().split() == ["MB:0=20"]
 
 
 def test_other_limits(resctrl: Path) -> None:
