@@ -36,7 +36,7 @@ _SKIP: Final = re.compile(r"^SKIPPED \[(\d+)\] \S+: (.*)$", re.MULTILINE)
                 "attacks_on_mounts", "attacks_on_processes", "attacks_on_the_interpreter", "behaviours", "cgroups",
                 "command", "containers", "crashes", "create_ways", "exec_ways", "hooks", "hostile_specs", "id_maps",
                 "identity", "lasting", "listener", "mounts", "namespaces", "net_devices", "restore_rules",
-                "rootless_command", "scratch", "systemd_scopes",
+                "rootless_command", "scratch", "service", "shared_mounts", "systemd_scopes",
             )
         ),
         "cri/test_attacks.py", "cri/test_user_namespaces.py", "shim/test_attacks.py", "shim/test_oom_log.py",

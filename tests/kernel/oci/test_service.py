@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyctr_sys.mount import MNT_DETACH, MountFlag, mount, umount2
-from support.oci_bundle import Lab, eventually, is_mounted
+from support.oci_bundle import Lab, eventually, is_mounted, needs_systemd
 from support.oci_command import Command, detached
 from support.patience import DEADLINE
 
@@ -224,3 +225,34 @@ def test_sockets_that_are_not_there_are_named(lab: Lab, oci: Command) -> None:
     refused = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=2 * DEADLINE)
 
     assert refused.stderr == "pyctr-oci: $LISTEN_FDS: fd 3: Bad file descriptor\n"
+
+
+@needs_systemd
+@pytest.mark.parametrize("detached", [False, True], ids=["foreground", "detached"])
+def test_systemd_starts_one_and_knows_when_it_is_ready(lab: Lab, oci: Command, detached: bool) -> None:
+    script = "sleep 1; /usr/bin/systemd-notify --ready && exec sleep 1000"
+    spec = lab.spec("sh", "-c", script)
+    spec["mounts"].append({"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]})
+    bundle = lab.bundle(spec)
+    for name in ("lib", "lib64"):
+        (bundle / "rootfs" / name).symlink_to(f"usr/{name}")
+    unit = f"pyctr-test-{uuid.uuid4().hex[:12]}"
+    run = [sys.executable, "-m", "pyctr_shim.oci", "--root", str(oci.root), "run", "--bundle", str(bundle)]
+    run += ["--detach"] if detached else []
+
+    try:
+        command = ["systemd-run", "--unit", unit, "--service-type=notify", *run, "c1"]
+        subprocess.run(command, check=True, timeout=10 * DEADLINE)
+
+        assert systemctl("show", "-P", "ActiveState", unit) == "active"
+        main = int(systemctl("show", "-P", "MainPID", unit))
+        assert (main == oci.pid("c1")) is detached
+        assert oci("kill", "c1", "KILL").returncode == 0
+        eventually(lambda: systemctl("show", "-P", "ActiveState", unit) in {"failed", "inactive"})
+    finally:
+        subprocess.run(["systemctl", "reset-failed", unit], capture_output=True, check=False)
+
+
+def systemctl(*words: str) -> str:
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=True, timeout=DEADLINE)
+    return done.stdout.strip()
