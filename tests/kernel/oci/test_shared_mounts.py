@@ -173,7 +173,8 @@ def test_what_it_shows_of_the_host_stays_mounted_there(
     source = lab.base / "source"
     (source / "disk").mkdir(parents=True)
     mount(str(source), str(source), None, MountFlag.BIND)
-    mount(None, str(source), None, MountFlag.SHARED)
+    for kind in (MountFlag.PRIVATE, MountFlag.SHARED):  # with nobody yet, also where the machine's root is shared
+        mount(None, str(source), None, kind)
     mount("x", str(source / "disk"), "tmpfs", 0)
     (source / "disk/file").touch()
     spec["mounts"].append({"destination": "/shown", "type": "bind", "source": str(source), "options": options})
@@ -211,17 +212,19 @@ def test_a_namespace_without_the_directory_is_refused(lab: Lab) -> None:
     assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "rootfs"]
 
 
-def test_a_namespace_with_another_directory_there_is_refused(lab: Lab, other: int) -> None:
+def test_a_namespace_with_another_directory_there_is_refused(lab: Lab) -> None:
     """Whoever removes ours would leave the root in it."""
-    spec = with_namespaces(lab.spec("true"), mount=f"/proc/{other}/ns/mnt")
-    bundle = lab.bundle(spec)
-    cover = f"mount -t tmpfs x {lab.base} && mkdir -p {bundle}/attached"
-    subprocess.run(["nsenter", f"--mount=/proc/{other}/ns/mnt", "sh", "-c", cover], check=True, timeout=DEADLINE)
+    with sleeper("--mount") as other:
+        path = f"/proc/{other}/ns/mnt"
+        spec = with_namespaces(lab.spec("true"), mount=path)
+        bundle = lab.bundle(spec)
+        cover = f"mount -t tmpfs x {lab.base} && mkdir -p {bundle}/attached"
+        subprocess.run(["nsenter", f"--mount={path}", "sh", "-c", cover], check=True, timeout=DEADLINE)
 
-    with pytest.raises(OciError, match="attached is not to be seen there"):
-        lab.create(spec, bundle=bundle)
+        with pytest.raises(OciError, match="attached is not to be seen there"):
+            lab.create(spec, bundle=bundle)
 
-    assert places(other, below=bundle) == []
+        assert places(other, below=bundle) == []
     assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "rootfs"]
 
 
