@@ -122,5 +122,5 @@ def test_critest(tmp_path: Path) -> None:
         own = config("registry.k8s.io/pause:3.9", str(tmp_path / "networks"), str(tmp_path / "images/hosts"))
         with private_containerd("2.3", own) as containerd:
             report = Critest(containerd).run("-runtime-handler", HANDLER, focus=SPECS)
-            assert not report.failed, report.failed
+            assert not report.failed, report.failures()
             assert len(report.passed) >= 36, report.skipped

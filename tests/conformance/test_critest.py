@@ -59,7 +59,7 @@ def test_in_short(tmp_path: Path) -> None:
         critest = Critest(daemon)
         client.bring(_IMAGE, images.busybox_with_applets())
         report = critest.run(focus=_SHORT)
-        assert not report.failed, report.failed
+        assert not report.failed, report.failures()
         assert not report.skipped, report.skipped
         assert len(report.passed) == len(_SHORT)
 
@@ -69,7 +69,7 @@ def test_in_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 4])
 def test_every_spec(critest: Critest[DaemonProcess], cri: CriClient, processes: int) -> None:
     report = critest.run(processes=processes)
-    assert not report.failed, report.failed
+    assert not report.failed, report.failures()
     assert all(reason.startswith(KNOWN_REASONS) for reason in report.skipped.values()), report.skipped
     assert len(report.passed) >= 106, report.skipped
 
@@ -79,7 +79,7 @@ def test_every_spec(critest: Critest[DaemonProcess], cri: CriClient, processes: 
 def test_streaming_over_websocket(critest: Critest[DaemonProcess], cri: CriClient) -> None:
     flags = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
     report = critest.run(*flags, focus=["streaming interfaces"])
-    assert not report.failed, report.failed
+    assert not report.failed, report.failures()
     assert len(report.passed) == 5
 
 

@@ -300,7 +300,7 @@ def test_every_spec_of_critest(program: Path, tmp_path: Path) -> None:
             daemon.environment["PATH"] = f"{peers.find('runc', '1.5').parent}:{os.environ['PATH']}"
             daemon.start()
         report = Critest(daemon).run("-runtime-handler", HANDLER)
-    assert not report.failed, report.failed
+    assert not report.failed, report.failures()
     reasons = (*KNOWN_REASONS, *(_NOT_SAID if program == DEBIANS else ()))
     assert all(reason.startswith(reasons) for reason in report.skipped.values()), report.skipped
     assert len(report.passed) >= (94 if program == DEBIANS else 106), report.skipped

@@ -37,6 +37,10 @@ class Report:
     skipped: dict[str, str]
     failed: dict[str, str]
 
+    def failures(self) -> str:
+        """Return all that is known of the failed ones, as a text: pytest cuts everything else short."""
+        return "\n\n".join(f"{name}\n{reason}" for name, reason in self.failed.items())
+
 
 class Critest(Generic[D]):
     """critest, asking one daemon."""

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from pyctr_shim.oci import commands, process_commands
+from pyctr_shim.oci import commands, process_commands, service
 from pyctr_shim.oci.checkpoint.choices import Common, Dump, Restore
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.state import Status
@@ -29,6 +29,8 @@ def checkpoint(options: argparse.Namespace) -> int:
         status = commands.status_of(directory, record, container)
         if status not in {Status.RUNNING, Status.PAUSED}:
             raise OciError(f"cannot checkpoint a container that is {status.value}: it must be running")
+        if service.has_socket(directory):
+            raise OciError("cannot checkpoint a container with $NOTIFY_SOCKET, which its spec does not give it again")
         dump(record, choices)
         if not (options.leave_running or options.pre_dump):
             commands.end(container)

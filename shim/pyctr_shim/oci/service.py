@@ -50,6 +50,11 @@ def given(state_directory: str) -> Service:
     return Service(number, tuple(env), tuple(mounts))
 
 
+def has_socket(state_directory: str) -> bool:
+    """Whether the container has a socket for its word of readiness."""
+    return os.path.isdir(os.path.join(state_directory, _FOLDER))
+
+
 def remove(state_directory: str) -> None:
     """Remove the container's socket; nothing happens if there is none. Raises OSError if something is mounted there."""
     folder = os.path.join(state_directory, _FOLDER)
@@ -75,10 +80,10 @@ class Readiness:
         """Bind the container's socket, if it was made with one, waits for its start, and somebody is to be told."""
         self._server: socket.socket | None = None
         self._ready: list[bytes] = []
-        folder = os.path.join(state_directory, _FOLDER)
-        if not os.environ.get("NOTIFY_SOCKET") or not os.path.isdir(folder) or not detached.is_waiting(state_directory):
+        awaited = os.environ.get("NOTIFY_SOCKET") and detached.is_waiting(state_directory)
+        if not awaited or not has_socket(state_directory):
             return
-        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder_fd = os.open(os.path.join(state_directory, _FOLDER), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._server = socket.socket(socket.AF_UNIX, _DATAGRAMS)
         try:
             with suppress(FileNotFoundError):

@@ -87,6 +87,8 @@ def test_a_detached_one_is_watched_itself_once_it_is_ready(lab: Lab, oci: Comman
         eventually(lambda: output.read_text() == GIVEN)
         tell(oci.root / "c1", "STATUS=soon")
         assert run.poll() is None
+        refused = oci("checkpoint", "--image-path", str(lab.base / "images"), "c1")
+        assert "cannot checkpoint a container with $NOTIFY_SOCKET" in refused.stderr
         tell(oci.root / "c1", "READY=1\nSTATUS=here")
 
         pid = oci.pid("c1")
