@@ -50,6 +50,8 @@ def test_any_value_in_the_place_of_any_other(step: int) -> None:
 @pytest.mark.parametrize("value", [0.5, [{}], {"a": [[]]}, -(10**30), "\ud800"], ids=repr)
 def test_a_value_of_a_wrong_type_is_told_by_its_place(value: Any) -> None:
     for place in PLACES:
+        if place == ("linux",) and isinstance(value, dict):
+            continue  # the right type: one without namespaces, which the fields beside it need
         try:
             validate.check_spec(replaced(SPEC, place, value))
         except OciError as error:
