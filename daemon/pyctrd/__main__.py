@@ -231,7 +231,8 @@ def _serve(config: Config, options: argparse.Namespace, arguments: Sequence[str]
     log.set_up(config.log.level, config.log.format)
     # Sockets must not be open to others before their mode is set, directories never to be written by them.
     os.umask(0o022)
-    faulthandler.register(signal.SIGUSR1)
+    # Not faulthandler.register: it reads the threads' frames from within the signal, while they change, and crashes.
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: faulthandler.dump_traceback())
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     from pyctrd.placement import enter_own_cgroup

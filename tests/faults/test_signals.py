@@ -70,6 +70,20 @@ def test_harmless_to_the_daemon(containers: Containers, daemon: DaemonProcess) -
     assert wait.result().exit_status == 137
 
 
+def test_thousands_are_harmless_to_the_daemon(containers: Containers, daemon: DaemonProcess) -> None:
+    """They have it write its stacks while they change: as others have it reload, and as it answers."""
+    containers.run("web", "sleep", "1000")
+    before = daemon.pid
+
+    for _ in range(500):
+        for number in shuffled((signal.SIGHUP, signal.SIGUSR1), rounds=10):
+            os.kill(before, number)
+        assert containers.status("web") == types.RUNNING
+
+    works(containers, "web")
+    assert daemon.pid == before
+
+
 @pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
 def test_stops_the_daemon(containers: Containers, daemon: DaemonProcess, number: signal.Signals) -> None:
     """And nothing else, however often it is sent; the next daemon finds everything."""
