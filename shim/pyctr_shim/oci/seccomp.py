@@ -19,7 +19,7 @@ from pyctr_sys.calls import ffi
 from pyctr_sys.steps import Steps
 
 LIBRARY: Final = "libseccomp.so.2"
-_CACHE_FORMAT: Final = 1
+_CACHE_FORMAT: Final = 2  # another one whenever a profile becomes another program, or is refused
 _EPERM: Final = 1
 _ENOSYS: Final = 38
 
@@ -34,6 +34,7 @@ OPERATORS: Final[Mapping[str, int]] = {
     "SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }  # fmt: skip
+_NOT_EQUAL: Final = "SCMP_CMP_NE"
 _ORDERS: Final = {"SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_GE", "SCMP_CMP_GT"}
 FLAGS: Final[Mapping[str, int]] = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread
@@ -147,6 +148,7 @@ def flags_of(names: Sequence[str] | None) -> int:
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
     """Turn a profile into a BPF program for all of its architectures. Raises OciError."""
     _check_orders(profile)
+    _check_inequalities(profile)
     library = _library()
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"), "defaultAction")
     context = library.seccomp_init(default)
@@ -218,6 +220,32 @@ def _check_orders(profile: Mapping[str, Any]) -> None:
         if counts[name, index] > 1:
             how = "more than once, with other conditions or beyond 32 bits, which libseccomp gets wrong"
             raise OciError(f"linux.seccomp.syscalls: {name}: argument {index} is compared for order {how}")
+
+
+def _check_inequalities(profile: Mapping[str, Any]) -> None:
+    """Refuse what libseccomp (2.5) also gets wrong without a word: to compare an argument for inequality, and again.
+
+    It can do that where each such comparison is a rule's only condition, unless a rule of the same action has it beside
+    others. Raises OciError naming the system call.
+    """
+    compared: dict[tuple[str, int], list[tuple[bool, bool, str]]] = {}
+    for rule in profile.get("syscalls") or ():
+        arguments = rule.get("args") or ()
+        together = len({argument["index"] for argument in arguments}) == len(arguments) > 1
+        for argument in arguments:
+            for name in rule["names"]:
+                comparison = argument["op"] == _NOT_EQUAL, together, rule["action"]
+                compared.setdefault((name, argument["index"]), []).append(comparison)
+    for (name, index), comparisons in compared.items():
+        wrong = any(
+            unequal and (together or (other_together and action == other_action))
+            for place, (unequal, together, action) in enumerate(comparisons)
+            for other_place, (_, other_together, other_action) in enumerate(comparisons)
+            if place != other_place
+        )
+        if wrong:
+            how = "for inequality and once more, with other conditions, which libseccomp gets wrong"
+            raise OciError(f"linux.seccomp.syscalls: {name}: argument {index} is compared {how}")
 
 
 def _add_rule(library: Any, context: Any, rule: Mapping[str, Any], default: int) -> None:

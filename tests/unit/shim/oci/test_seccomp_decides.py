@@ -1,5 +1,6 @@
 """What a profile says is what its program does, and the kernel takes the program."""
 
+import itertools
 import os
 import resource
 import signal
@@ -57,6 +58,52 @@ def test_every_profile_is_done_as_it_says(profile: dict[str, Any]) -> None:
     program = seccomp_profile.check_profile(profile)
 
     assert program is None or is_taken_by_the_kernel(program)
+
+
+@pytest.mark.parametrize("action", ["SCMP_ACT_ALLOW", "SCMP_ACT_TRAP"])
+def test_any_two_rules_of_equality_are_done_as_they_say(action: str) -> None:
+    """Each of one condition or of two; libseccomp makes a wrong program of one pair in twenty."""
+    conditions = [
+        [{"index": index, "value": value, "valueTwo": value, "op": f"SCMP_CMP_{op}"}]
+        for index in (0, 1)
+        for op in ("EQ", "NE", "MASKED_EQ")
+        for value in (0, 1)
+    ]
+    arguments = conditions + [one + other for one in conditions[:6] for other in conditions[6:]]
+    done = 0
+    for one, other in itertools.product(arguments, repeat=2):
+        rules = [
+            {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": one},
+            {"names": ["clone"], "action": action, "args": other},
+        ]
+        done += seccomp_profile.check_profile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}) is not None
+
+    assert done > len(arguments) ** 2 / 4
+
+
+def test_inequalities_beside_a_rule_of_another_action_are_done() -> None:
+    """As podman's default profile has them, for sockets of the kernel's audit."""
+    rules: list[dict[str, Any]] = [
+        {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22, "args": [_is(0, "EQ", 16), _is(2, "EQ", 9)]},
+        {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [_is(2, "NE", 9)]},
+        {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [_is(0, "NE", 16)]},
+    ]
+
+    assert seccomp_profile.check_profile({"defaultAction": "SCMP_ACT_KILL", "syscalls": rules}) is not None
+
+
+def test_an_inequality_that_would_become_another_one_is_refused_by_name() -> None:
+    rules = [
+        {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [_is(0, "EQ", 0)]},
+        {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [_is(0, "NE", 1), _is(1, "EQ", 1)]},
+    ]
+
+    with pytest.raises(OciError, match=r"linux\.seccomp\.syscalls: clone: argument 0 is compared for inequality"):
+        seccomp.compile_profile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+
+
+def _is(index: int, op: str, value: int) -> dict[str, Any]:
+    return {"index": index, "value": value, "op": f"SCMP_CMP_{op}"}
 
 
 def test_the_default_profile_is_done_as_it_says() -> None:
