@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
@@ -208,7 +210,7 @@ def _check_orders(profile: Mapping[str, Any]) -> None:
     difficult: set[tuple[str, int]] = set()
     for rule in profile.get("syscalls") or ():
         arguments = rule.get("args") or ()
-        together = len({argument["index"] for argument in arguments}) == len(arguments) > 1
+        together = _hold_together(rule)
         for argument in arguments:
             if argument["op"] in _ORDERS:
                 for name in rule["names"]:
@@ -228,24 +230,33 @@ def _check_inequalities(profile: Mapping[str, Any]) -> None:
     It can do that where each such comparison is a rule's only condition, unless a rule of the same action has it beside
     others. Raises OciError naming the system call.
     """
-    compared: dict[tuple[str, int], list[tuple[bool, bool, str]]] = {}
+    counts: Counter[tuple[str, int]] = Counter()
+    joint: set[tuple[str, int, str]] = set()
+    unequal_joint: set[tuple[str, int]] = set()
+    unequal_alone: set[tuple[str, int, str]] = set()
     for rule in profile.get("syscalls") or ():
-        arguments = rule.get("args") or ()
-        together = len({argument["index"] for argument in arguments}) == len(arguments) > 1
-        for argument in arguments:
-            for name in rule["names"]:
-                comparison = argument["op"] == _NOT_EQUAL, together, rule["action"]
-                compared.setdefault((name, argument["index"]), []).append(comparison)
-    for (name, index), comparisons in compared.items():
-        wrong = any(
-            unequal and (together or (other_together and action == other_action))
-            for place, (unequal, together, action) in enumerate(comparisons)
-            for other_place, (_, other_together, other_action) in enumerate(comparisons)
-            if place != other_place
-        )
-        if wrong:
-            how = "for inequality and once more, with other conditions, which libseccomp gets wrong"
-            raise OciError(f"linux.seccomp.syscalls: {name}: argument {index} is compared {how}")
+        together = _hold_together(rule)
+        for argument, name in product(rule.get("args") or (), rule["names"]):
+            place = name, argument["index"]
+            counts[place] += 1
+            if together:
+                joint.add((*place, rule["action"]))
+            if argument["op"] == _NOT_EQUAL:
+                if together:
+                    unequal_joint.add(place)
+                else:
+                    unequal_alone.add((*place, rule["action"]))
+    wrong = {place for place in unequal_joint if counts[place] > 1} | {key[:2] for key in unequal_alone & joint}
+    if wrong:
+        name, index = min(wrong)
+        how = "for inequality and once more, with other conditions, which libseccomp gets wrong"
+        raise OciError(f"linux.seccomp.syscalls: {name}: argument {index} is compared {how}")
+
+
+def _hold_together(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule has several conditions, of which all are to be met: those of one argument are alternatives."""
+    arguments = rule.get("args") or ()
+    return len({argument["index"] for argument in arguments}) == len(arguments) > 1
 
 
 def _add_rule(library: Any, context: Any, rule: Mapping[str, Any], default: int) -> None:
