@@ -168,7 +168,9 @@ def test_after_a_reboot_everything_is_over_and_nothing_was_right(
     cri.ended(over)
     made = cri.create(pod, cri.container_config("made", *SLEEP))
     bundle = daemon.state / "tasks/k8s.io" / running
-    pids = [json.loads((bundle / name).read_text())["pid"] for name in ("shim.json", "state.json")]
+    (first,) = (daemon.state / "pods").rglob("init.json")  # of the pod's PID namespace
+    records = bundle / "shim.json", bundle / "state.json", first
+    pids = [json.loads(record.read_text())["pid"] for record in records]
     daemon.kill()
     for pid in pids:
         with suppress(ProcessLookupError):
