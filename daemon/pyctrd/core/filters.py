@@ -4,7 +4,7 @@
     selector  := fieldpath [ op value ]          without op: is the field there?
     fieldpath := field ("." field)*
     field     := [A-Za-z0-9_]+ | quoted
-    op        := "==" | "!=" | "~="              ~= searches with a regular expression
+    op        := "==" | "!=" | "~="              ~= searches with a regular expression, as RE2 has them
     value     := printable characters but space and comma | quoted
     quoted    := "…" with Go's escapes; after ~= also /…/ and |…|
 
@@ -63,11 +63,31 @@ def _compare(path: tuple[str, ...], operator: str, value: str) -> Filter:
         return lambda adaptor: adaptor(path) == (value, True)
     if operator == "!=":
         return lambda adaptor: adaptor(path)[0] != value
+    return _search(path, value)
+
+
+def _search(path: tuple[str, ...], expression: str) -> Filter:
+    """Return the test whether a client's `expression` is found in a field.
+
+    Its syntax is RE2's, and so is its cost: no text takes more than linear time, where Python's own expressions
+    go back and try again, for hours if somebody means them to, while nothing else runs.
+    """
+    import re2  # not loaded until somebody searches
+
+    options = re2.Options()
+    options.log_errors = False
     try:
-        pattern = re.compile(value, re.ASCII)
-    except (re.error, OverflowError):
+        pattern = re2.compile(_encode(expression), options)
+    except re2.error:
         return lambda _: False  # as there: a bad expression matches nothing
-    return lambda adaptor: pattern.search(adaptor(path)[0]) is not None
+    finally:
+        re2.purge()  # it keeps the last hundred, and a large one has some MiB
+    return lambda adaptor: pattern.search(_encode(adaptor(path)[0])) is not None
+
+
+def _encode(text: str) -> bytes:
+    """Return UTF-8, or what is none for half a surrogate pair: it makes a bad expression, and is never found."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 class _Parser:
@@ -159,8 +179,8 @@ class _Parser:
                 result = chr(int(octal, 8))
             elif number is not None:
                 result = chr(int(number, 16))
-            elif quote != '"' and simple != quote:
-                # A regular expression between slashes or bars keeps its own backslashes.
+            elif quote != '"' and simple != quote and simple not in _SIMPLE_ESCAPES:
+                # A regular expression between slashes or bars keeps its own backslashes, but for those that Go takes.
                 result = escape[0]
             else:
                 result = simple if simple == quote else _SIMPLE_ESCAPES[simple]

@@ -10,7 +10,16 @@ from pyctr_wire.errors import InvalidArgument
 from pyctrd.core.containers import Container, fields
 from pyctrd.core.filters import Adaptor, compile_filters
 
-LABELS = {"foo": "bar", "containerd.io/x": "1", "a.b": "c=d:e", "empty-looking": " "}
+LABELS = {
+    "foo": "bar",
+    "containerd.io/x": "1",
+    "a.b": "c=d:e",
+    "empty-looking": " ",
+    "greek": "ς",
+    "digit": "٣",
+    "line": "one\n",
+    "backspace": "\b",
+}
 OBJECT = fields(Container("web-1", labels=LABELS, image="docker.io/library/nginx:1", runtime_name="runc"))
 
 
@@ -38,9 +47,16 @@ def matches(*texts: str) -> bool:
         r'id=="web\x2d1"',
         r'id=="\167eb-1"',
         r"id~=/^web\-\d$/",
+        r"id~=/^web-\\d$/",
+        r"labels.backspace~=|^\b$|",
         "id~=|^web|,labels.foo==bar",
         "image~=|/nginx|",
         'labels."empty-looking"==" "',
+        "id~=[[:digit:]]$",
+        r"id~=\pL-\d\z",
+        r"id~=\Qweb-1\E",
+        "id~=w(?i)EB",
+        'labels.greek~="(?i)Σ"',
     ],
 )
 def test_matches(text: str) -> None:
@@ -57,11 +73,28 @@ def test_matches(text: str) -> None:
         "unknown",
         "unknown.path==x",
         "id~=(",
+        "id~=(?=web)web",
+        r"id~=(w)eb|\1",
+        r'id~="\ud800"',
+        r'labels.digit~="\\d"',
+        "labels.line~=one$",
         "sandbox_id",
     ],
 )
 def test_does_not_match(text: str) -> None:
     assert not matches(text)
+
+
+@pytest.mark.timeout(5)
+def test_an_expression_takes_linear_time() -> None:
+    """One that goes back and tries again would take longer than anybody lives."""
+    assert not compile_filters(["id~=^(a+)+$"])(fields(Container("a" * 70 + "b0")))
+
+
+def test_a_bad_expression_is_not_complained_about(capfd: pytest.CaptureFixture[str]) -> None:
+    """The daemon's log is not written by clients."""
+    assert not matches("id~=(", "id~=(?=web)")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_strings_are_alternatives_and_none_means_all() -> None:
