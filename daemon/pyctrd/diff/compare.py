@@ -45,8 +45,9 @@ class Comparison:
         self._left_fd, self._right_fd, self._upper_fd = left_fd, right_fd, upper_fd
         self._writer, self._epoch = writer, epoch
         self._written: set[bytes] = {b""}
-        # The first name of each file that has several.
+        # The first name that was written of each file that has several; the unchanged ones, while none was.
         self._links: dict[tuple[int, int], bytes] = {}
+        self._unchanged: dict[tuple[int, int], list[bytes]] = {}
 
     def write(self) -> None:
         """Write the whole archive."""
@@ -77,7 +78,20 @@ class Comparison:
             return False
         if left is None or not self._same(path, left, right):
             self._write_entry(path, right)
+        elif _is_linked(right):
+            self._keep_together(path, right)
         return stat.S_ISDIR(right.st_mode)
+
+    def _keep_together(self, path: bytes, status: os.stat_result) -> None:
+        """Write an unchanged name of a file that has several if another one is written, now or later.
+
+        Where the layer is applied, that one is a file of its own: without this, the two names would part.
+        """
+        file = status.st_dev, status.st_ino
+        if file in self._links:
+            self._write_entry(path, status)
+        else:
+            self._unchanged.setdefault(file, []).append(path)
 
     def _pairs(self, path: bytes, *, on_left: bool) -> list[_Pair]:
         """Return what may differ in a directory that the right tree has, and the left one if `on_left`."""
@@ -145,10 +159,13 @@ class Comparison:
         if path.rpartition(b"/")[2].startswith(PREFIX):
             raise ArchiveError("in a layer, a name that starts with .wh. would delete another one")
         self._write_parents(path)
-        if status.st_nlink > 1 and kind != tar.DIRECTORY:
-            first = self._links.setdefault((status.st_dev, status.st_ino), path)
+        file = status.st_dev, status.st_ino
+        if _is_linked(status):
+            first = self._links.setdefault(file, path)
             if first != path:
-                self._write_header(path, tar.HARD_LINK, status, link=first)
+                # Whoever applies it may change the owner, which takes the file's capabilities: a link says them again.
+                xattrs = self._xattrs_of(path) if kind == tar.REGULAR else None
+                self._write_header(path, tar.HARD_LINK, status, link=first, xattrs=xattrs)
                 return
         if kind == tar.REGULAR:
             self._write_file(path)
@@ -156,14 +173,21 @@ class Comparison:
             self._write_header(path, kind, status, link=_read_link(self._right_fd, path))
         else:
             self._write_header(path, kind, status)
+        for other in self._unchanged.pop(file, ()):
+            self._write_entry(other, status)
+
+    def _xattrs_of(self, path: bytes) -> dict[bytes, bytes] | None:
+        fd = open_in_root(self._right_fd, os.fsdecode(path), _FILE)
+        try:
+            return _xattrs(fd)
+        finally:
+            os.close(fd)
 
     def _write_file(self, path: bytes) -> None:
         fd = open_in_root(self._right_fd, os.fsdecode(path), _FILE)
         try:
             status = os.fstat(fd)
-            capability = _capability(fd)
-            xattrs = {_CAPABILITY.encode(): capability} if capability else None
-            self._write_header(path, tar.REGULAR, status, size=status.st_size, xattrs=xattrs)
+            self._write_header(path, tar.REGULAR, status, size=status.st_size, xattrs=_xattrs(fd))
             left = status.st_size
             while left:
                 data = os.read(fd, min(left, _CHUNK))
@@ -202,6 +226,11 @@ class Comparison:
         )
 
 
+def _is_linked(status: os.stat_result) -> bool:
+    """Return whether something has several names."""
+    return status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
+
+
 def _list(root_fd: int, path: bytes) -> dict[bytes, os.stat_result]:
     """Return what is in the directory `path` below `root_fd` (borrowed)."""
     fd = open_in_root(root_fd, os.fsdecode(path) or "/", _DIRECTORY)
@@ -227,6 +256,12 @@ def _capability(fd: int) -> bytes:
         if error.errno in {errno.ENODATA, errno.EOPNOTSUPP}:
             return b""
         raise
+
+
+def _xattrs(fd: int) -> dict[bytes, bytes] | None:
+    """Return the attributes of the file `fd` (borrowed) that a layer keeps: its capabilities."""
+    capability = _capability(fd)
+    return {_CAPABILITY.encode(): capability} if capability else None
 
 
 def _same_content(left_fd: int, right_fd: int) -> bool:

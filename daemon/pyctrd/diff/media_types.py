@@ -17,18 +17,18 @@ _OCI: Final = (LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar")
 
 
 def compression_of(media_type: str) -> Compression:
-    """Return the compression of a layer to unpack. Raises UnknownError, as containerd does, for what is no layer."""
+    """Return the compression of a layer to unpack. Raises UnknownError, as containerd does, for what is no layer.
+
+    Images exist whose types do not tell what their layers are compressed with, or that they are at all. Their first
+    bytes do; only OCI's plain type is taken at its word.
+    """
     for base in (_DOCKER, _DOCKER_FOREIGN):
-        if media_type.startswith(base):
-            compression = _SUFFIXES.get(media_type.removeprefix(base))
-            if compression is not None:
-                # Docker's type without a suffix has been used for compressed layers too.
-                return Compression.SNIFF if compression is Compression.NONE else compression
+        if media_type.startswith(base) and media_type.removeprefix(base) in _SUFFIXES:
+            return Compression.SNIFF
     for base in _OCI:
-        if media_type.startswith(base):
-            compression = _SUFFIXES.get(media_type.removeprefix(base).replace("+", ".", 1))
-            if compression is not None:
-                return compression
+        suffix = media_type.removeprefix(base).replace("+", ".", 1)
+        if media_type.startswith(base) and suffix in _SUFFIXES:
+            return Compression.SNIFF if suffix else Compression.NONE
     raise UnknownError(f"failed to get stream processor for {media_type}: no processor for media-type")
 
 

@@ -160,6 +160,58 @@ def change_at_random(root: Path, rng: random.Random) -> None:
                     os.utime(path, (step, step))
 
 
+def name_again(root: Path) -> None:
+    """Give files of the base further names: sorted before and after the old one, in other directories, in a chain."""
+    for old, new in (("f", "again"), ("d/two", "d/zwei"), ("d/sub/deep", "deep"), ("h", "d/h"), ("s", "t")):
+        os.link(root / old, root / new, follow_symlinks=False)
+    os.link(root / "again", root / "made")
+    (root / "made").unlink()
+
+
+NAMED_AGAIN = {
+    "again": "", "d": "", "d/h": "", "d/two": "d/zwei", "d/zwei": "", "deep": "", "d/sub": "", "d/sub/deep": "deep",
+    "f": "again", "h": "d/h", "s": "t", "t": "d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+async def test_a_new_name_of_an_old_file(unpacking: Unpacking, snapshotter: str) -> None:
+    """The old name is written beside the new one, as a link, so that they stay the names of one file."""
+    left, right = await Changing(unpacking, snapshotter).make(name_again)
+    layer = await unpacking.differ.diff(NS, left, right)
+    again = unpacking.stores.snapshots.named(snapshotter).prepare(NS, "again", "base", {})
+    await unpacking.differ.apply(NS, layer, again)
+
+    found = members(unpacking, layer)
+    # Where names of a file have parted already, in the lower directory of an overlay, the others are as they were.
+    also = {"i": "d/h"} if snapshotter == "native" else {}
+    assert {name: info.linkname for name, info in found.items()} == {**NAMED_AGAIN, **also}
+    with mounted(right) as one, mounted(again) as other:
+        assert everything(other) == everything(one)
+        for names in (("again", "f"), ("d/two", "d/zwei"), ("d/sub/deep", "deep"), ("d/h", "h"), ("s", "t")):
+            assert os.path.samestat(*((other / name).lstat() for name in names))
+
+
+async def test_a_file_with_capabilities_keeps_them_under_each_name(unpacking: Unpacking) -> None:
+    """A link's entry has them too: who applies it changes the owner, and the kernel takes them for that."""
+    capabilities = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+
+    def change(root: Path) -> None:
+        os.link(root / "f", root / "g")
+        os.setxattr(root / "f", "security.capability", capabilities)
+
+    left, right = await Changing(unpacking, "overlayfs").make(change)
+    layer = await unpacking.differ.diff(NS, left, right)
+    again = unpacking.stores.snapshots.named("overlayfs").prepare(NS, "again", "base", {})
+    await unpacking.differ.apply(NS, layer, again)
+
+    found = members(unpacking, layer)
+    assert found["g"].linkname == "f"
+    assert all("SCHILY.xattr.security.capability" in found[name].pax_headers for name in ("f", "g"))
+    with mounted(again) as root:
+        assert os.getxattr(root / "g", "security.capability") == capabilities
+
+
 async def test_the_same_change_gives_the_same_blob(unpacking: Unpacking) -> None:
     """Also when it is there already, which gets the labels beside its own."""
     left, right = await Changing(unpacking, "overlayfs").make(change_some)

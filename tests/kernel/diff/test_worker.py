@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from support.unpacking import TAR, Unpacking
 
 pytestmark = pytest.mark.root
 
+DOCKER = "application/vnd.docker.image.rootfs.diff.tar"
 DEADLINE = 30
 
 
@@ -227,13 +229,28 @@ async def test_zstd_windows_are_limited(unpacking: Unpacking, target: Path) -> N
         await unpacking.apply(data, bind(target), TAR + "+zstd")
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("media_type", [f"{TAR}+gzip", f"{TAR}+zstd", f"{DOCKER}.gzip", f"{DOCKER}.zstd", DOCKER])
+async def test_a_layer_under_another_ones_media_type(
+    unpacking: Unpacking, target: Path, compress: Callable[[bytes], bytes], media_type: str
+) -> None:
+    """Its bytes tell what it is compressed with."""
+    layer = archive([entry("f", b"text")])
+
+    applied = await unpacking.apply(compress(layer), bind(target), media_type)
+
+    assert applied == Descriptor(TAR, f"sha256:{hashlib.sha256(layer).hexdigest()}", len(layer))
+    assert (target / "f").read_text() == "text"
+
+
 DAMAGED = {
     "gzip cut short": ("+gzip", gzip.compress(archive([entry("f", os.urandom(100000))]))[:-20]),
     "gzip with a wrong checksum": ("+gzip", gzip.compress(b"x" * 100)[:-8] + bytes(8)),
-    "no gzip": ("+gzip", archive([entry("f", b"")])),
+    "no gzip": ("+gzip", b"x" * 512),
     "gzip, then something else": ("+gzip", gzip.compress(archive([])) + b"garbage"),
     "zstd cut short": ("+zstd", zstandard.compress(archive([entry("f", b"x" * 100000)]))[:-3]),
-    "no zstd": ("+zstd", archive([entry("f", b"")])),
+    "no zstd": ("+zstd", b"x" * 512),
+    "gzip that is not called so": ("", gzip.compress(archive([entry("f", b"")]))),
     "no archive": ("", b"x" * 512),
     "cut short": ("", archive([entry("f", b"x" * 10000)])[:2000]),
 }
