@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from pyctr_wire.containerd.types.transfer import imagestore_pb2, registry_pb2
 from support import peers
 from support.daemon_process import DaemonProcess
-from support.images import BuiltImage, busybox, digest, image, write_layout
+from support.images import BuiltImage, busybox, digest, image, index, write_layout
 from support.pyctr_command import Pyctr
 from support.registry_process import running_registry
 from support.transfer_client import TransferClient
@@ -31,14 +32,16 @@ HTPASSWD = "me:$2y$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n"
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OCI layout with busybox for amd64 as v1, and with an arm64 image beside it as multi."""
+    """An OCI layout with busybox for amd64 as v1, and with an arm64 image and an attestation beside it as multi."""
     directory = tmp_path_factory.mktemp("registry")
-    arm = image({"bin/sh": b"arm"}, architecture="arm64")
-    write_layout(directory / "layout", {"v1": IMAGE, "multi": [(IMAGE, "amd64"), (arm, "arm64")]})
+    write_layout(directory / "layout", {"v1": IMAGE, "multi": MULTI})
     return directory
 
 
 IMAGE: BuiltImage = busybox(Cmd=["/bin/sh"])
+ARM = image({"bin/sh": b"arm"}, architecture="arm64")
+ATTESTATION = image({"statement": b"{}"}, architecture="unknown")
+MULTI = ((ARM, "arm64"), (IMAGE, "amd64"), (ATTESTATION, "unknown"))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,47 @@ def test_our_command_line_warns_of_an_image_for_another_platform(daemon: DaemonP
 
     assert (pulled.returncode, pulled.stdout) == (0, f"{name}\n")
     assert pulled.stderr == f"pyctr: warning: {name} is for linux/amd64, not for linux/arm64\n"
+
+
+@pytest.mark.parametrize("command", [("image", "pull"), ("content", "fetch"), ("create",)], ids=" ".join)
+def test_our_command_line_pulls_what_runs_on_the_daemons_machine(
+    daemon: DaemonProcess, directory: Path, registry: str, command: tuple[str, ...]
+) -> None:
+    """Nothing else is asked for: a registry may well list what it does not have."""
+    name, pyctr = f"{registry}/test/partial:{command[-1]}", Pyctr(daemon)
+    skopeo("copy", "--all", f"oci:{directory}/layout:multi", f"docker://{name}")
+    for missing in (ARM, ATTESTATION):
+        url = f"http://{registry}/v2/test/partial/manifests/{missing.digest}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=30).close()
+
+    made = pyctr(*command, name).strip()
+
+    assert set(pyctr("content", "ls", "-q").split()) == {digest(index(*MULTI)), *IMAGE.blobs}
+    if command == ("create",):
+        pyctr("rm", made)
+
+
+def test_our_command_line_pushes_what_it_has_pulled(daemon: DaemonProcess, registry: str) -> None:
+    name, pushed, pyctr = f"{registry}/test/busybox:multi", f"{registry}/by/pyctr:v1", Pyctr(daemon)
+    pyctr("image", "pull", name)
+
+    done = pyctr.run("image", "push", name, pushed)
+
+    assert (done.returncode, done.stdout) == (0, f"{pushed}\n")
+    assert f"warning: only linux/amd64 of {name} is here, and pushed without linux/arm64, attest" in done.stderr
+    assert IMAGE.digest in skopeo("inspect", f"docker://{pushed}")
+
+
+def test_our_command_line_pulls_all_platforms_if_it_is_told_to(daemon: DaemonProcess, registry: str) -> None:
+    name, pyctr = f"{registry}/test/busybox:multi", Pyctr(daemon)
+
+    pyctr("image", "pull", "--all-platforms", name)
+
+    everything = {digest(index(*MULTI)), *IMAGE.blobs, *ARM.blobs, *ATTESTATION.blobs}
+    assert set(pyctr("content", "ls", "-q").split()) == everything
+    assert len(pyctr("snapshot", "ls", "--format", "{{.Key}}").split()) == len(IMAGE.layers)
+    both = pyctr.run("image", "pull", "--all-platforms", "--platform", "linux/amd64", name)
+    assert (both.returncode, "exclude each other" in both.stderr) == (1, True)
 
 
 def test_a_tag_that_is_not_there(registry: str, client: TransferClient) -> None:
@@ -225,6 +269,28 @@ def test_credentials_from_the_configuration(locked_registry: str) -> None:
         TransferClient(channel).pull(f"{locked_registry}/test/busybox:v1", unpacks=[])
 
         assert locked_registry in daemon.ctr("images", "ls", "-q")
+
+        # They come before what a client has, whose helper is not asked.
+        (daemon.base / "config.json").write_text('{"credsStore": "not-installed"}')
+        Pyctr(daemon)("-n", "other", "pull", f"{locked_registry}/test/busybox:v1")
+
+
+def test_a_login_takes_the_way_of_a_pull(tmp_path: Path) -> None:
+    """Which is the daemon's: of this registry, only its configuration knows that it speaks plain http."""
+    users = tmp_path / "htpasswd"
+    users.write_text(HTPASSWD)
+    with (
+        running_registry(tmp_path, users, host="127.0.0.2") as address,
+        DaemonProcess(config=f'[registry]\nplain_http = ["{address}"]\n') as daemon,
+    ):
+        pyctr, login = Pyctr(daemon), ("login", "-u", "me", "--password-stdin", address)
+        assert f"pyctr login {address}" in pyctr.run("pull", f"{address}/none").stderr
+
+        refused = pyctr.run(*login, stdin="wrong\n")
+        pyctr(*login, stdin="secret\n")
+
+        assert refused.stderr == f"pyctr: {address} refuses this user name and password\n"
+        assert "does not have it" in pyctr.run("pull", f"{address}/none").stderr
 
 
 def test_containerd_2s_ctr(daemon: DaemonProcess, registry: str, tmp_path: Path) -> None:

@@ -24,15 +24,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_registry(directory: Path, htpasswd: Path | None = None) -> Iterator[str]:
+def running_registry(directory: Path, htpasswd: Path | None = None, host: str = "127.0.0.1") -> Iterator[str]:
     """Yield the address of a registry that keeps what it has in `directory`; skips without docker-registry.
 
-    With `htpasswd`, it serves only those whose names and passwords (bcrypt) are in that file.
+    `host` is one of the loopback. With `htpasswd`, it serves only those whose names and passwords (bcrypt) are there.
     """
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed (Debian package docker-registry)")
-    address = f"127.0.0.1:{free_port()}"
+    address = f"{host}:{free_port()}"
     config = directory / "registry.yml"
     config.write_text(
         "version: 0.1\n"

@@ -7,7 +7,7 @@ from typing import Final
 # What an unset timestamp is on the wire: Go's zero time.
 UNSET: Final = datetime(1, 1, 1, tzinfo=UTC)
 
-_SPAN: Final = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)")
+_SPAN: Final = re.compile(r"([+-]?)((?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII)
 _SPAN_PART: Final = re.compile(r"([\d.]+)(\D+)")
 _SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,11 +37,17 @@ def parse_span(text: str) -> timedelta | None:
 
     Source: Go's time.ParseDuration.
     """
+    seconds = span_seconds(text)
+    try:
+        return None if seconds is None else timedelta(seconds=seconds)
+    except OverflowError:
+        return None
+
+
+def span_seconds(text: str) -> float | None:
+    """Return in seconds what `parse_span` returns, whatever its size."""
     match = _SPAN.fullmatch(text)
     if match is None:
         return None
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _SPAN_PART.findall(match[2]))
-    try:
-        return timedelta(seconds=-seconds if match[1] == "-" else seconds)
-    except OverflowError:
-        return None
+    return -seconds if match[1] == "-" else seconds

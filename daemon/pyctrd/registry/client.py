@@ -14,6 +14,7 @@ import aiohttp
 from pyctr_wire.errors import (
     ApiError,
     DataLoss,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -60,6 +61,28 @@ class Repository:
                     raise DataLoss(f"{endpoint.url} answers with {found.digest} for {self.reference}")
                 return found
             except ApiError as error:
+                failure = error
+        raise failure
+
+    async def check_login(self) -> None:
+        """Ask the registry itself, no mirror, whether it knows us; nothing is asked of this repository.
+
+        What it refused over TLS is not shown to it in the clear. Raises Unauthenticated, PermissionDenied,
+        Unavailable, …, FailedPrecondition if mirrors alone serve it.
+        """
+        domain = self.reference.domain
+        failure: ApiError = FailedPrecondition(f"{domain} is served by other hosts alone: log in to those")
+        for endpoint, _ in self.choices(Capability(0)):
+            if not endpoint.serves(domain):
+                continue
+            call = Call("GET", f"{endpoint.url}/", scopes=frozenset(), headers={}, attempts=1)
+            try:
+                async with self.transport.request(endpoint, call) as response:
+                    if response.status == 404:
+                        raise NotFound(f"{call.url} is not there: is {domain} a registry?")
+                    await self.expect(response, endpoint, 200)
+                return
+            except Unavailable as error:
                 failure = error
         raise failure
 
@@ -142,7 +165,10 @@ class Repository:
         )
 
     async def expect(self, response: aiohttp.ClientResponse, endpoint: Endpoint, *statuses: int) -> None:
-        """Raise what the status of `response` means unless it is one of `statuses`."""
+        """Raise what the status of `response` means unless it is one of `statuses`.
+
+        Another try would not change a refusal: it is InvalidArgument for a bad request, else FailedPrecondition.
+        """
         status = response.status
         if status in statuses:
             return
@@ -155,15 +181,16 @@ class Repository:
             action = "pull" if response.method in ("GET", "HEAD") else "push"
             raise refused(f"{action} access denied, repository does not exist or may require authorization{said}")
         url = response.url.with_query(None)  # the query of a redirect may hold its secret
-        raise Unavailable(f"unexpected status from {response.method} request to {url}: {status}{said}")
+        kind = InvalidArgument if status == 400 else FailedPrecondition if 400 < status < 500 else Unavailable
+        raise kind(f"unexpected status from {response.method} request to {url}: {status}{said}")
 
     async def _head(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor | None:
         """Return what HEAD says the manifest is; None if that is not enough to know it."""
         headers = {"Accept": _ACCEPT}
         call = self.call(endpoint, "HEAD", f"manifests/{wanted}", headers=headers, attempts=attempts)
         async with self.transport.request(endpoint, call) as response:
-            if response.status == 405:
-                return None
+            if 400 <= response.status < 500 and response.status not in (401, 403, 404):
+                return None  # perhaps only to HEAD; if not, the answer to GET says why
             await self.expect(response, endpoint, 200)
             media_type = response.content_type
             digest = response.headers.get("Docker-Content-Digest", "")

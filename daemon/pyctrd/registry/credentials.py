@@ -1,4 +1,4 @@
-"""Who we are to a registry: from our configuration, then from Docker's file and its helpers.
+"""Who we are to a registry: from our configuration, else from the client, else from Docker's file and its helpers.
 
 A credential belongs to the host that it was stored for and is never looked up for, or sent to, another one; a mirror
 gets the mirror's own. Source: docker config.json; docker-credential-helpers' README.
@@ -55,21 +55,24 @@ class CredentialSource(Protocol):
 Run = Callable[..., Awaitable[Any]]
 
 
-class StoredCredentials:
-    """Credentials from the daemon's configuration, then from Docker's config.json."""
+def configured(logins: Mapping[str, Credentials]) -> CredentialSource:
+    """Return a source that knows the hosts of `logins`, from the daemon's configuration."""
+    by_host = {canonical_host(host): credentials for host, credentials in logins.items()}
 
-    def __init__(self, run: Run, configured: Mapping[str, Credentials], config_json: Path) -> None:
-        """`run` takes blocking calls off the event loop; `configured` are credentials by host."""
-        self._run = run
-        self._configured = {canonical_host(host): credentials for host, credentials in configured.items()}
-        self._config_json = config_json
+    async def find(host: str, challenges: tuple[str, ...]) -> Credentials | None:
+        return by_host.get(canonical_host(host))
 
-    async def __call__(self, host: str, challenges: tuple[str, ...]) -> Credentials | None:
-        """Return the credentials stored for `host`. Raises FailedPrecondition for a broken file or helper."""
-        if found := self._configured.get(canonical_host(host)):
-            return found
-        result: Credentials | None = await self._run(from_docker_config, self._config_json, host)
-        return result
+    return find
+
+
+def docker_file(run: Run, path: Path) -> CredentialSource:
+    """Return a source that knows what from_docker_config does; `run` takes blocking calls off the event loop."""
+
+    async def find(host: str, challenges: tuple[str, ...]) -> Credentials | None:
+        found: Credentials | None = await run(from_docker_config, path, host)
+        return found
+
+    return find
 
 
 def first_of(*sources: CredentialSource) -> CredentialSource:

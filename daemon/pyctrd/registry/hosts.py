@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
+from pyctrd.core.times import span_seconds
 from pyctrd.core.values import dataclass
 
 DOCKER_HUB: Final = "docker.io"
@@ -26,7 +27,6 @@ DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # Bytes of one hosts.toml.
 _MAX_FILE: Final = 1 << 20
-_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -264,9 +264,8 @@ def _texts(value: Any, key: str) -> tuple[str, ...]:
 
 
 def _seconds(value: Any) -> float:
-    """Return a duration such as "5s", "1m30s" or "500ms" in seconds."""
-    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
-    if match is None:
+    """Return a duration such as "5s", "1m30s" or "1.5m" in seconds; Go's may be negative, this one may not."""
+    seconds = span_seconds(value) if isinstance(value, str) and not value.startswith("-") else None
+    if seconds is None:
         raise ValueError(f"{value!r} is not a duration such as 5s or 1m30s")
-    hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    return seconds

@@ -7,7 +7,7 @@ Source: OCI distribution-spec v1.1; RFC 9110.
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -76,6 +76,15 @@ class Transport:
         self._sessions: dict[tuple[Tls, float], aiohttp.ClientSession] = {}
         self._authorizers: dict[str, Authorizer] = {}
         self._opening = asyncio.Lock()
+
+    async def prepare(self, endpoints: Iterable[Endpoint]) -> None:
+        """Read the certificates of `endpoints`. Raises FailedPrecondition for files that cannot be used.
+
+        Later, it would look like one endpoint's failure, after which the next is asked: the same one without TLS, say.
+        """
+        for endpoint in endpoints:
+            if endpoint.tls != Tls():
+                await self._session(endpoint.tls, endpoint.dial_timeout)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -11,15 +11,17 @@ from typing import Final, Protocol
 from pyctr_wire.errors import NotFound
 from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import Index, Manifest
+from pyctr_wire.progress_events import WARNING
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.images import Image
+from pyctrd.core.platforms import Platform
 from pyctrd.core.references import Reference
 from pyctrd.transfer.fetch import SOURCE_LABEL
 from pyctrd.transfer.progress import Progress, Report
 from pyctrd.transfer.requests import ImageStore
 from pyctrd.transfer.stores import Session
 from pyctrd.transfer.together import Together
-from pyctrd.transfer.tree import Node, Reader, Selection, core_descriptor, ref_of, spec_descriptor
+from pyctrd.transfer.tree import Node, Reader, Selection, core_descriptor, platform_of, ref_of, spec_descriptor
 
 # Blobs that are sent at the same time.
 _PARALLEL: Final = 3
@@ -40,18 +42,21 @@ async def push(
 ) -> None:
     """Push `image` to `reference`.
 
-    With platforms given, an index of which not all is there is cut down to the one manifest that suits. Raises
-    NotFound if something of the image is missing here, and what the registry's answers mean.
+    An index of which not all is there is cut down to one manifest: with platforms given, the one that suits, else the
+    one that is here, as docker does it, and a warning says what was left out. Raises NotFound if something of the image
+    is missing here, and what the registry's answers mean.
     """
     progress.say(f"Pushing to OCI Registry ({reference})")
 
     async def stored(descriptor: image_spec.Descriptor, _: str) -> bytes:
         return await session.document(descriptor)
 
-    selection = Selection(source.platforms, source.manifest_limit)
+    selection = Selection(source.platforms, source.manifest_limit, tolerant=not source.platforms)
     tree = await Reader(stored, selection).read(spec_descriptor(image.target), image.name)
-    tree = _without_missing(tree)
-    await _check_complete(session, tree)
+    if not source.platforms:
+        tree = await _present(session, tree, progress)
+    elif missing := await _missing(session, tree := _selected(tree)):
+        raise NotFound(f"{missing}: pull all platforms, or push just the one that is here")
     progress.say("pushing content", str(reference), core_descriptor(tree.descriptor))
     pusher = _Pusher(session, uploads, reference, progress)
     async with Together() as tasks:
@@ -108,7 +113,7 @@ class _Pusher:
         self._progress.blob(Report(event, ref_of(descriptor), (parent,), progress, descriptor.size, target))
 
 
-def _without_missing(tree: Node) -> Node:
+def _selected(tree: Node) -> Node:
     """Return the tree if all that its indexes list was read, else its one image; raises NotFound for several."""
     if all(_is_whole(node) for node in tree.walk()):
         return tree
@@ -118,15 +123,53 @@ def _without_missing(tree: Node) -> Node:
     return images[0]
 
 
-async def _check_complete(session: Session, tree: Node) -> None:
-    """Raise NotFound, before anything is sent, if a blob is not here: of another platform than was pulled, mostly."""
+async def _present(session: Session, tree: Node, progress: Progress) -> Node:
+    """Return the tree if all of it is here, else its one image of which all is; raises NotFound for several, or none.
+
+    An index of what is here would be another one than was pulled, and one that lists more is refused by registries.
+    """
+    if all(_is_whole(node) for node in tree.walk()) and not await _missing(session, tree):
+        return tree
+    images = [node for node in tree.images() if not _is_attestation(node.platform)]
+    here = [node for node in images if not await _missing(session, node)]
+    if len(here) > 1:
+        platforms = ", ".join(str(node.platform) for node in here)
+        raise NotFound(f"of {tree.parent} only {platforms} are here: pull all platforms, or push just one")
+    if not here:
+        raise NotFound(await _missing(session, tree) or f"{tree.descriptor.digest}: none of its images is here")
+    [image] = here
+    if others := _left_out(tree, image):
+        progress.say(f"{WARNING}only {image.platform} of {tree.parent} is here, and pushed without {others}")
+    return image
+
+
+async def _missing(session: Session, tree: Node) -> str:
+    """Say which blob is not here: one of another platform than was pulled, mostly. "" if all are."""
     for blob, node in _blobs(tree):
         try:
             await session.info(blob.digest)
         except NotFound:
-            raise NotFound(
-                f"content {blob.digest}, for {node.platform}: pull all platforms, or push just the one that is here"
-            ) from None
+            return f"content {blob.digest}, for {node.platform}"
+    return ""
+
+
+def _left_out(tree: Node, image: Node) -> str:
+    """Return what else than `image` the indexes of `tree` list, "" if that is nothing."""
+    indexes = [node.document for node in tree.walk() if isinstance(node.document, Index)]
+    others = [one for index in indexes for one in index.manifests if one.digest != image.descriptor.digest]
+    return ", ".join(dict.fromkeys(map(_name, others)))
+
+
+def _name(listed: image_spec.Descriptor) -> str:
+    """Return what people call something that an index lists."""
+    if listed.platform is None:
+        return listed.digest
+    platform = platform_of(listed.platform)
+    return "attestations" if _is_attestation(platform) else str(platform)
+
+
+def _is_attestation(platform: Platform | None) -> bool:
+    return platform is not None and platform.os == "unknown"
 
 
 def _is_whole(node: Node) -> bool:

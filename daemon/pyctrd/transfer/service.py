@@ -41,6 +41,7 @@ class Registries(Protocol):
         reference: Reference,
         *,
         credentials: CredentialSource | None = None,
+        client: CredentialSource | None = None,
         headers: Mapping[str, str] | None = None,
         host_dir: str = "",
         default_scheme: str = "",
@@ -65,20 +66,20 @@ class Transfers:
         lease: str,
         source: Endpoint,
         destination: Endpoint,
-        credentials: CredentialSource | None = None,
+        client: CredentialSource | None = None,
         listener: Listener | None = None,
     ) -> None:
         """Move what `source` is to `destination`; when this returns it is there.
 
-        Runs under `lease`, "" makes one for the time being. `credentials` asks the client, `listener` hears how it
-        goes. Raises Unimplemented for a pair that makes no sense, and what the transfer itself raises.
+        Runs under `lease`, "" makes one for the time being. `client` is asked for credentials, `listener` hears
+        how it goes. Raises Unimplemented for a pair that makes no sense, and what the transfer itself raises.
         """
         async with session(self._stores, ns, lease) as opened, reported(listener) as progress:
             match source, destination:
                 case Registry(), ImageStore():
-                    await self._pull(opened, source, destination, credentials, progress)
+                    await self._pull(opened, source, destination, client, progress)
                 case ImageStore(), Registry():
-                    await self._push(opened, source, destination, credentials, progress)
+                    await self._push(opened, source, destination, client, progress)
                 case ImportStream(), ImageStore():
                     await self._import(opened, source, destination, progress)
                 case ImageStore(), ExportStream():
@@ -102,11 +103,12 @@ class Transfers:
     ) -> _T:
         """Pull an image, and let `name` store it under the names that it is to have; return what that returns.
 
-        Until it has a name, only the session keeps what was fetched. Raises as a pull does, and as `name` does.
+        Until it has a name, only the session keeps what was fetched. `credentials` came with the request. Raises as a
+        pull does, and as `name` does.
         """
         async with session(self._stores, ns, "") as opened, reported(listener) as progress:
             progress.say(f"Resolving from OCI Registry ({source.reference})")
-            async with self._open(source, credentials) as repository:
+            async with self._open(source, credentials=credentials) as repository:
                 target = await repository.resolve()
                 tree = await fetch(
                     opened, repository, target, destination.name, destination, self._host, self._locks, progress
@@ -123,11 +125,16 @@ class Transfers:
             await unpack_all(opened, tree, [wanted], self._host, self._locks, progress, lambda _: present(opened))
 
     def _open(
-        self, registry: Registry, credentials: CredentialSource | None
+        self,
+        registry: Registry,
+        *,
+        credentials: CredentialSource | None = None,
+        client: CredentialSource | None = None,
     ) -> "AbstractAsyncContextManager[Repository]":
         return self._registries.open(
             parse_reference(registry.reference),
             credentials=credentials,
+            client=client,
             headers=registry.headers,
             host_dir=registry.host_dir,
             default_scheme=registry.default_scheme,
@@ -138,10 +145,10 @@ class Transfers:
         opened: Session,
         source: Registry,
         destination: ImageStore,
-        credentials: CredentialSource | None,
+        client: CredentialSource | None,
         progress: Progress,
     ) -> None:
-        async with self._open(source, credentials) as repository:
+        async with self._open(source, client=client) as repository:
             await pull(opened, repository, destination, self._host, self._locks, progress)
 
     async def _push(
@@ -149,11 +156,11 @@ class Transfers:
         opened: Session,
         source: ImageStore,
         destination: Registry,
-        credentials: CredentialSource | None,
+        client: CredentialSource | None,
         progress: Progress,
     ) -> None:
         image = await self._image(opened, source.name)
-        async with self._open(destination, credentials) as repository:
+        async with self._open(destination, client=client) as repository:
             from pyctrd.registry.uploads import uploads_to  # not before a registry is open: aiohttp comes with it
 
             await push(opened, source, image, uploads_to(repository), repository.reference, progress)

@@ -7,6 +7,7 @@ import pytest
 from pyctr_wire.errors import (
     ApiError,
     DataLoss,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -80,9 +81,11 @@ async def test_a_head_that_does_not_tell_is_followed_by_get(
         (Answer(200, b"x" * 1000, {}, endless=True), ResourceExhausted),
         (Answer(404), NotFound),
         (Answer(403, b'{"errors":[{"message":"no"}]}'), PermissionDenied),
-        (Answer(418), Unavailable),
+        (Answer(400), InvalidArgument),
+        (Answer(418), FailedPrecondition),
+        (Answer(501), Unavailable),
     ],
-    ids=["html with 200", "empty manifest", "endless", "missing", "forbidden", "odd status"],
+    ids=["html with 200", "empty manifest", "endless", "missing", "forbidden", "bad", "odd", "failing"],
 )
 async def test_what_is_no_manifest_is_refused(
     registry: ScriptedRegistry, open_repository: Open, answer: Answer, error: type[ApiError]
@@ -100,6 +103,20 @@ async def test_a_refusal_shows_what_the_server_says(registry: ScriptedRegistry, 
 
     with pytest.raises(PermissionDenied, match=r"pull access denied.*server message: quota \[31m exceeded"):
         await open_repository().resolve()
+
+
+@pytest.mark.parametrize("status", [400, 409])
+async def test_any_refusal_shows_what_the_server_says(
+    registry: ScriptedRegistry, open_repository: Open, status: int
+) -> None:
+    """Which the answer to HEAD cannot: GET is asked for it."""
+    registry.on("HEAD", TAG, Answer(status))
+    registry.on("GET", TAG, Answer(status, b'{"errors":[{"code":"MANIFEST_INVALID"}]}'))
+
+    with pytest.raises(ApiError, match=f"GET request to .*: {status}: server message: .*MANIFEST_INVALID"):
+        await open_repository().resolve()
+
+    assert len(registry.seen) == 2
 
 
 async def test_a_reference_by_digest_is_not_taken_for_another(

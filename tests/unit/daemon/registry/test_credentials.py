@@ -9,7 +9,7 @@ import pytest
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctrd.offload import Offload
-from pyctrd.registry.credentials import Credentials, StoredCredentials, first_of, from_docker_config
+from pyctrd.registry.credentials import Credentials, configured, docker_file, first_of, from_docker_config
 
 
 @pytest.fixture
@@ -132,9 +132,9 @@ def test_a_helper_that_is_not_there_is_an_error(config: Path, monkeypatch: pytes
 async def test_the_configuration_comes_before_the_file(config: Path) -> None:
     offload = Offload(1)
     write(config, auths={"a.com": auth("file", "x"), "b.com": auth("file", "x")})
-    stored = StoredCredentials(offload.run, {"https://a.com/": Credentials("configured", "x")}, config)
+    ours = configured({"https://a.com/": Credentials("configured", "x")})
 
-    found = [await first_of(stored)(host, ()) for host in ("a.com", "b.com", "c.com")]
+    found = [await first_of(ours, docker_file(offload.run, config))(host, ()) for host in ("a.com", "b.com", "c.com")]
 
     assert [one and one.username for one in found] == ["configured", "file", None]
     offload.close()

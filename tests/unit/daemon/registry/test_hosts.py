@@ -78,6 +78,25 @@ def test_mirrors_come_in_the_order_of_the_file_and_the_server_last() -> None:
     assert server.tls == Tls((Path("/root.pem"),))
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1.5m", 90),
+        ("500ms", 0.5),
+        ("2h", 7200),
+        ("1s1h", 3601),
+        (".5s", 0.5),
+        ("1.s", 1),
+        ("250us", 0.00025),
+        ("0", 0),
+    ],
+)
+def test_durations_are_gos(text: str, seconds: float) -> None:
+    endpoint, _ = parse_hosts(f'[host."https://x"]\ndial_timeout = "{text}"', "example.com", Path("/d"))
+
+    assert endpoint.dial_timeout == pytest.approx(seconds)
+
+
 def test_settings_without_a_server_are_about_the_registry_itself() -> None:
     [endpoint] = parse_hosts('capabilities = ["pull"]', "docker.io", Path("/d"))
 
@@ -105,6 +124,10 @@ def test_http_with_tls_settings_is_tried_with_tls_first() -> None:
         '[host."https://x"]\nclient = [["a", "b", "c"]]',
         '[host."https://x"]\nca = 1',
         '[host."https://x"]\ndial_timeout = "soon"',
+        '[host."https://x"]\ndial_timeout = ""',
+        '[host."https://x"]\ndial_timeout = "5"',
+        '[host."https://x"]\ndial_timeout = "-5s"',
+        '[host."https://x"]\ndial_timeout = ".s"',
         '[host."https://x"]\nheader = "x"',
         '[host."https://x".header]\nx = "a\\r\\nb"',
     ],

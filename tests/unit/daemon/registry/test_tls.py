@@ -1,17 +1,23 @@
 """TLS: whom the client believes, and to whom it shows a certificate of ours."""
 
+import contextlib
 import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pyctr_wire.errors import FailedPrecondition, Unavailable
+from pyctr_wire.errors import FailedPrecondition, Unauthenticated, Unavailable
 from pyctrd.core.descriptors import Descriptor
+from pyctrd.core.references import Reference
+from pyctrd.offload import Offload
+from pyctrd.registry.access import Registries
 from pyctrd.registry.client import Repository
-from pyctrd.registry.hosts import Endpoint, Tls
+from pyctrd.registry.credentials import Credentials
+from pyctrd.registry.hosts import Endpoint, HostsConfig, Tls
 from pyctrd.registry.uploads import uploads_to
 from support.images import MANIFEST, digest, image
 from support.scripted_registry import Answer, ScriptedRegistry, scripted_registry
@@ -75,6 +81,43 @@ async def test_whom_we_are_told_to_believe(certificate: tuple[Path, Path], open_
         registry.on("HEAD", TAG, OK)
 
         assert (await open_repository(served_by=(endpoint(registry, tls),)).resolve()).digest == IMAGE.digest
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_login_believes_whom_a_pull_believes(
+    certificate: tuple[Path, Path], tmp_path: Path, *, known: bool
+) -> None:
+    async with scripted_registry(serving(certificate)) as registry:
+        registry.on("GET", "/v2/", Answer(401, headers={"WWW-Authenticate": "Basic realm=x"}), Answer(200))
+        (tmp_path / registry.host).mkdir()
+        ca = f'ca = "{certificate[0]}"' if known else ""
+        (tmp_path / registry.host / "hosts.toml").write_text(f'server = "{registry.url}"\n{ca}')
+        with contextlib.closing(Offload(1)) as offload:
+            check = Registries(HostsConfig((tmp_path,)), nobody, nobody, offload, "test/1").check_login
+            if known:
+                await check(registry.host, Credentials("me", "pass"))
+            else:
+                with pytest.raises(FailedPrecondition, match="certificate cannot be verified"):
+                    await check(registry.host, Credentials("me", "pass"))
+
+        assert len(registry.seen) == (2 if known else 0)
+
+
+async def test_a_login_refused_over_tls_is_not_tried_in_the_clear(
+    certificate: tuple[Path, Path], open_repository: Open
+) -> None:
+    async with scripted_registry(serving(certificate)) as registry:
+        registry.on("GET", "/v2/", Answer(401, headers={"WWW-Authenticate": "Basic realm=x"}))
+        maybe = replace(endpoint(registry, Tls(skip_verify=True)), may_fall_back=True)
+
+        known = {registry.host: Credentials("me", "wrong")}
+
+        with pytest.raises(Unauthenticated):
+            await open_repository(known, (maybe,), Reference(registry.host, "")).check_login()
+
+
+async def nobody(host: str, challenges: tuple[str, ...]) -> Credentials | None:
+    raise AssertionError("a login is checked with what was typed")
 
 
 async def test_our_certificate_is_shown_to_the_registry_and_to_nobody_behind_it(

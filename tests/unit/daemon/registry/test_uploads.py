@@ -131,6 +131,16 @@ async def test_a_refused_push_says_so(registry: ScriptedRegistry, open_repositor
         await uploads_to(open_repository()).blob(LAYER, body)
 
 
+async def test_a_refused_blob_is_not_sent_again(registry: ScriptedRegistry, open_repository: Open) -> None:
+    registry.on("POST", UPLOADS, accepted("/upload"))
+    registry.on("PUT", "/upload", Answer(413, b"too large"))
+
+    with pytest.raises(FailedPrecondition, match="413: server message: too large"):
+        await uploads_to(open_repository()).blob(LAYER, body)
+
+    assert len(registry.requests("/upload")) == 1
+
+
 async def test_mirrors_are_not_pushed_to(registry: ScriptedRegistry, open_repository: Open) -> None:
     mirror = Endpoint("http://mirror/v2", "mirror", Capability.PULL)
     own = Endpoint(f"{registry.url}/v2", registry.host)

@@ -23,6 +23,8 @@ HOST = Platform("linux", "amd64")
 REFERENCE = parse_reference("registry.example/some/image:v1")
 IMAGE = image({"a": b"1"}, {"b": b"2"})
 FOREIGN = image({"a": b"arm"}, architecture="arm64")
+OTHER = image({"a": b"s390"}, architecture="s390x")
+ATTESTATION = image({"statement": b"{}"}, architecture="unknown")
 BOTH = index((IMAGE, "amd64"), (FOREIGN, "arm64"))
 
 
@@ -67,9 +69,11 @@ def store(real: RealStores, *blobs: Mapping[str, bytes]) -> None:
             real.content.write_blob(NS, name, data)
 
 
-async def push_to(opened: Session, registry: Registry, target: Descriptor, *platforms: Platform) -> None:
-    source = ImageStore("name", platforms=platforms)
-    await push(opened, source, Image("name", target), registry, REFERENCE, Progress())
+async def push_to(opened: Session, registry: Registry, target: Descriptor, *platforms: Platform) -> list[str]:
+    """Push, and return what was warned of."""
+    source, progress = ImageStore("name", platforms=platforms), Progress()
+    await push(opened, source, Image("name", target), registry, REFERENCE, progress)
+    return [report.event for report in progress.take() if report.event.startswith("warning")]
 
 
 def target(built: BuiltImage) -> Descriptor:
@@ -104,7 +108,7 @@ async def test_what_is_there_is_not_sent(opened: Session, real: RealStores, regi
 async def test_an_index_with_all_its_images(opened: Session, real: RealStores, registry: Registry) -> None:
     store(real, IMAGE.blobs, FOREIGN.blobs, {digest(BOTH): BOTH})
 
-    await push_to(opened, registry, WHOLE)
+    assert await push_to(opened, registry, WHOLE) == []
 
     assert registry.tags == {"v1": digest(BOTH)}
     assert registry.sent[-1] == digest(BOTH)
@@ -113,20 +117,75 @@ async def test_an_index_with_all_its_images(opened: Session, real: RealStores, r
 async def test_one_platform_of_an_index(opened: Session, real: RealStores, registry: Registry) -> None:
     store(real, IMAGE.blobs, {digest(BOTH): BOTH})
 
-    await push_to(opened, registry, WHOLE, HOST)
+    assert await push_to(opened, registry, WHOLE, HOST) == []
 
     assert registry.tags == {"v1": IMAGE.digest}
 
 
 @pytest.mark.parametrize("missing", [FOREIGN.digest, digest(FOREIGN.layers[0])], ids=["manifest", "layer"])
-async def test_an_index_of_which_not_all_is_here(
+async def test_the_one_image_of_an_index_that_is_here(
     opened: Session, real: RealStores, registry: Registry, missing: str
 ) -> None:
     store(real, IMAGE.blobs, {name: data for name, data in FOREIGN.blobs.items() if name != missing})
     store(real, {digest(BOTH): BOTH})
 
-    with pytest.raises(NotFound):
-        await push_to(opened, registry, WHOLE)
+    warnings = await push_to(opened, registry, WHOLE)
+
+    assert registry.tags == {"v1": IMAGE.digest}
+    assert registry.has_digests == set(IMAGE.blobs)
+    assert warnings == ["warning: only linux/amd64 of name is here, and pushed without linux/arm64"]
+
+
+@pytest.mark.parametrize("attested", [True, False])
+async def test_an_attestation_is_no_image(
+    opened: Session, real: RealStores, registry: Registry, *, attested: bool
+) -> None:
+    data = index((IMAGE, "amd64"), (FOREIGN, "arm64"), (ATTESTATION, "unknown"))
+    store(real, IMAGE.blobs, ATTESTATION.blobs if attested else {}, {digest(data): data})
+
+    warnings = await push_to(opened, registry, Descriptor(INDEX, digest(data), len(data)))
+
+    assert registry.tags == {"v1": IMAGE.digest}
+    assert warnings == ["warning: only linux/amd64 of name is here, and pushed without linux/arm64, attestations"]
+
+
+@pytest.mark.parametrize(
+    ("here", "text"),
+    [
+        ((IMAGE, FOREIGN), "only linux/amd64, linux/arm64 are here"),
+        ((ATTESTATION,), "none of its images is here"),
+    ],
+    ids=["several", "none"],
+)
+async def test_several_images_of_an_index_or_none(
+    opened: Session, real: RealStores, registry: Registry, here: tuple[BuiltImage, ...], text: str
+) -> None:
+    data = index((IMAGE, "amd64"), (FOREIGN, "arm64"), (OTHER, "s390x"), (ATTESTATION, "unknown"))
+    store(real, *(one.blobs for one in here), {digest(data): data})
+
+    with pytest.raises(NotFound, match=text):
+        await push_to(opened, registry, Descriptor(INDEX, digest(data), len(data)))
+
+    assert registry.sent == []
+
+
+async def test_a_platform_that_is_asked_for_and_not_here(opened: Session, real: RealStores, registry: Registry) -> None:
+    layer = digest(FOREIGN.layers[0])
+    store(real, IMAGE.blobs, {name: data for name, data in FOREIGN.blobs.items() if name != layer})
+    store(real, {digest(BOTH): BOTH})
+
+    with pytest.raises(NotFound, match=f"{layer}, for linux/arm64"):
+        await push_to(opened, registry, WHOLE, Platform("linux", "arm64"))
+
+    assert registry.sent == []
+
+
+async def test_an_image_of_which_a_layer_is_missing(opened: Session, real: RealStores, registry: Registry) -> None:
+    layer = digest(IMAGE.layers[1])
+    store(real, {name: data for name, data in IMAGE.blobs.items() if name != layer})
+
+    with pytest.raises(NotFound, match=layer):
+        await push_to(opened, registry, target(IMAGE))
 
     assert registry.sent == []
 
