@@ -24,6 +24,7 @@ from pyctrd.core.events import ContentDelete
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import Labels, changed, validate_labels
 from pyctrd.core.leases import Resource
+from pyctrd.core.reachability import keep_otherwise
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.log import Logger
 from pyctrd.metadata import content as rows
@@ -75,7 +76,8 @@ class ContentStore:
             validate_labels("info.Labels", labels)
             result = replace(old, labels=labels, updated_at=transaction.now)
             rows.relabel_blob(transaction, ns, result)
-            transaction.leaves_garbage()
+            if keep_otherwise(old.labels, labels):
+                transaction.leaves_garbage()
         return result
 
     def delete(self, ns: str, digest: str, lease: str = "") -> None:

@@ -76,13 +76,16 @@ class Writer:
         return self._file.digest() if self._file else Digest(self.expected)
 
     def expect(self, digest: str) -> None:
-        """Change the expected digest. Raises AlreadyExists, and drops the ingest, if the namespace has it."""
+        """Change the expected digest. Raises AlreadyExists if the namespace has it.
+
+        Then the ingest is gone, and the lease has the blob.
+        """
         validate_digest(digest)
         with self._using():
             self.expected = digest
             if rows.blob(self._database.read(), self._ingest.ns, digest) is None:
                 return
-            self._forget_ingest()
+            self._yield_to(digest)
         raise AlreadyExists(f"blob with expected digest {digest} exists")
 
     def truncate(self, size: int) -> None:
@@ -169,9 +172,10 @@ class Writer:
         self._ingests.remove(self._ingests.directory(ns, self._ingest.ref))
         return is_new
 
-    def _forget_ingest(self) -> None:
+    def _yield_to(self, digest: str) -> None:
         with self._database.freeing() as transaction:
             rows.delete_ingest(transaction, self._ingest.ns, self._ingest.ref)
+            attach(transaction, self._ingest.ns, self._lease, Resource(digest, "content"))
         self._ingests.remove(self._ingests.directory(self._ingest.ns, self._ingest.ref))
 
     def _open_file(self) -> IngestFile:

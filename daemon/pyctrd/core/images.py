@@ -33,7 +33,7 @@ def validate(image: Image) -> None:
     except InvalidArgument as error:
         raise InvalidArgument(f'Target.Digest "{image.target.digest}" is not a digest') from error
     if image.target.size <= 0:
-        raise InvalidArgument("Target.Size must be greater than zero")
+        raise InvalidArgument("target.Size must be greater than zero")
     if not image.target.media_type:
         raise InvalidArgument("Target.MediaType must be set")
 

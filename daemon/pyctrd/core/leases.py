@@ -1,7 +1,7 @@
 """Leases keep objects from garbage collection while nothing else refers to them."""
 
 from dataclasses import field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from pyctr_wire.errors import InvalidArgument, Unimplemented
@@ -13,6 +13,8 @@ from pyctrd.core.values import dataclass
 
 EXPIRE_LABEL: Final = "containerd.io/gc.expire"
 FLAT_LABEL: Final = "containerd.io/gc.flat"
+CALL_LABEL: Final = "pyctr.io/lease.call"
+_CALLS_LAST: Final = timedelta(hours=24)  # at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,12 @@ class Lease:
     id: str
     labels: Labels = field(default_factory=dict)
     created_at: datetime = UNSET
+
+
+def for_a_call(id: str) -> Lease:
+    """Return a lease for what a call of this daemon makes: the next start lets go of it if the call could not."""
+    expires = (datetime.now(UTC) + _CALLS_LAST).isoformat(timespec="seconds")
+    return Lease(id, {EXPIRE_LABEL: expires, CALL_LABEL: "true"})
 
 
 class Resource(NamedTuple):
@@ -37,9 +45,11 @@ def validate_resource(resource: Resource) -> Resource:
     if kind == "snapshots":
         if not rest or "/" in rest:
             raise InvalidArgument(f'invalid snapshot resource type: "{resource.type}"')
-    elif resource.type not in {"content", "ingests", "images"}:
+    elif kind not in {"content", "ingests", "images"}:
         raise Unimplemented(f"resource type {resource.type} not supported yet")
-    if resource.type == "content":
+    elif rest or resource.type != kind:
+        raise InvalidArgument(f'invalid {kind} resource type: "{resource.type}"')
+    if kind == "content":
         validate_digest(resource.id)
     elif not resource.id:
         raise InvalidArgument(f"resource of type {resource.type} needs an id")

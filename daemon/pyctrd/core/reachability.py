@@ -90,6 +90,15 @@ class Graph:
         return edges
 
 
+def keep_otherwise(old: Labels, new: Labels) -> bool:
+    """Whether labels after a change keep anything else, or any longer, than before."""
+    return _kept_by(old) != _kept_by(new)
+
+
+def _kept_by(labels: Labels) -> Labels:
+    return {key: value for key, value in labels.items() if key.startswith(PREFIX)}
+
+
 def is_expired(labels: Labels, now: datetime) -> bool:
     """Return whether the label containerd.io/gc.expire is a time before `now`; an unreadable one is none."""
     expires_at = parse_rfc3339(labels.get(EXPIRE_LABEL, ""))

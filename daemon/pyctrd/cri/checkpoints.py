@@ -16,7 +16,7 @@ import stat
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ from pyctr_wire.cri import runtime_pb2
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pyctrd.core.containers import Container
 from pyctrd.core.descriptors import Descriptor
-from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.leases import for_a_call
 from pyctrd.core.mounts import Mount
 from pyctrd.cri import convert
 from pyctrd.cri.creation import SNAPSHOTTER
@@ -38,7 +38,6 @@ from pyctrd.offload import Offload
 from pyctrd.runtime.creation import LeaseRows
 from pyctrd.snapshots.manager import SnapshotManager
 
-_LEASE_LIFETIME: Final = timedelta(hours=1)
 _MOST_LOG: Final = 64 << 20  # bytes: the end of a longer one
 
 
@@ -121,11 +120,10 @@ class ContainerCheckpoints:
     @asynccontextmanager
     async def _lease(self, id: str) -> AsyncIterator[str]:
         """Yield a lease that keeps what is made in between."""
-        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         name = f"cri-checkpoint-{id}-{secrets.token_hex(4)}"
 
         def make() -> None:
-            self._leases.create(NAMESPACE, Lease(name, {EXPIRE_LABEL: expires}))
+            self._leases.create(NAMESPACE, for_a_call(name))
 
         async with self._threads.holding(make, lambda _: self._leases.delete(NAMESPACE, name)):
             yield name

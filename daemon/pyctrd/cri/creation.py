@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +19,7 @@ from pyctrd.cdi import edits, names
 from pyctrd.cdi.registry import Registry
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
-from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.leases import for_a_call
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
 from pyctrd.cri import host_mounts, hugepages, selinux
@@ -46,7 +45,6 @@ from pyctrd.sandbox.files import SandboxFiles
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 SNAPSHOTTER: Final = "overlayfs"
-_LEASE_LIFETIME: Final = timedelta(hours=24)
 _SAVED_LABEL: Final = "containerd.io/gc.ref.content.checkpoint"  # keeps the processes that it goes on with
 _MAX_PROFILE: Final = 1 << 20  # bytes of a seccomp profile
 _CGROUP2: Final = Path("/sys/fs/cgroup/cgroup.controllers")
@@ -117,8 +115,7 @@ class Maker:
     def _make(self, request: Request, sources: Mapping[str, str], profile: dict[str, Any] | None) -> PodContainer:
         config, pod = request.config, request.pod
         described = names.wanted((one.name for one in config.CDI_devices), config.annotations)
-        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
-        lease = self._leases.create(NAMESPACE, Lease(f"cri-{request.id}", {EXPIRE_LABEL: expires}))
+        lease = self._leases.create(NAMESPACE, for_a_call(f"cri-{request.id}"))
         snapshotter = self._snapshots.named(SNAPSHOTTER)
         try:
             labels = pod.maps.labels() if pod.maps else {}
@@ -158,10 +155,13 @@ class Maker:
         return [replace(one, options=(*one.options, context)) if one.type == "overlay" else one for one in mounts]
 
     def remove(self, container: PodContainer, delete_row: Callable[[str, str], None]) -> None:
-        """Remove record and snapshot; what is gone already is passed over."""
+        """Remove snapshot and record; what is gone already is passed over.
+
+        The record goes last: as long as it is there, a removal that was cut off can be asked for again.
+        """
+        self._release(container.pod, container.id, [number for number, _ in asked_for(container.config)])
         with suppress(NotFound):
             delete_row(NAMESPACE, container.id)
-        self._release(container.pod, container.id, [number for number, _ in asked_for(container.config)])
 
     def _release(self, pod: Pod, container: str, images: Sequence[int]) -> None:
         self._image_volumes.release(pod.id, container, images)

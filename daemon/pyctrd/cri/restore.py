@@ -15,14 +15,13 @@ import stat
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from pyctr_wire.errors import AlreadyExists, InvalidArgument, NotFound
 from pyctr_wire.oci.image_spec import load_json
 from pyctrd.content.writer import Writer
 from pyctrd.core.descriptors import Descriptor
-from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.leases import for_a_call
 from pyctrd.core.mounts import Mount
 from pyctrd.core.values import dataclass
 from pyctrd.cri.records import NAMESPACE, PodContainer
@@ -35,7 +34,6 @@ from pyctrd.offload import Offload
 from pyctrd.runtime.checkpoints import MOST_FILES, PROCESSES, Sink
 from pyctrd.runtime.creation import LeaseRows
 
-_LEASE_LIFETIME: Final = timedelta(hours=1)
 _MOST_IDENTITY: Final = 1 << 20  # bytes of config.dump
 _PROCESSES: Final = "checkpoint/"
 _CHUNK: Final = 1 << 20
@@ -118,9 +116,8 @@ class Restores:
         Blobs are kept until the end by a lease, and then by whoever refers to them. Raises NotFound if it is not there,
         InvalidArgument for what is no checkpoint of a container.
         """
-        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
         lease = f"cri-restore-{secrets.token_hex(8)}"
-        await self._threads.run(self._leases.create, NAMESPACE, Lease(lease, {EXPIRE_LABEL: expires}))
+        await self._threads.run(self._leases.create, NAMESPACE, for_a_call(lease))
         try:
             yield await self._threads.run(self._take_in, location, lease)
         finally:

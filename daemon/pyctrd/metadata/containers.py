@@ -9,6 +9,7 @@ from pyctrd.core.containers import Container, fields, updated, validate
 from pyctrd.core.events import ContainerCreate, ContainerDelete, ContainerUpdate
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import stored
+from pyctrd.core.reachability import keep_otherwise
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.rows import (
@@ -73,9 +74,11 @@ class Containers:
             row = transaction.execute(f"{_SELECT} AND id = ?", (ns, container.id)).fetchone()
             if row is None:
                 raise _missing(ns, container.id)
-            result = updated(_from_row(row), container, tuple(mask), transaction.now)
+            old = _from_row(row)
+            result = updated(old, container, tuple(mask), transaction.now)
             transaction.execute(f"REPLACE {_INTO}", _to_row(ns, result))
-            transaction.leaves_garbage()
+            if result.snapshot_key != old.snapshot_key or keep_otherwise(old.labels, result.labels):
+                transaction.leaves_garbage()
             transaction.publish(ns, ContainerUpdate(result.id, result.image, result.labels, result.snapshot_key))
         return result
 

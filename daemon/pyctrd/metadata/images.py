@@ -12,6 +12,7 @@ from pyctrd.core.filters import compile_filters
 from pyctrd.core.images import Image, fields, updated, validate
 from pyctrd.core.labels import stored
 from pyctrd.core.leases import EXPIRE_LABEL, Resource
+from pyctrd.core.reachability import keep_otherwise
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database
 from pyctrd.metadata.leases import attach, detach
@@ -62,11 +63,13 @@ class Images:
             row = transaction.execute(f"{_SELECT} AND name = ?", (ns, image.name)).fetchone()
             if row is None:
                 raise NotFound(f'image "{image.name}"')
-            result = updated(_from_row(row), image, tuple(mask), transaction.now)
+            old = _from_row(row)
+            result = updated(old, image, tuple(mask), transaction.now)
             transaction.execute(f"REPLACE {_INTO}", _to_row(ns, result))
             if EXPIRE_LABEL in result.labels:
                 attach(transaction, ns, lease, Resource(result.name, "images"))
-            transaction.leaves_garbage()
+            if result.target.digest != old.target.digest or keep_otherwise(old.labels, result.labels):
+                transaction.leaves_garbage()
             transaction.publish(ns, ImageUpdate(result.name, result.labels))
         return result
 

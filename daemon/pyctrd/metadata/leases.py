@@ -8,7 +8,7 @@ from datetime import datetime
 from pyctr_wire.errors import AlreadyExists, NotFound
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import stored, validate_labels
-from pyctrd.core.leases import Lease, Resource, fields, validate_resource
+from pyctrd.core.leases import CALL_LABEL, Lease, Resource, fields, validate_resource
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database, Transaction
 from pyctrd.metadata.rows import decode_labels, encode_labels, ensure_namespace
@@ -59,6 +59,13 @@ class Leases:
                 raise NotFound(f'lease "{lease}"')
             transaction.execute("DELETE FROM lease_resources WHERE ns = ? AND lease = ?", (ns, lease))
             transaction.leaves_garbage()
+
+    def end_calls(self) -> None:
+        """Let go of what was held for calls of a daemon that has ended before they did (`for_a_call`)."""
+        rows = self._database.read().execute("SELECT ns, id, labels FROM leases").fetchall()
+        for ns, lease, labels in rows:
+            if CALL_LABEL in decode_labels(labels):
+                self.delete(ns, lease)
 
     def add_resource(self, ns: str, lease: str, resource: Resource) -> None:
         """Let a lease hold something, which need not exist. Raises NotFound, InvalidArgument, Unimplemented."""

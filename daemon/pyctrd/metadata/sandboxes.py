@@ -7,6 +7,7 @@ from typing import Any, Final
 from pyctr_wire.errors import AlreadyExists, NotFound
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import stored
+from pyctrd.core.reachability import keep_otherwise
 from pyctrd.core.sandboxes import Sandbox, fields, updated, validate
 from pyctrd.core.times import from_microseconds, to_microseconds
 from pyctrd.metadata.database import Database
@@ -64,9 +65,11 @@ class Sandboxes:
             row = transaction.execute(f"{_SELECT} AND id = ?", (ns, sandbox.id)).fetchone()
             if row is None:
                 raise _missing(sandbox.id)
-            result = updated(_from_row(row), sandbox, tuple(paths), transaction.now)
+            old = _from_row(row)
+            result = updated(old, sandbox, tuple(paths), transaction.now)
             transaction.execute(f"REPLACE {_INTO}", _to_row(ns, result))
-            transaction.leaves_garbage()
+            if keep_otherwise(old.labels, result.labels):
+                transaction.leaves_garbage()
         return result
 
     def delete(self, ns: str, sandbox_id: str) -> None:

@@ -170,8 +170,13 @@ def test_what_is_there_already(stores: Stores) -> None:
         writer.write(DATA)
         with pytest.raises(AlreadyExists, match=text):
             writer.commit(expected=DIGEST)
-    with stores.content.open_writer(NS, "later") as writer, pytest.raises(AlreadyExists, match="expected digest"):
+    stores.leases.create(NS, Lease("late"))
+    with (
+        stores.content.open_writer(NS, "later", lease="late") as writer,
+        pytest.raises(AlreadyExists, match="expected digest"),
+    ):
         writer.expect(DIGEST)
+    assert stores.leases.list_resources(NS, "late") == [Resource(DIGEST, "content")]
     assert stores.content.list_statuses(NS) == []
     assert stores.content.write_blob(NS, "ref", DATA, Descriptor("x", DIGEST, len(DATA))) == DIGEST
 

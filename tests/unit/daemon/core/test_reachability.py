@@ -104,6 +104,12 @@ def test_what_is_no_time_span(text: str) -> None:
     assert parse_span(text) is None
 
 
+@pytest.mark.timeout(5)
+def test_a_label_full_of_digits_is_soon_known_to_be_no_time_span() -> None:
+    """Clients write these labels, and each collection reads them."""
+    assert parse_span("1" * 40_000) is None
+
+
 def test_expiry() -> None:
     assert is_expired({"containerd.io/gc.expire": "2025-12-31T23:59:59Z"}, NOW)
     assert not is_expired({"containerd.io/gc.expire": "2026-01-01T00:00:01Z"}, NOW)

@@ -1,5 +1,7 @@
 """Collections over real stores: what goes, what stays, what is told."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.digests import Digest
 from pyctrd.core.events import ImageDelete, SnapshotRemove
 from pyctrd.core.images import Image
-from pyctrd.core.leases import Lease, Resource
+from pyctrd.core.leases import Lease, Resource, for_a_call
+from pyctrd.core.sandboxes import Sandbox
 from pyctrd.gc.collector import Collected
 from pyctrd.metadata import references
 from support.stores import NS, Stores, container, infos, names, open_stores
@@ -221,3 +224,55 @@ def test_many_objects_are_collected_in_one_go(stores: Stores) -> None:
     stores.leases.add_resource(NS, "l", Resource("s0999", "snapshots/overlayfs"))
     stores.collector.collect()
     assert names(stores.snapshots.named("overlayfs")) == [f"s{number:04}" for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_due"), [({"mine": "1"}, False), ({"containerd.io/gc.ref.content.x": "sha256:" + 64 * "0"}, True)]
+)
+def test_only_a_change_of_what_is_kept_is_a_reason_to_collect(
+    stores: Stores, labels: dict[str, str], is_due: bool
+) -> None:
+    digest = write(stores, "one")
+    image(stores, "image", digest)
+    stores.containers.create(NS, container())
+    stores.sandboxes.create(NS, Sandbox("pod"))
+    overlay = stores.snapshots.named("overlayfs")
+    overlay.prepare(NS, "active", "")
+    seen = [stores.database.garbage]
+    changes: list[Callable[[], object]] = [
+        lambda: stores.content.update(NS, replace(stores.content.info(NS, digest), labels=labels)),
+        lambda: stores.images.update(NS, Image("image", Descriptor("type", digest, 1), labels)),
+        lambda: stores.containers.update(NS, container(labels=labels)),
+        lambda: stores.sandboxes.update(NS, Sandbox("pod", labels=labels), ("labels",)),
+        lambda: overlay.update(NS, replace(overlay.stat(NS, "active"), labels=labels)),
+    ]
+    for change in changes:
+        change()
+        seen.append(stores.database.garbage)
+
+    assert seen == [seen[0] + number * is_due for number in range(len(changes) + 1)]
+
+
+def test_another_target_or_root_is_a_reason_to_collect(stores: Stores) -> None:
+    image(stores, "image", write(stores, "one"))
+    stores.containers.create(NS, container(snapshotter="overlayfs", snapshot_key="one"))
+    before = stores.database.garbage
+
+    stores.images.update(NS, Image("image", Descriptor("type", write(stores, "two"), 1)), ("target",))
+    stores.containers.update(NS, container(snapshotter="overlayfs", snapshot_key="two"))
+
+    assert stores.database.garbage == before + 2
+
+
+def test_what_was_held_for_calls_goes_at_the_next_start(stores: Stores) -> None:
+    made, kept = write(stores, "made"), write(stores, "kept")
+    stores.leases.create(NS, for_a_call("call"))
+    stores.leases.create(NS, Lease("client's"))
+    stores.leases.add_resource(NS, "call", Resource(made, "content"))
+    stores.leases.add_resource(NS, "client's", Resource(kept, "content"))
+
+    stores.leases.end_calls()
+
+    assert [lease.id for lease in stores.leases.list(NS)] == ["client's"]
+    stores.collector.collect()
+    assert stores.digests() == [kept]
