@@ -101,13 +101,18 @@ def _dotted(sysctl: str) -> str:
 def _make(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str]) -> None:
     unshare(_flags(kinds) & ~Clone.NEWPID)  # that is another thread's: after it, this one could not start any
     _configure(kinds, hostname, sysctls)
-    _keep(directory, kinds, "thread-self", in_thread(pid_one.start) if "pid" in kinds else 0)
+    with pid_one.gate() as (waited_fd, opened_fd):
+        first = in_thread(lambda: pid_one.start(waited_fd)) if "pid" in kinds else 0
+        _keep(directory, kinds, "thread-self", first, opened_fd)
 
 
 def _make_owned(directory: Path, kinds: Collection[str], hostname: str, sysctls: Mapping[str, str], maps: Maps) -> None:
     of_ipc = {name: value for name, value in sysctls.items() if _dotted(name).startswith(_OF_IPC)}
-    with owner(_flags(kinds), maps, of_ipc) as (pid, first):
-        _keep(directory, kinds, str(pid), first)
+    with (
+        pid_one.gate() as (waited_fd, opened_fd),
+        owner(_flags(kinds), maps, of_ipc, waited_fd) as (pid, first),
+    ):
+        _keep(directory, kinds, str(pid), first, opened_fd)
 
     def enter_and_configure() -> None:
         for kind in ("net", "uts"):
@@ -140,10 +145,15 @@ def _flags(kinds: Collection[str]) -> int:
     return flags
 
 
-def _keep(directory: Path, kinds: Collection[str], task: str, first: int) -> None:
+def _keep(directory: Path, kinds: Collection[str], task: str, first: int, opened_fd: int) -> None:
     """Keep the namespaces that `task` has in /proc, and the first process of a PID namespace, 0 for none."""
     if first:
-        (directory / _INIT).write_text(json.dumps({"pid": first, "start_ticks": start_ticks(first)}))
+        try:
+            (directory / _INIT).write_text(json.dumps({"pid": first, "start_ticks": start_ticks(first)}))
+            os.write(opened_fd, b"x")
+        except BaseException:
+            _end(first)
+            raise
     for kind in kinds:
         path = directory / kind
         path.touch(mode=0o400)
@@ -152,17 +162,20 @@ def _keep(directory: Path, kinds: Collection[str], task: str, first: int) -> Non
 
 def _end_init(record: Path) -> None:
     """Kill the first process of a PID namespace, and with it all others."""
-    try:
+    # Of one whose record has not been written to its end, nobody let it begin.
+    with suppress(FileNotFoundError, ValueError):
         known = json.loads(record.read_text())
-        pidfd = pidfd_open(known["pid"])
-    except (FileNotFoundError, ProcessLookupError):
-        record.unlink(missing_ok=True)
-        return
-    try:
-        with suppress(ProcessLookupError, FileNotFoundError):
-            if start_ticks(known["pid"]) == known["start_ticks"]:  # and not somebody else by now
+        _end(known["pid"], known["start_ticks"])
+    record.unlink(missing_ok=True)
+
+
+def _end(pid: int, ticks: int | None = None) -> None:
+    """Kill a process, unless it is another one than that which started at `ticks`, and wait for its end."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        pidfd = pidfd_open(pid)
+        try:
+            if ticks in (None, start_ticks(pid)):
                 pidfd_send_signal(pidfd, signal.SIGKILL)
                 wait(pidfd)
-    finally:
-        os.close(pidfd)
-    record.unlink(missing_ok=True)
+        finally:
+            os.close(pidfd)

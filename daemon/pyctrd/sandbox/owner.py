@@ -27,19 +27,20 @@ from pyctrd.core.idmaps import Maps
 from pyctrd.sandbox import pid_one
 
 _PYTHON: Final = (sys.executable, "-I", "-S", "-X", "utf8", "-c")
-_PROGRAM: Final = "import sys; sys.path[:] = sys.argv[2:]; from pyctrd.sandbox.owner import main; main()"
+_PROGRAM: Final = "import sys; sys.path[:] = sys.argv[3:]; from pyctrd.sandbox.owner import main; main()"
 _SECONDS_TO_END: Final = 30.0
 
 
 @contextmanager
-def owner(kinds: int, maps: Maps, sysctls: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+def owner(kinds: int, maps: Maps, sysctls: Mapping[str, str], gate_fd: int = -1) -> Iterator[tuple[int, int]]:
     """The pid of a process in new namespaces of `kinds` (clone flags) and in the user namespace that owns them.
 
-    With NEWPID the second pid is that of the first process of a PID namespace, which stays; else 0. Raises OSError for
-    what the kernel refuses.
+    With NEWPID the second pid is that of the first process of a PID namespace, which waits at `gate_fd`; else 0. Raises
+    OSError for what the kernel refuses.
     """
     with subprocess.Popen(
-        (*_PYTHON, _PROGRAM, str(int(kinds)), *filter(None, sys.path)),
+        (*_PYTHON, _PROGRAM, str(int(kinds)), str(gate_fd), *filter(None, sys.path)),
+        pass_fds=(gate_fd,) if gate_fd >= 0 else (),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -64,16 +65,16 @@ def owner(kinds: int, maps: Maps, sysctls: Mapping[str, str]) -> Iterator[tuple[
 
 def main() -> None:
     """Make namespaces as argv says, take turns, and wait to be killed or for standard input to end."""
-    kinds = int(sys.argv[1])
+    kinds, gate_fd = int(sys.argv[1]), int(sys.argv[2])
     unshare(Clone.NEWUSER | kinds & ~Clone.NEWPID)
     _say("made")
     asked = sys.stdin.readline()
     if asked:
-        _say(json.dumps(_as_root(kinds, json.loads(asked))))
+        _say(json.dumps(_as_root(kinds, json.loads(asked), gate_fd)))
     sys.stdin.read()
 
 
-def _as_root(kinds: int, sysctls: Mapping[str, str]) -> dict[str, str | int]:
+def _as_root(kinds: int, sysctls: Mapping[str, str], gate_fd: int) -> dict[str, str | int]:
     # Who has made a user namespace is none of its users, and only they own its sysctls and the files of its mounts.
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -82,7 +83,7 @@ def _as_root(kinds: int, sysctls: Mapping[str, str]) -> dict[str, str | int]:
             write_sysctl(name, value)
         except OSError as error:
             return {"sysctl": name, "errno": error.errno or 0}
-    return {"first": pid_one.start() if kinds & Clone.NEWPID else 0}
+    return {"first": pid_one.start(gate_fd) if kinds & Clone.NEWPID else 0}
 
 
 def write_sysctl(name: str, value: str) -> None:

@@ -1,13 +1,16 @@
 """The first process of a PID namespace that a pod's containers share: it reaps orphans, and lasts.
 
-A program of seven system calls, with 12 KiB of memory, put together here. Containers see it, and one with
+A program of a few system calls, with 12 KiB of memory, put together here. Containers see it, and one with
 CAP_SYS_PTRACE may take it over; so it is nobody, without capabilities, and the only file in its world is its own.
+It waits until it is noted who it is: if this daemon ends before, nobody would ever end it.
 Source: elf(5), rt_sigaction(2), pause(2), user_namespaces(7).
 """
 
 import os
 import platform
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pyctr_sys import elf
@@ -42,31 +45,50 @@ _CALLS: Final = (
     (13, 17, _DATA_AT + len(_NAME), 0, 8),  # rt_sigaction(SIGCHLD, action, NULL, 8)
 )
 _PAUSE: Final = bytes.fromhex("b8220000000f05ebf7")  # 1: mov eax, 34; syscall; jmp 1b
+_GATE_FD: Final = 3
+# if (read(3, below the stack, 1) != 1) exit(0): mov edi, 3; lea rsi, [rsp - 16]; mov edx, 1; xor eax, eax; syscall;
+# dec eax; jz 1f; xor edi, edi; mov eax, 60; syscall; 1:
+_WAIT: Final = bytes.fromhex("bf03000000 488d7424f0 ba01000000 31c0 0f05 ffc8 7409 31ff b83c000000 0f05")
 
 
-def start() -> int:
-    """Start it in a new PID and a new mount namespace, and return its pid.
+@contextmanager
+def gate() -> Iterator[tuple[int, int]]:
+    """The ends of a pipe: the one for `start`, and the one to write a byte to once it is noted who was started."""
+    waited_fd, opened_fd = os.pipe()
+    try:
+        yield waited_fd, opened_fd
+    finally:
+        os.close(waited_fd)
+        os.close(opened_fd)
+
+
+def start(gate_fd: int) -> int:
+    """Start it in a new PID and a new mount namespace, and return its pid; it ends unless it reads a byte (`gate`).
 
     For a thread, or a process of one, that ends afterwards and has started nothing else. Raises OSError,
     FailedPrecondition on a machine whose language this does not know.
     """
-    image = program()
+    image = program(waits=True)
     null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         unshare(Clone.NEWPID | Clone.NEWNS)
         mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
         _enter_world(image)
-        stdio = [(os.POSIX_SPAWN_DUP2, null_fd, fd) for fd in range(3)]
-        return os.posix_spawn("/pause", ["pause"], {}, file_actions=stdio, setsid=True)
+        files = [*((os.POSIX_SPAWN_DUP2, null_fd, fd) for fd in range(3)), (os.POSIX_SPAWN_DUP2, gate_fd, _GATE_FD)]
+        return os.posix_spawn("/pause", ["pause"], {}, file_actions=files, setsid=True)
     finally:
         os.close(null_fd)
 
 
-def program() -> bytes:
-    """Return the program. Raises FailedPrecondition on a machine whose language this does not know."""
+def program(*, waits: bool = False) -> bytes:
+    """Return the program, which waits for a byte on descriptor 3 or does not.
+
+    Raises FailedPrecondition on a machine whose language this does not know.
+    """
     if platform.machine() != "x86_64":
         raise FailedPrecondition(f"a process for a whole pod cannot be had on {platform.machine()} yet")
-    return _elf()
+    code = (_WAIT if waits else b"") + b"".join(_call(*call) for call in _CALLS) + _PAUSE
+    return elf.program(_DATA + code, entry=len(_DATA))
 
 
 def _enter_world(image: bytes) -> None:
@@ -86,11 +108,6 @@ def _enter_world(image: bytes) -> None:
     finally:
         os.close(slash_fd)
         os.close(tree_fd)
-
-
-def _elf() -> bytes:
-    code = b"".join(_call(*call) for call in _CALLS) + _PAUSE
-    return elf.program(_DATA + code, entry=len(_DATA))
 
 
 def _call(number: int, *arguments: int) -> bytes:

@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import select
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +73,60 @@ def test_maps_that_the_kernel_refuses_leave_nothing(directory: Path, size: int) 
         namespaces.pin(directory, ALL, "mapped", {}, Maps(maps, maps))
 
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("kinds", [("net", "pid"), ALL], ids="-".join)
+def test_a_first_process_that_cannot_be_noted_does_not_stay(directory: Path, kinds: tuple[str, ...]) -> None:
+    directory.mkdir()
+    (directory / "init.json").symlink_to("/nowhere/init.json")
+    before = first_processes()
+
+    with pytest.raises(UnknownError, match=r"init\.json"):
+        namespaces.pin(directory, kinds, "mapped", {}, MAPS)
+
+    assert first_processes() <= before
+    assert not directory.exists()
+
+
+def test_a_first_process_ends_with_whoever_has_not_noted_it() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from pyctrd.network.netns import in_thread\n"
+        "from pyctrd.sandbox import pid_one\n"
+        "with pid_one.gate() as (waited_fd, _):\n"
+        "    print(in_thread(lambda: pid_one.start(waited_fd)), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pidfd = os.pidfd_open(int(process.stdout.readline()))
+        assert select.select([pidfd], [], [], 0.1)[0] == []
+        process.kill()
+    with open(pidfd, "rb"):
+        assert select.select([pidfd], [], [], 10)[0] == [pidfd]
+
+
+def test_half_a_record_is_nobodys(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "init.json").write_text('{"pid": 1')
+
+    namespaces.unpin(directory)
+
+    assert not directory.exists()
+
+
+def first_processes() -> set[str]:
+    """The pids of all that are there."""
+    return {path.parent.name for path in Path("/proc").glob("[0-9]*/exe") if program_of(path) == "/pause"}
+
+
+def program_of(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def owner_of(path: Path) -> int:
