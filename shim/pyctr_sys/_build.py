@@ -14,7 +14,7 @@ ffi.cdef(
     int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data);
     int umount2(const char *target, int flags);
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-    long syscall(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f);
+    long syscall(long number, intptr_t a, intptr_t b, intptr_t c, intptr_t d, intptr_t e, intptr_t f);
     int sethostname(const char *name, size_t length);
     int setdomainname(const char *name, size_t length);
     int capget(void *header, void *data);

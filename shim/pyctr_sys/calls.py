@@ -1,6 +1,7 @@
 """The C library, and the one place where a failed call becomes an OSError."""
 
 import os
+from enum import IntEnum
 from typing import Any, Final
 
 from pyctr_sys._abi import ffi as _ffi
@@ -30,7 +31,7 @@ NUMBERS: Final[dict[str, int]] = {
     "mount_setattr": 442,
 }  # fmt: skip
 
-_MASK: Final = (1 << 64) - 1
+_ADDRESS: Final = ffi.typeof("uintptr_t")
 
 
 def check(result: int, call: str, *paths: str) -> int:
@@ -41,13 +42,17 @@ def check(result: int, call: str, *paths: str) -> int:
     return result
 
 
+def named(kind: type[IntEnum], flags: int) -> str:
+    """Return what to call several flags in an error."""
+    return "|".join(flag.name for flag in kind if flag & flags) or str(flags)
+
+
 def address(buffer: Any) -> int:
     """Return where a cffi buffer lies, for `syscall`; the caller keeps the buffer alive."""
-    return int(ffi.cast("uintptr_t", buffer))
+    return int(ffi.cast(_ADDRESS, buffer))
 
 
 def syscall(name: str, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
     """Make a system call that the C library has no wrapper for; -1 and errno on failure, as in C."""
-    # One expression: making a container takes hundreds of them.
-    result: int = libc.syscall(NUMBERS[name], a & _MASK, b & _MASK, c & _MASK, d & _MASK, e & _MASK, f & _MASK)
+    result: int = libc.syscall(NUMBERS[name], a, b, c, d, e, f)
     return result

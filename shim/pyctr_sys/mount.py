@@ -1,15 +1,15 @@
 """Mounting: mount(2), umount2(2), pivot_root(2) and the file-descriptor calls of Linux 5.2 and 5.12."""
 
 import os
-from enum import IntFlag
+from enum import IntEnum
 
-from pyctr_sys.calls import address, check, ffi, libc, syscall
+from pyctr_sys.calls import address, check, ffi, libc, named, syscall
 
 AT_FDCWD = -100
 
 
-class MountFlag(IntFlag):
-    """Flags of mount(2). Source: sys/mount.h."""
+class MountFlag(IntEnum):
+    """Flags of mount(2); several are a plain number. Source: sys/mount.h."""
 
     RDONLY = 1 << 0
     NOSUID = 1 << 1
@@ -36,8 +36,8 @@ class MountFlag(IntFlag):
     LAZYTIME = 1 << 25
 
 
-class Attr(IntFlag):
-    """Attributes of one mount, for mount_setattr and fsmount. Source: linux/mount.h."""
+class Attr(IntEnum):
+    """Attributes of one mount, for mount_setattr and fsmount; several are a plain number. Source: linux/mount.h."""
 
     RDONLY = 0x01
     NOSUID = 0x02
@@ -62,13 +62,15 @@ _MOVE_MOUNT_SET_GROUP = 0x100
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE = 0, 1, 6
+_EMPTY_TEXT = ffi.new("char[]", b"")
+_EMPTY = address(_EMPTY_TEXT)
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """Mount a file system, or change a mount. Raises OSError. Source: mount(2)."""
     words = [ffi.NULL if word is None else os.fsencode(word) for word in (source, target, kind, data)]
     if libc.mount(words[0], words[1], words[2], flags, words[3]) < 0:
-        check(-1, f"mount {kind or source or ''} ({MountFlag(flags).name or flags}, {data or ''!r})", target)
+        check(-1, f"mount {kind or source or ''} ({named(MountFlag, flags)}, {data or ''!r})", target)
 
 
 def umount2(target: str, flags: int = 0) -> None:
@@ -98,7 +100,7 @@ def move_mount(tree_fd: int, target_fd: int) -> None:
     `tree_fd` then stands for the attached mount. Raises OSError. Source: move_mount(2).
     """
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    if syscall("move_mount", tree_fd, address(_EMPTY), target_fd, address(_EMPTY), flags) < 0:
+    if syscall("move_mount", tree_fd, _EMPTY, target_fd, _EMPTY, flags) < 0:
         check(-1, "move_mount")
 
 
@@ -109,7 +111,7 @@ def set_group(source_fd: int, target_fd: int) -> None:
     private itself, or shows less than the target; also before Linux 5.15. Source: move_mount(2), MOVE_MOUNT_SET_GROUP.
     """
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
-    if syscall("move_mount", source_fd, address(_EMPTY), target_fd, address(_EMPTY), flags) < 0:
+    if syscall("move_mount", source_fd, _EMPTY, target_fd, _EMPTY, flags) < 0:
         check(-1, "move_mount (MOVE_MOUNT_SET_GROUP)")
 
 
@@ -132,7 +134,7 @@ def mount_setattr(
     attributes = ffi.new("struct mount_attr *", (attr_set, attr_clr, propagation, idmap_fd))
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ffi.sizeof("struct mount_attr")
-    check(syscall("mount_setattr", tree_fd, address(_EMPTY), flags, address(attributes), size), "mount_setattr")
+    check(syscall("mount_setattr", tree_fd, _EMPTY, flags, address(attributes), size), "mount_setattr")
 
 
 def new_file_system(kind: str, options: dict[str, str | None], attributes: int = 0) -> int:
@@ -152,6 +154,3 @@ def new_file_system(kind: str, options: dict[str, str | None], attributes: int =
         return check(syscall("fsmount", context, _FSMOUNT_CLOEXEC, attributes), "fsmount", kind)
     finally:
         os.close(context)
-
-
-_EMPTY = ffi.new("char[]", b"")

@@ -1,16 +1,16 @@
 """Namespaces and clones: unshare(2), setns(2), clone3(2)."""
 
-from enum import IntFlag
+from enum import IntEnum
 from functools import cache
 from typing import Any, Final
 
-from pyctr_sys.calls import address, check, ffi, libc, syscall
+from pyctr_sys.calls import address, check, ffi, libc, named, syscall
 
 _ALL_IDS: Final = ["0", "0", "4294967295"]
 
 
-class Clone(IntFlag):
-    """Flags of clone(2); those that name a namespace also serve unshare and setns."""
+class Clone(IntEnum):
+    """Flags of clone(2), several are a plain number; those that name a namespace also serve unshare and setns."""
 
     NEWTIME = 0x00000080
     VM = 0x00000100
@@ -35,7 +35,7 @@ def unshare(flags: int) -> None:
     user.max_*_namespaces limit, EINVAL for NEWUSER in a threaded process. Source: unshare(2).
     """
     if libc.unshare(flags) < 0:
-        check(-1, f"unshare({Clone(flags)!r})")
+        check(-1, f"unshare({named(Clone, flags)})")
 
 
 def setns(fd: int, flags: int) -> None:
@@ -45,7 +45,7 @@ def setns(fd: int, flags: int) -> None:
     Source: setns(2).
     """
     if libc.setns(fd, flags) < 0:
-        check(-1, f"setns({Clone(flags)!r})")
+        check(-1, f"setns({named(Clone, flags)})")
 
 
 @cache
@@ -76,7 +76,9 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = 0) -> tuple[int, int]:
     """
     pidfd = ffi.new("int *", -1)
     arguments = clone_arguments(flags, exit_signal, cgroup_fd, pidfd)
-    pid = check(syscall("clone3", address(arguments), ffi.sizeof("struct clone_args")), f"clone3({Clone(flags)!r})")
+    pid = syscall("clone3", address(arguments), ffi.sizeof("struct clone_args"))
+    if pid < 0:
+        check(pid, f"clone3({named(Clone, flags)})")
     return pid, pidfd[0] if pid else -1
 
 

@@ -45,9 +45,10 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     Raises OSError: ELOOP for a symlink that is refused, EXDEV for an escape, ENOENT and the rest.
     """
     text = ffi.new("char[]", os.fsencode(path))
-    how = _how(flags | os.O_CLOEXEC, mode, resolve)
+    where = address(text)
+    _kept, how = _how(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_ATTEMPTS):
-        fd = syscall("openat2", dir_fd, address(text), address(how), _HOW_SIZE)
+        fd = syscall("openat2", dir_fd, where, how, _HOW_SIZE)
         if fd >= 0:
             return fd
         if ffi.errno not in _TRANSIENT:
@@ -56,9 +57,13 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
 
 
 @lru_cache(maxsize=32)
-def _how(flags: int, mode: int, resolve: int) -> Any:
-    """Return what the kernel reads of an opening; there are a handful, and a container takes a hundred openings."""
-    return ffi.new("struct open_how *", (flags, mode, resolve))
+def _how(flags: int, mode: int, resolve: int) -> tuple[Any, int]:
+    """Return what the kernel reads of an opening, and its address.
+
+    There are a handful, and a container takes a hundred openings.
+    """
+    made = ffi.new("struct open_how *", (flags, mode, resolve))
+    return made, address(made)
 
 
 def open_in_root(root_fd: int, path: str, flags: int = O_PATH, mode: int = 0) -> int:

@@ -14,8 +14,13 @@ from pyctr_sys.calls import NUMBERS, address, ffi, libc
 
 STEP_BYTES: Final = 48
 """The size of a step in a table: six words, number and arguments."""
-_MASK: Final = (1 << 64) - 1
+_WORDS: Final = 6
 _WORD: Final = 8
+_END: Final = -1
+# What fills up a step's words, and an object's last one, by how much is there. Made once, as all below is Python that
+# each start of a container waits for.
+_NO_ARGUMENTS: Final = tuple((0,) * (_WORDS - 1 - count) for count in range(_WORDS))
+_NO_BYTES: Final = tuple(bytes(-count % _WORD) for count in range(_WORD))
 
 
 class StepFailed(OSError):
@@ -27,16 +32,15 @@ class Steps:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._steps: list[tuple[str, int, int, int, int, int, int]] = []
+        self._purposes: list[str] = []
+        self._words: list[int] = []  # of each step its number and five arguments, as C's signed words
         self._buffers: dict[int, Any] = {}  # C objects by their address
         self._pointers: list[tuple[int, int, int]] = []  # of a buffer, at an offset, to a buffer
 
     def call(self, purpose: str, name: str, *arguments: int) -> None:
         """Add a call by its name in section 2 of the manual, with at most five arguments."""
-        words = [argument & _MASK for argument in arguments]
-        words += [0] * (5 - len(words))
-        first, second, third, fourth, fifth = words
-        self._steps.append((purpose, NUMBERS[name], first, second, third, fourth, fifth))
+        self._purposes.append(purpose)
+        self._words += (NUMBERS[name], *arguments, *_NO_ARGUMENTS[len(arguments)])
 
     def buffer(self, kind: str, value: Any, pointers: Mapping[int, int] | None = None) -> int:
         """Return the address of a new C object that lives as long as the list.
@@ -44,7 +48,8 @@ class Steps:
         `pointers` are the addresses of others of its buffers that it holds, by their offsets in it.
         """
         made = self.keep(ffi.new(kind, value))
-        self._pointers += [(made, offset, target) for offset, target in (pointers or {}).items()]
+        if pointers:
+            self._pointers += [(made, offset, target) for offset, target in pointers.items()]
         return made
 
     def keep(self, made: Any) -> int:
@@ -60,13 +65,14 @@ class Steps:
 
     def add(self, others: "Steps") -> None:
         """Append the calls of another list."""
-        self._steps += others._steps  # noqa: SLF001 - our own kind
+        self._purposes += others._purposes  # noqa: SLF001 - our own kind
+        self._words += others._words  # noqa: SLF001
         self._buffers |= others._buffers  # noqa: SLF001
         self._pointers += others._pointers  # noqa: SLF001
 
     def table(self) -> Any:
         """Return the calls as a C array, six words each: number and arguments. It lives as long as the list."""
-        made = ffi.new("uintptr_t[]", [word for step in self._steps for word in step[1:]])
+        made = ffi.new("intptr_t[]", self._words)
         self.keep(made)
         return made
 
@@ -75,32 +81,32 @@ class Steps:
 
         It is meant for the address `base` there.
         """
-        data = bytearray((len(self._steps) + 1) * STEP_BYTES)
+        data = bytearray(len(self._purposes) * STEP_BYTES + STEP_BYTES)
         there: dict[int, int] = {}
         for where, made in self._buffers.items():
             there[where] = base + len(data)
-            content = ffi.buffer(made)
-            data += content
-            data += bytes(-len(content) % _WORD)
+            data += ffi.buffer(made)
+            data += _NO_BYTES[len(data) % _WORD]
         for holder, offset, target in self._pointers:
             struct.pack_into("=Q", data, there[holder] - base + offset, there[target])
-        words = [there.get(word, word) for step in self._steps for word in step[1:]]
-        struct.pack_into(f"={len(words) + 1}Q", data, 0, *words, _MASK)
+        words = map(there.get, self._words, self._words)  # themselves where they are no addresses
+        struct.pack_into(f"={len(self._words) + 1}q", data, 0, *words, _END)
         return bytes(data)
 
     def purpose(self, index: int) -> str:
         """Return what a call is for."""
-        return self._steps[index][0]
+        return self._purposes[index]
 
     def purposes(self) -> tuple[str, ...]:
         """Return what each call is for."""
-        return tuple(step[0] for step in self._steps)
+        return tuple(self._purposes)
 
     def run(self) -> None:
         """Make the calls, again if interrupted. Raises StepFailed at the first that fails."""
-        syscall = libc.syscall
-        for purpose, number, first, second, third, fourth, fifth in self._steps:
-            while syscall(number, first, second, third, fourth, fifth, 0) < 0:
+        syscall, words = libc.syscall, self._words
+        for index, purpose in enumerate(self._purposes):
+            step = words[index * _WORDS : (index + 1) * _WORDS]
+            while syscall(*step, 0) < 0:
                 reason = ffi.errno
                 if reason == errno.EINTR:
                     continue

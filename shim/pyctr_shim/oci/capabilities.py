@@ -1,8 +1,8 @@
 """The five capability sets of a container's process."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from pyctr_shim.oci.errors import OciError
@@ -44,14 +44,15 @@ def parse(capabilities: Mapping[str, Any], available: int) -> CapabilitySets:
     A known capability that the runtime lacks itself (`available`) is left out, as in runc, and noted: the
     process could not have it. Raises OciError for a name that no kernel has.
     """
-    asked = {name: _mask(name, capabilities.get(name) or ()) for name in _SETS}
+    asked = {name: _mask(name, tuple(capabilities.get(name) or ())) for name in _SETS}
     lacking = 0
     for mask in asked.values():
         lacking |= mask & ~available
     return CapabilitySets(**{name: mask & available for name, mask in asked.items()}, lacking=lacking)
 
 
-def _mask(name: str, names: Iterable[str]) -> int:
+@lru_cache(maxsize=16)  # most processes' sets are those of the one before
+def _mask(name: str, names: tuple[str, ...]) -> int:
     mask = 0
     for capability in names:
         number = _NUMBERS.get(capability)
@@ -74,7 +75,15 @@ def inherited() -> tuple[int, int]:
 
 def add_bounding(steps: Steps, sets: CapabilitySets, bounding_now: int) -> None:
     """Shrink the bounding set; needs CAP_SETPCAP, so it comes before the change of user."""
-    kernel.add_drop(steps, _numbers(bounding_now & ~sets.bounding))
+    steps.add(_drops(bounding_now & ~sets.bounding))
+
+
+@lru_cache(maxsize=4)
+def _drops(mask: int) -> Steps:
+    """Return the steps that drop a mask, to be copied from: there are some twenty."""
+    steps = Steps()
+    kernel.add_drop(steps, _numbers(mask))
+    return steps
 
 
 def add_others(steps: Steps, sets: CapabilitySets, permitted: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pyctr_shim.oci.errors import OciError
 
 _LARGEST_ID: Final = (1 << 32) - 2  # (uid_t)-1 means "leave it"
+_MOST_ENTRIES: Final = 1 << 20
 
 Check = Callable[[Any], None]
 
@@ -42,7 +43,7 @@ def of_type(kind: type, words: str) -> Check:
     """Return a check for a JSON type, called `words`."""
 
     def check(value: Any) -> None:
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if type(value) is not kind:  # exactly: to Python, true is a whole number
             raise Wrong(f"must be {words}")
 
     return check
@@ -107,7 +108,7 @@ def one_of(*choices: str) -> Check:
     return check
 
 
-def a_list(item: Check, most: int = 1 << 20) -> Check:
+def a_list(item: Check, most: int = _MOST_ENTRIES) -> Check:
     """Return a check for a list of at most `most` such items."""
 
     def check(value: Any) -> None:
@@ -123,6 +124,20 @@ def a_list(item: Check, most: int = 1 << 20) -> Check:
                 raise
 
     return check
+
+
+_TEXTS: Final = a_list(text)
+
+
+def texts(value: Any) -> None:
+    """Check for a list of strings that C can hold."""
+    try:
+        together = "".join(value)
+    except TypeError:
+        together = "\0"
+    # One look at all, which finds nothing nearly always, instead of one at each.
+    if "\0" in together or not together.isascii() or type(value) is not list or len(value) > _MOST_ENTRIES:
+        _TEXTS(value)
 
 
 def a_map(item: Check) -> Check:

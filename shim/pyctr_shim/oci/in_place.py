@@ -318,11 +318,9 @@ class _Creation:
 
     def _take_proc(self, stub: Stub) -> None:
         """Take over what the stub has made of /proc."""
-        trees = iter([pidfd_getfd(stub.pidfd, fd) for fd, _item in enumerate(self._procs(), self._first_fd)])
-        procs = self._procs()
-        self._build.mounts = [
-            replace(item, tree_fd=next(trees)) if item in procs else item for item in self._build.mounts
-        ]
+        mounts = self._build.mounts = list(self._build.mounts)
+        for fd, item in enumerate(self._procs(), self._first_fd):
+            mounts[mounts.index(item)] = replace(item, tree_fd=pidfd_getfd(stub.pidfd, fd))
 
     def _add_write(self, steps: Steps, purpose: str, path: str, text: str) -> None:
         data = text.encode()

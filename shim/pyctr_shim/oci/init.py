@@ -50,6 +50,7 @@ from pyctr_shim.oci.state import State, Status
 from pyctr_sys.mount import MountFlag, mount
 from pyctr_sys.namespaces import Clone, clone3, in_user_namespace
 from pyctr_sys.openat2 import O_PATH, make_directories
+from pyctr_sys.pidfd import start_ticks
 from pyctr_sys.process import join_session_keyring, set_dumpable, set_name, setdomainname, sethostname
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _needs_stager(plan: Plan) -> bool:
 
 def write_state(build: Build, pid: int = 0) -> None:
     """Write down what is about to be made, so that whoever comes after a crash finds it; `pid` is init's, if known."""
-    request, record = build.request, build.state
+    request = build.request
     host_mount = ""
     if request.rootfs and wants_host_mount(build):
         host_mount = rootfs_directory(build)
@@ -221,16 +222,16 @@ def write_state(build: Build, pid: int = 0) -> None:
     build.filter = filter_
     lsm.check_mount_label(build.linux.get("mountLabel") or "")
     build.groups = rdt.plan(build.linux.get("intelRdt"), request.id)
-    build.state = record = replace(
-        record,
+    build.state = replace(
+        build.state,
+        pid=pid,
+        start_ticks=start_ticks(pid) if pid else 0,
         host_mount=host_mount,
         seccomp=filter_.path if filter_ else "",
         seccomp_flags=filter_.flags if filter_ else 0,
         linux=_for_later(build),
     )
-    if pid:
-        build.state = record = record.with_pid(pid)
-    state.write(request.state_directory, record)
+    state.write(request.state_directory, build.state)
 
 
 def _write_own_state(build: Build) -> None:

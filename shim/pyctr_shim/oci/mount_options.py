@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from pyctr_sys.mount import Attr, MountFlag
@@ -9,7 +10,7 @@ from pyctr_sys.mount import Attr, MountFlag
 _M = MountFlag
 
 # name: (flags set, flags cleared)
-_NAMES: Final[Mapping[str, tuple[int, int]]] = {
+_FLAGS: Final[Mapping[str, tuple[int, int]]] = {
     "defaults": (0, 0), "async": (0, _M.SYNCHRONOUS), "sync": (_M.SYNCHRONOUS, 0),
     "ro": (_M.RDONLY, 0), "rw": (0, _M.RDONLY), "suid": (0, _M.NOSUID), "nosuid": (_M.NOSUID, 0),
     "dev": (0, _M.NODEV), "nodev": (_M.NODEV, 0), "exec": (0, _M.NOEXEC), "noexec": (_M.NOEXEC, 0),
@@ -22,8 +23,6 @@ _NAMES: Final[Mapping[str, tuple[int, int]]] = {
     "silent": (_M.SILENT, 0), "loud": (0, _M.SILENT), "remount": (_M.REMOUNT, 0),
     "bind": (_M.BIND, 0), "rbind": (_M.BIND | _M.REC, 0),
 }  # fmt: skip
-# As plain numbers: an operation on members of an enumeration takes a microsecond.
-_FLAGS: Final = {name: (int(one), int(other)) for name, (one, other) in _NAMES.items()}
 
 _PROPAGATION: Final[Mapping[str, int]] = {
     "private": _M.PRIVATE, "shared": _M.SHARED, "slave": _M.SLAVE, "unbindable": _M.UNBINDABLE,
@@ -41,15 +40,14 @@ _RECURSIVE: Final[Mapping[str, tuple[int, int]]] = {
     "rnosymfollow": (Attr.NOSYMFOLLOW, 0), "rsymfollow": (0, Attr.NOSYMFOLLOW),
 }  # fmt: skip
 
-_SAME: Final = (
+_ATTRIBUTES: Final = (
     (_M.RDONLY, Attr.RDONLY), (_M.NOSUID, Attr.NOSUID), (_M.NODEV, Attr.NODEV), (_M.NOEXEC, Attr.NOEXEC),
     (_M.NOATIME, Attr.NOATIME), (_M.NODIRATIME, Attr.NODIRATIME), (_M.STRICTATIME, Attr.STRICTATIME),
     (_M.NOSYMFOLLOW, Attr.NOSYMFOLLOW),
 )  # fmt: skip
-_ATTRIBUTES: Final = tuple((int(flag), int(attribute)) for flag, attribute in _SAME)
 
 _IDMAPS: Final = ("idmap", "ridmap")
-_ATIME: Final = int(_M.NOATIME | _M.RELATIME | _M.STRICTATIME)  # one choice of three, in the kernel's eyes
+_ATIME: Final = _M.NOATIME | _M.RELATIME | _M.STRICTATIME  # one choice of three, in the kernel's eyes
 FEATURES: Final = sorted({*_FLAGS, *_PROPAGATION, *_RECURSIVE, *_IDMAPS, "tmpcopyup"})
 
 
@@ -94,6 +92,11 @@ def flags_to_attributes(flags: int) -> int:
 
 def parse(options: Iterable[str]) -> MountOptions:
     """Parse option strings; what is not known here is the file system's own, in its order."""
+    return _parse(tuple(options))
+
+
+@lru_cache(maxsize=32)  # most containers' mounts are those of the one before
+def _parse(options: tuple[str, ...]) -> MountOptions:
     flags = cleared = recursive_set = recursive_clear = 0
     idmap = ""
     propagation: list[int] = []
@@ -115,5 +118,5 @@ def parse(options: Iterable[str]) -> MountOptions:
         elif option:
             data.append(option)
     return MountOptions(
-        int(flags), int(cleared), tuple(propagation), recursive_set, recursive_clear, copy_up, idmap, ",".join(data)
+        flags, cleared, tuple(propagation), recursive_set, recursive_clear, copy_up, idmap, ",".join(data)
     )

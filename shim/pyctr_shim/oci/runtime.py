@@ -127,7 +127,8 @@ class Container:
             try:
                 run_hooks("poststart", state.read(self.state_directory), Status.RUNNING)
             except OciError:
-                self.kill(signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    self.kill(signal.SIGKILL)
                 raise
 
     def _start_forked(self) -> None:

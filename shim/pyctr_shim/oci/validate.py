@@ -28,6 +28,7 @@ from pyctr_shim.oci.checks import (
     one_of,
     run,
     text,
+    texts,
 )
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.hooks import KINDS as HOOK_KINDS
@@ -205,7 +206,7 @@ def _device(value: Any) -> None:
 
 
 def _some_names(value: Any) -> None:
-    _NAMES(value)
+    texts(value)
     if not value:
         raise Wrong("must not be empty")
 
@@ -228,7 +229,6 @@ _UNSIGNED = between(0, (1 << 64) - 1)
 _IDS = an_object(("containerID", "hostID", "size"), containerID=an_id, hostID=an_id, size=between(1, 1 << 32))
 _RLIMITS = a_list(an_object(("type", "soft", "hard"), type=_rlimit_type, soft=_UNSIGNED, hard=_UNSIGNED))
 _MAPS = a_list(_IDS, _LARGEST_MAPS)
-_NAMES = a_list(text)
 _BOX = an_object(height=between(0, 65535), width=between(0, 65535))
 _SIGNED = between(-(1 << 63), (1 << 63) - 1)
 _RULE_NUMBER = between(-1, (1 << 32) - 1)  # of a device cgroup, where -1 is any
@@ -243,11 +243,11 @@ _PROCESS = an_object(
         additionalGids=a_list(an_id),
         username=Refused("is for Windows"),
     ),
-    args=_NAMES,
+    args=texts,
     commandLine=Refused("is for Windows"),
-    env=_NAMES,
+    env=texts,
     cwd=absolute,
-    capabilities=an_object(**dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), _NAMES)),
+    capabilities=an_object(**dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), texts)),
     rlimits=_rlimits,
     noNewPrivileges=BOOL,
     apparmorProfile=text,
@@ -260,7 +260,7 @@ _PROCESS = an_object(
         ),
         nice=between(-20, 19),
         priority=between(0, 99),
-        flags=_NAMES,
+        flags=texts,
         runtime=_UNSIGNED,
         deadline=_UNSIGNED,
         period=_UNSIGNED,
@@ -345,8 +345,8 @@ _SECCOMP = an_object(
     ("defaultAction",),
     defaultAction=text,
     defaultErrnoRet=between(0, 4095),
-    architectures=_NAMES,
-    flags=_NAMES,
+    architectures=texts,
+    flags=texts,
     listenerPath=text,
     listenerMetadata=text,
     syscalls=a_list(
@@ -405,7 +405,7 @@ _LINUX = an_object(
     timeOffsets=a_map(an_object(secs=_SIGNED, nanosecs=between(0, 999_999_999))),
 )
 
-_HOOK = an_object(("path",), path=absolute, args=_NAMES, env=_NAMES, timeout=between(1, 1 << 31))
+_HOOK = an_object(("path",), path=absolute, args=texts, env=texts, timeout=between(1, 1 << 31))
 _SPEC = an_object(
     ociVersion=text,
     root=an_object(path=text, readonly=BOOL),
@@ -415,7 +415,7 @@ _SPEC = an_object(
             destination=text,
             type=text,
             source=text,
-            options=_NAMES,
+            options=texts,
             uidMappings=_MAPS,
             gidMappings=_MAPS,
         )

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -136,3 +137,16 @@ def test_a_poststart_hook_that_fails_ends_the_container(lab: Lab) -> None:
         container.start()
 
     assert wait(container.pidfd) == 137
+
+
+def test_so_it_is_told_where_that_has_ended_meanwhile(lab: Lab) -> None:
+    spec = lab.spec("true")
+    spec["hooks"] = {"poststart": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 0.5; exit 1"]}]}
+    container = lab.create(spec)
+    reaper = Thread(target=wait, args=(container.pidfd,))
+    reaper.start()
+
+    with pytest.raises(OciError, match=r"hooks.poststart\[0\] /bin/sh: exit status 1"):
+        container.start()
+
+    reaper.join()
