@@ -20,6 +20,7 @@ def main() -> None:
     standard_streams.fill()
     from pyctr.entry import run
 
+    code = 0
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = run()
@@ -30,9 +31,10 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         code = _BROKEN_PIPE
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"pyctr: {place}{error.strerror or error}", file=sys.stderr)
-        code = 1
+        if not code:  # otherwise, why it is what it is has been told
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"pyctr: {place}{error.strerror or error}", file=sys.stderr)
+            code = 1
     sys.stderr.flush()
     os._exit(code)
 

@@ -1,6 +1,8 @@
 """Arguments and options that several commands share, and what their help says of exit codes."""
 
-from typing import Final
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
 
@@ -15,6 +17,14 @@ detach_keys = click.option(
     show_default=True,
     metavar="KEYS",
     help="The keys that detach.",
+)
+env = click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
+env_file = click.option(
+    "--env-file",
+    multiple=True,
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="Read environment variables from a file.",
 )
 grace = click.option(
     "--time",
@@ -53,18 +63,79 @@ def network(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     return value
 
 
+def truth(word: str) -> bool | None:
+    """Return what docker takes a word for, None if for neither. Source: Go's strconv.ParseBool."""
+    if word in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    return False if word in ("0", "f", "F", "false", "FALSE", "False") else None
+
+
+_OFF: Final = ":off"  # what the parser knows `--flag=false` by
+
+
 class DockerLike(click.Command):
-    """A command whose users come from docker: it says why an option is not there."""
+    """A command whose users come from docker: flags can be spelled `--flag=true`, and it says why an option is missing.
+
+    Whatever is wrong with its command line is told as this command's error.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Add the reason to the error. Raises click.UsageError."""
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, self._with_plain_flags(ctx, args))
         except click.NoSuchOption as error:
             reason = _reason(error.option_name)
             if reason:
                 raise click.UsageError(f"There is no {error.option_name} here: {reason}.", ctx) from None
+            near = [name for name in error.possibilities or () if not name.endswith(_OFF)]
+            raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from None
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # click's parser leaves it out
             raise
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Have an option that turns off for each that turns on: the last one on the command line counts."""
+        parser = super().make_parser(ctx)
+        for name, flag in self._flags(ctx).items():
+            parser.add_option(flag, [name + _OFF], flag.name, action="store_const", const=False)
+        return parser
+
+    def _flags(self, ctx: click.Context) -> dict[str, click.Option]:
+        """Return the options that are true or false, by their long names; not --help."""
+        return {
+            name: option
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option) and option.is_flag and option.expose_value
+            for name in option.opts
+            if name.startswith("--")
+        }
+
+    def _with_plain_flags(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Return `args` with flags as the parser knows them. What is a value, or behind the options, stays as it is."""
+        flags = self._flags(ctx)
+        options = {name: option for option in self.get_params(ctx) for name in (*option.opts, *option.secondary_opts)}
+        result: list[str] = []
+        words = iter(args)
+        for word in words:
+            is_option = word.startswith("-") and word != "-"
+            if word == "--" or not (is_option or ctx.allow_interspersed_args):
+                return [*result, word, *words]
+            name, separator, value = word.partition("=")
+            on = truth(value) if separator and name in flags else None
+            result.append(word if on is None else name if on else name + _OFF)
+            if is_option and _lacks_value(word, options):
+                result.extend(itertools.islice(words, 1))
+        return result
+
+
+def _lacks_value(word: str, options: Mapping[str, click.Parameter]) -> bool:
+    """Tell whether the value of an option is the next word: "--env", "-e", "-ite", but not "-eA=1"."""
+    names = [word] if word.startswith("--") else [f"-{letter}" for letter in word[1:]]
+    for at, name in enumerate(names, 1):
+        option = options.get(name)
+        if isinstance(option, click.Option) and not option.is_flag:
+            return at == len(names)
+    return False
 
 
 def _reason(option: str) -> str:

@@ -1,13 +1,16 @@
 """The command tree. A command's module is imported when that command runs, not before."""
 
 import importlib
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from pyctr import interrupts
+from pyctr import completing, interrupts
 from pyctr.session import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, FORMAT_HELP, Session, default_address, default_namespace
 from pyctr.transport import TlsFiles
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # name → (module below pyctr.commands, attribute, what `--help` says)
 _ROOT: Final[dict[str, tuple[str, str, str]]] = {
@@ -101,6 +104,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
+        """Offer commands, without importing any, docker's short names too, and options."""
+        from click.shell_completion import CompletionItem
+
+        offered = {name: text for name, (_, _, text) in _ROOT.items()}
+        offered |= {alias: f"Short for {' '.join(path)}" for alias, path in _ALIASES.items()}
+        found = [CompletionItem(name, help=text) for name, text in offered.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):
@@ -136,12 +148,27 @@ class LazyGroup(click.Group):
     "-n",
     metavar="NAME",
     default=default_namespace,
+    shell_complete=completing.namespaces,
     help=f"If left out, $PYCTR_NAMESPACE, $CONTAINERD_NAMESPACE, or {DEFAULT_NAMESPACE}.",
 )
 @click.option("--format", "format_", metavar="FORMAT", default="table", help=FORMAT_HELP)
-@click.option("--tls-ca", metavar="FILE", envvar="PYCTR_TLS_CA", help="PEM: who may be the daemon at tcp://.")
-@click.option("--tls-cert", metavar="FILE", envvar="PYCTR_TLS_CERT", help="PEM: our certificate, for tcp://.")
-@click.option("--tls-key", metavar="FILE", envvar="PYCTR_TLS_KEY", help="PEM: its private key.")
+@click.option(
+    "--tls-ca",
+    metavar="FILE",
+    envvar="PYCTR_TLS_CA",
+    shell_complete=completing.files,
+    help="PEM: who may be the daemon at tcp://.",
+)
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    envvar="PYCTR_TLS_CERT",
+    shell_complete=completing.files,
+    help="PEM: our certificate, for tcp://.",
+)
+@click.option(
+    "--tls-key", metavar="FILE", envvar="PYCTR_TLS_KEY", shell_complete=completing.files, help="PEM: its private key."
+)
 @click.version_option(package_name="pyctr", prog_name="pyctr")
 @click.pass_context
 def root(

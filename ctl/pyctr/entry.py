@@ -1,13 +1,15 @@
 """Runs the command and turns errors into a line and an exit code."""
 
+import os
 import signal
 import sys
 from typing import Final
 
 import click
 
-from pyctr import exit_codes
+from pyctr import completing, exit_codes
 from pyctr.cli import root
+from pyctr.interrupts import Terminated
 from pyctr_wire.errors import ApiError
 
 _DOCKERS: Final = ("pyctr run", "pyctr create", "pyctr exec")  # what was wrong with these ends with docker's code
@@ -15,6 +17,8 @@ _DOCKERS: Final = ("pyctr run", "pyctr create", "pyctr exec")  # what was wrong 
 
 def run() -> int:
     """Run `pyctr` with the process's arguments and return its exit code."""
+    if completing.VARIABLE in os.environ:
+        completing.register_bash()
     try:
         code = root.main(standalone_mode=False, prog_name="pyctr")
     except click.exceptions.Exit as end:
@@ -28,9 +32,10 @@ def run() -> int:
         return error.exit_code
     except SystemExit as end:  # click's end of a completion, or its way to say that our reader has seen enough
         return exit_codes.SIGNALLED + signal.SIGPIPE if end.code else 0
-    except click.Abort:
+    except click.Abort as abort:
         print("pyctr: interrupted", file=sys.stderr)
-        return exit_codes.SIGNALLED + signal.SIGINT
+        cause = abort.__cause__
+        return exit_codes.SIGNALLED + (cause.number if isinstance(cause, Terminated) else signal.SIGINT)
     except UnicodeEncodeError as error:  # an argument's bytes, on their way into a message
         print(f"pyctr: {error.object!r} is not UTF-8", file=sys.stderr)
         return exit_codes.USAGE

@@ -1,6 +1,8 @@
 """Errors that end a command with one plain line."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
@@ -19,3 +21,23 @@ class CommandError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
         print(f"pyctr: {self.message}", file=file or sys.stderr)
+
+
+def not_running(container: str) -> CommandError:
+    """Return what is said of a container that was to run and does not."""
+    return CommandError(f"container {container} is not running")
+
+
+@contextmanager
+def as_ours() -> Iterator[None]:
+    """Have a refusal of the machine's (a full disk below stdout, say) end a command with docker's code for pyctr's own.
+
+    Raises CommandError. A reader that has seen enough is none.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise CommandError(f"{place}{error.strerror or error}", exit_codes.OURS) from None

@@ -11,12 +11,15 @@ from typing import Any, Final
 
 import click
 
+from pyctr import arguments
 from pyctr_wire.containerd.types.mount_pb2 import Mount
 from pyctr_wire.pyctr.engine_pb2 import RunOptions
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _PROPAGATIONS: Final = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
+# SELinux labels for a source. It does not confine what `run` makes, so whatever they are will do.
+_RELABELLING: Final = frozenset({"z", "Z"})
 _MAX_FILE: Final = 1 << 20
 _DOCKER_MIN_MEMORY: Final = 6 << 20  # what a process needs to start at all; docker's limit
 _DOCKER_MIN_CPUS: Final = 0.01
@@ -76,23 +79,23 @@ def _settings(option: str, entries: Iterable[str]) -> dict[str, str]:
     return parse_pairs(option, entries)
 
 
-def _read_lines(option: str, name: str) -> list[str]:
-    """Return the lines of a small text file that the user named."""
+def _read_lines(name: str, given: str) -> list[str]:
+    """Return the lines of a small text file; `given` is how the user named it. Raises click.BadParameter."""
     try:
         with open(name, encoding="utf-8-sig") as file:
             text = file.read(_MAX_FILE + 1)
     except OSError as error:
-        raise click.BadParameter(f"{option} {name}: {error.strerror}") from None
+        raise click.BadParameter(f"{given}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise click.BadParameter(f"{option} {name}: it is not a text file") from None
+        raise click.BadParameter(f"{given}: it is not a text file") from None
     if len(text) > _MAX_FILE:
-        raise click.BadParameter(f"{option} {name}: larger than {_MAX_FILE} bytes")
+        raise click.BadParameter(f"{given}: larger than {_MAX_FILE} bytes")
     return [line.removesuffix("\r") for line in text.split("\n")]  # and not where Python sees ends of lines too
 
 
 def _variables(name: str) -> list[str]:
     """Return the entries of a file with one on each line. What is behind a "=" stays as it is."""
-    lines = [line.lstrip() if "=" in line else line.strip() for line in _read_lines("--env-file", name)]
+    lines = [line.lstrip() if "=" in line else line.strip() for line in _read_lines(name, f"--env-file {name}")]
     entries = [line for line in lines if line and not line.startswith("#")]
     for entry in entries:
         variable = entry.partition("=")[0]
@@ -131,6 +134,8 @@ def parse_volume(text: str) -> Mount:
     for option in filter(None, parts[2].split(",") if len(parts) == 3 else []):
         if option in ("ro", "rw"):
             access = option
+        elif option in _RELABELLING:
+            pass
         elif option in _PROPAGATIONS and not named:
             propagation = option
         elif option == "nocopy" and named:
@@ -199,7 +204,7 @@ def parse_mount(text: str) -> Mount:
     if not fields.get("target"):
         raise click.BadParameter(f"--mount {text}: target is missing")
     target = _absolute(text, fields["target"])
-    access = "ro" if _is_true(fields.get("readonly", "false")) else "rw"
+    access = "ro" if _truth(text, "readonly", fields) else "rw"
     if kind == "tmpfs":
         options = [f"size={parse_size('tmpfs-size', fields['tmpfs-size'])}"] if "tmpfs-size" in fields else []
         options += [f"mode={fields['tmpfs-mode']}"] if "tmpfs-mode" in fields else []
@@ -208,7 +213,7 @@ def parse_mount(text: str) -> Mount:
         source = fields.get("source", "")
         if source.startswith(("/", ".", "~")):
             raise click.BadParameter(f"--mount {text}: {source!r} is a path: say type=bind, or give a volume's name")
-        return volume(source, target, access, copies=not _is_true(fields.get("volume-nocopy", "false")))
+        return volume(source, target, access, copies=not _truth(text, "volume-nocopy", fields))
     propagation = fields.get("bind-propagation", "rprivate")
     if propagation not in _PROPAGATIONS:
         raise click.BadParameter(f"--mount {text}: bind-propagation {propagation!r} is not known")
@@ -218,15 +223,20 @@ def parse_mount(text: str) -> Mount:
     return bind(source, target, access, propagation)
 
 
-def _is_true(text: str) -> bool:
-    return text.lower() in ("true", "1")
+def _truth(text: str, name: str, fields: Mapping[str, str]) -> bool:
+    """Return a field's truth, False if it is not there. Raises click.BadParameter for a word that is neither."""
+    word = fields.get(name, "false")
+    value = arguments.truth(word)
+    if value is None:
+        raise click.BadParameter(f"--mount {text}: {name} is true or false, not {word!r}")
+    return value
 
 
 def _security_option(text: str) -> str:
     """Return a security option; a seccomp profile's file is read here, where the user's paths mean something."""
     name, separator, value = text.partition("=")
     if name == "seccomp" and separator and value not in ("unconfined", "builtin"):
-        return "seccomp=" + "\n".join(_read_lines("--security-opt", value))
+        return "seccomp=" + "\n".join(_read_lines(value, f"--security-opt {text}"))
     return text
 
 

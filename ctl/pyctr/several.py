@@ -10,8 +10,8 @@ from pyctr.errors import CommandError
 from pyctr_wire.errors import ApiError
 
 
-def each(references: Iterable[str], act: Callable[[str], None]) -> int:
-    """Call `act` with every reference and print those that worked, as docker does.
+def each(references: Iterable[str], act: Callable[[str], None], done: Callable[[str], object] = click.echo) -> int:
+    """Call `act` with every reference and `done` with those that worked: it prints them, as docker does.
 
     Returns the exit code: that of the last failure, 0 if there was none.
     """
@@ -26,5 +26,5 @@ def each(references: Iterable[str], act: Callable[[str], None]) -> int:
             print(f"pyctr: {reference}: {error}", file=sys.stderr)
             code = exit_codes.FAILURE
         else:
-            click.echo(reference)
+            done(reference)
     return code

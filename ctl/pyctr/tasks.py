@@ -58,6 +58,12 @@ def get(connection: Connection, container_id: str, exec_id: str = "") -> Process
         return None
 
 
+def runs(connection: Connection, container_id: str) -> bool:
+    """Tell whether a container has a task that has not ended."""
+    process = get(connection, container_id)
+    return process is not None and process.status != Status.STOPPED
+
+
 def kill(connection: Connection, container_id: str, signal: int, exec_id: str = "", patience: float = 0.0) -> None:
     """Send a signal. Raises NotFound if the process has ended."""
     request = tasks_pb2.KillRequest(container_id=container_id, exec_id=exec_id, signal=signal)

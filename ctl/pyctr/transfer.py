@@ -14,9 +14,10 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 
 from pyctr import credentials, progress, references
-from pyctr.connection import STREAMING, TRANSFER, Connection
+from pyctr.connection import INTROSPECTION, STREAMING, TRANSFER, Connection
 from pyctr.errors import CommandError
 from pyctr.http2 import Call, Channel
+from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2
 from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2
 from pyctr_wire.containerd.services.transfer.v1 import transfer_pb2
 from pyctr_wire.containerd.types.platform_pb2 import Platform
@@ -214,12 +215,34 @@ def _unreachable(name: str, error: Unavailable, *remedies: str) -> CommandError:
     return CommandError("\n  ".join((text, *(remedy.format(host=host) for remedy in remedies))))
 
 
-def pull(connection: Connection, image: str, *, platform: str = "", snapshotter: str = "", unpack: bool = True) -> str:
-    """Pull an image and unpack it; return its full name."""
+def _own_platform(connection: Connection) -> Platform:
+    """Return the platform of the daemon's machine, which need not be ours."""
+    request = introspection_pb2.PluginInfoRequest(type="io.containerd.runtime.v2", id="task")
+    answer = connection.call(INTROSPECTION, "PluginInfo", request, introspection_pb2.PluginInfoResponse)
+    return answer.plugin.platforms[0]
+
+
+def pull(
+    connection: Connection,
+    image: str,
+    *,
+    platform: str = "",
+    every_platform: bool = False,
+    snapshotter: str = "",
+    unpack: bool = True,
+) -> str:
+    """Pull an image and unpack it; return its full name.
+
+    Without `platform`, it is the daemon's own. With `every_platform`, all are fetched and one is unpacked.
+    """
+    if platform and every_platform:
+        raise CommandError("--platform and --all-platforms exclude each other")
     name = references.complete(image)
-    transfer = _Transfer(connection)
     wanted = parse_platform(platform) if platform else None
-    store = imagestore_pb2.ImageStore(name=name, platforms=[wanted] if wanted else [])
+    store = imagestore_pb2.ImageStore(name=name)
+    if not every_platform:
+        store.platforms.append(wanted or _own_platform(connection))
+    transfer = _Transfer(connection)
     if unpack:
         store.unpacks.add(platform=wanted, snapshotter=snapshotter)
     source = registry_pb2.OCIRegistry(reference=name, resolver=_resolver(transfer))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pyctr_wire import exec_ids
 from support.daemon_process import DaemonProcess, wait_until
 from support.pyctr_command import TIMEOUT, Pyctr
 from support.registry_process import running_registry
@@ -183,6 +185,9 @@ def test_exec(pyctr: Pyctr, name: str) -> None:
     assert pyctr.run("exec", "no-such-container", "true").returncode == 1
     pyctr("exec", "-d", name, "sleep", "999")
     wait_until(lambda: "sleep 999" in pyctr("top", name), "the detached exec runs")
+    # By which the daemon knows whose it is, and that nobody will come back for it.
+    kept = [path.name for path in pyctr.daemon.state.glob("tasks/*/*/execs/*")]
+    assert [one.startswith(exec_ids.OURS) for one in kept] == [True]
     pyctr("rm", "-f", name)
 
 
@@ -420,6 +425,30 @@ def test_events(pyctr: Pyctr, name: str) -> None:
         finally:
             stop.set()
             maker.join()
+
+
+@pytest.mark.parametrize("end", ["killed", "replaced"])
+def test_events_go_on_with_the_next_daemon(pyctr: Pyctr, name: str, end: str) -> None:
+    with pyctr.start("events", "--format", "{{.Topic}}") as client:
+        assert client.stdout
+        assert client.stderr
+        told = client.stdout.fileno()
+
+        def wait_for_one() -> None:
+            """Return when something that happens is told: until then, nobody knows whether somebody listens."""
+            while not select.select([told], [], [], 0)[0]:
+                pyctr.box("--name", name, "demo", "true")
+
+        wait_for_one()
+        if end == "killed":
+            pyctr.daemon.restart()
+        else:
+            pyctr.daemon.upgrade()
+        assert "may not be shown" in client.stderr.readline()
+        while select.select([told], [], [], 0)[0]:
+            os.read(told, 1 << 16)
+        wait_for_one()
+        assert client.poll() is None
 
 
 @pytest.mark.peer

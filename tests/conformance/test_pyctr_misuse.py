@@ -1,14 +1,18 @@
 """`pyctr` as careless users and scripts call it: each mistake is answered, and nothing is left of it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.daemon_process import wait_until
-from support.pyctr_command import Pyctr
+from support.pyctr_command import TIMEOUT, Pyctr
+from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -83,42 +87,105 @@ def test_a_container_that_runs_can_be_started(pyctr: Pyctr, name: str) -> None:
     assert (done.returncode, done.stdout) == (4, "said\n")
 
 
-@pytest.mark.parametrize("command", ["pause", "unpause", "kill", "top", "attach"])
-def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name: str, command: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "command"),
+    [
+        *(("create", command) for command in ("pause", "unpause", "kill", "top", "attach", "stats", "exec")),
+        *(("run", command) for command in ("kill", "top", "attach", "stats", "exec")),
+    ],
+)
+def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name: str, way: str, command: str) -> None:
+    """Neither one that was only made, nor one that has ended."""
+    pyctr(way, "--network", "none", "--name", name, "demo", "true")
+    done = pyctr.run(command, name, *(("true",) if command == "exec" else ()))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"pyctr: container {name} is not running\n")
+
+
+def test_figures_of_what_runs_are_shown_beside_what_does_not(pyctr: Pyctr, name: str) -> None:
     pyctr("create", "--network", "none", "--name", name, "demo")
-    done = pyctr.run(command, name)
-    assert (done.returncode, done.stderr) == (1, f"pyctr: container {name} is not running\n")
+    pyctr("run", "-d", "--network", "none", "--name", f"{name}-new", "demo", "sleep", "100")
+    done = pyctr.run("stats", "--no-stream", "--format", "{{.Name}}", name, f"{name}-new")
+    assert (done.returncode, done.stdout) == (1, f"{name}-new\n")
+    assert done.stderr == f"pyctr: container {name} is not running\n"
 
 
-# Runs `pyctr` with an interrupt as it calls the daemon's METHOD, or as the answer has come.
+# Runs `pyctr` with a signal as it calls the daemon's METHOD, or as the answer has come.
 _INTERRUPTED = """
 import os, signal, sys
 from pyctr.connection import Connection
-when, wanted = sys.argv[1:3]
-del sys.argv[1:3]
+number, when, wanted = int(sys.argv[1]), *sys.argv[2:4]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run below nohup
+del sys.argv[1:4]
 call = Connection.call
-def interrupted(self, service, method, *rest, **options):
+interrupted = False
+def interrupt():
+    global interrupted
+    interrupted = True
+    os.kill(os.getpid(), number)
+def calling(self, service, method, *rest, **options):
+    if interrupted and number != signal.SIGINT:  # again, while all is undone: a terminal's end is told twice
+        interrupt()
     if (when, method) == ("before", wanted):
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
     answer = call(self, service, method, *rest, **options)
     if (when, method) == ("after", wanted):
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
     return answer
-Connection.call = interrupted
+Connection.call = calling
 from pyctr.__main__ import main
 main()
 """
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("method", ["RunSpec", "Create", "Attach", "Start"])
-def test_an_interrupt_before_a_container_runs_leaves_none(pyctr: Pyctr, name: str, when: str, method: str) -> None:
-    arguments = ("run", "--rm", "--name", name, "--network", "none", "demo", "sleep", "100")
+@pytest.mark.parametrize(
+    ("command", "method"),
+    [("run", "RunSpec"), ("run", "Create"), ("run", "Attach"), ("run", "Start"), ("create", "RunSpec")],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_before_a_container_runs_leaves_none(
+    pyctr: Pyctr, name: str, number: signal.Signals, when: str, command: str, method: str
+) -> None:
+    arguments = (command, "--rm", "--name", name, "--network", "none", "demo", "sleep", "100")
     done = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED, when, method, *arguments],
+        [sys.executable, "-c", _INTERRUPTED, str(int(number)), when, method, *arguments],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False, env=pyctr.environment,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "pyctr: interrupted")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + number, "", "pyctr: interrupted")
+    assert pyctr.is_gone(name)
+
+
+# Runs `pyctr` with a daemon of that PID, which dies as it answers RunSpec.
+_BEREAVED = """
+import os, signal, sys
+from pyctr.connection import Connection
+from pyctr.http2 import ConnectionLost
+daemon = int(sys.argv.pop(1))
+call = Connection.call
+def calling(self, service, method, *rest, **options):
+    answer = call(self, service, method, *rest, **options)
+    if method == "RunSpec":
+        os.kill(daemon, signal.SIGKILL)
+        raise ConnectionLost("the daemon closed the connection")
+    return answer
+Connection.call = calling
+from pyctr.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "create"])
+def test_a_container_whose_making_was_not_answered_goes(pyctr: Pyctr, name: str, command: str) -> None:
+    """Nobody was told its id; the next daemon removes it for whoever waits."""
+    daemon = pyctr.daemon
+    with subprocess.Popen(
+        [sys.executable, "-c", _BEREAVED, str(daemon.pid), command, "--name", name, "--network", "none", "demo"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=pyctr.environment,
+    ) as client:  # fmt: skip
+        daemon.wait_ended()
+        daemon.start()
+        out, err = client.communicate(timeout=TIMEOUT)
+    assert (client.returncode, out, err) == (125, "", "pyctr: the daemon closed the connection: unavailable\n")
     assert pyctr.is_gone(name)
 
 
@@ -151,6 +218,24 @@ def test_what_is_not_there_does_not_hide_what_is(pyctr: Pyctr, name: str) -> Non
         assert (done.returncode, done.stdout) == (1, ""), kind
 
 
+def test_a_wait_for_what_is_not_there_does_not_hide_how_others_ended(pyctr: Pyctr, name: str) -> None:
+    pyctr.run("run", "--network", "none", "--name", name, "demo", "sh", "-c", "exit 7")
+    pyctr("create", "--network", "none", "--name", f"{name}-new", "demo")
+    done = pyctr.run("wait", "no-such", name, f"{name}-new", name)
+    assert (done.returncode, done.stdout) == (1, "7\n7\n")
+    assert done.stderr == f"pyctr: no such container: no-such\npyctr: container {name}-new is not running\n"
+
+
+def test_names_are_found_by_docker_expressions(pyctr: Pyctr, name: str) -> None:
+    container = pyctr("create", "--network", "none", "--name", name, "demo")[:12]
+    for expression in (name, f"^{name}$", f"^/{name}$", f"^/?{name[:-1]}[0-9]+$"):
+        assert container in pyctr("ps", "-aq", "--filter", f"name={expression}").split(), expression
+    assert pyctr("ps", "-aq", "--filter", f"name=^{name[1:]}") == ""
+    done = pyctr.run("ps", "--filter", "name=a[")
+    assert done.returncode == 2
+    assert "name=a[: unterminated character set" in done.stderr
+
+
 def test_a_state_that_there_is_not(pyctr: Pyctr) -> None:
     """An empty list would tell a script that nothing runs."""
     done = pyctr.run("ps", "-a", "--filter", "status=runing")
@@ -177,6 +262,48 @@ def test_templates_for_what_is_inspected(pyctr: Pyctr) -> None:
     assert pyctr("image", "inspect", "--format", "{{.Name}}", "demo", "demo") == "docker.io/library/demo:latest\n" * 2
 
 
+@pytest.mark.parametrize("state", ["created", "running", "exited"])
+def test_a_template_finds_what_is_not_yet(pyctr: Pyctr, name: str, state: str) -> None:
+    command = ("create",) if state == "created" else ("run",) if state == "exited" else ("run", "-d")
+    pyctr(*command, "--network", "none", "--name", name, "demo", "sleep", "100" if state == "running" else "0")
+    fields = ("Status", "ExitCode", "OOMKilled", "FinishedAt", "StartedAt", "Pid")
+    found = pyctr("inspect", "-f", " ".join(f"{{{{.State.{field}}}}}" for field in fields), name).split()
+    assert found[:3] == [state, "0", "false"]
+    never = "0001-01-01T00:00:00Z"
+    assert [field == never for field in found[3:5]] == [state != "exited", state == "created"]
+    assert (found[5] == "0") == (state != "running")
+
+
+def test_a_volume_name_that_cannot_be_is_told_first(pyctr: Pyctr, name: str) -> None:
+    """Not that what the image has at its target is a file."""
+    done = pyctr.run("create", "--name", name, "-v", f"{name}:/new", "-v", "bad/name:/bin/sh", "demo")
+    assert done.returncode == 125
+    assert "volume name 'bad/name'" in done.stderr
+    assert name not in pyctr("volume", "ls", "-q").split()
+
+
+def test_a_name_that_a_container_has_already(pyctr: Pyctr, name: str) -> None:
+    pyctr("create", "--network", "none", "--name", name, "demo")
+    done = pyctr.run("rename", name, name)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"pyctr: the container has the name '{name}' already: invalid argument\n",
+    )
+
+
+def test_output_that_cannot_be_written(pyctr: Pyctr, name: str) -> None:
+    """It is pyctr that failed, as its help says: with 125 from docker's commands."""
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sleep", "100")
+    new = ("--network", "none", "--name", f"{name}-new", "demo", "echo", "said")
+    for command, code in (
+        (("run", "--rm", *new), 125), (("create", *new), 125), (("exec", name, "echo", "said"), 125), (("ps",), 1),
+    ):  # fmt: skip
+        done = pyctr.run(*command, wrapper=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
+        assert (done.returncode, done.stderr) == (code, "pyctr: No space left on device\n"), command
+        if command[0] == "run":
+            wait_until(lambda: pyctr.is_gone(f"{name}-new"), "it is removed")
+
+
 def test_a_restart_is_not_the_end_of_a_container_with_rm(pyctr: Pyctr, name: str) -> None:
     pyctr("run", "-d", "--rm", "--network", "none", "--name", name, "demo", "sleep", "100")
     pyctr("restart", "-t", "0", name)
@@ -191,6 +318,73 @@ def test_a_log_that_cannot_be_written_is_no_missing_program(pyctr: Pyctr, name: 
     done = pyctr.run("run", *arguments)
     assert done.returncode == 125
     assert "No such file or directory" in done.stderr
+
+
+@pytest.fixture
+def bash(pyctr: Pyctr, name: str, tmp_path: Path) -> Iterator[TerminalSession]:
+    """A real one that completes our commands, in a folder of its own, and prints those it would run, as <ARGUMENTS>."""
+    (tmp_path / "settings.env").touch()
+    (tmp_path / "script").write_text(pyctr("completion", "bash"))
+    pyctr("create", "--network", "none", "--name", name, "demo")
+    pyctr("volume", "create", "stuff")
+    for tag in ("demo:first", "demo:second"):
+        pyctr("tag", "demo", tag)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with TerminalSession(
+        ["bash", "--norc", "--noprofile", "-i"], {**pyctr.environment, "PATH": path, "TERM": "dumb"}, (24, 200)
+    ) as session:
+        session.type(f"cd {tmp_path}; . ./script; pyctr() {{ echo \"<$*>\"; }}; echo rea'd'y\n")
+        session.expect("ready")
+        yield session
+        session.type("exit\n")
+        assert session.wait() == 0
+    pyctr("rmi", "demo:first", "demo:second")
+    pyctr("volume", "rm", "stuff")
+
+
+@pytest.mark.parametrize(
+    ("typed", "whole"),
+    [
+        ("run demo:fi", "run demo:first"),
+        ("run 'demo:fi", "run demo:first"),
+        ("run --rm demo:s", "run --rm demo:second"),
+        ("pul", "pull"),
+        ("rmi demo:f", "rmi demo:first"),
+        ("tag demo:s", "tag demo:second"),
+        ("image import sett", "image import settings.env"),
+        ("image export -o ./sett", "image export -o ./settings.env"),
+        ("exec --env-file se", "exec --env-file settings.env"),
+        ("run --env-file=se", "run --env-file=settings.env"),
+        ("run --cidfile se", "run --cidfile settings.env"),
+        ("run -v ./se", "run -v ./settings.env"),
+        ("run -v st", "run -v stuff"),
+        ("run --network ho", "run --network host"),
+        ("run --network=ho", "run --network=host"),
+        ("run --log-driver jo", "run --log-driver journald"),
+        ("update --restart al", "update --restart always"),
+        ("inspect demo:f", "inspect demo:first"),
+        ("namespace rm defa", "namespace rm default"),
+        ("-n defa", "-n default"),
+    ],
+)
+def test_bash_completes(bash: TerminalSession, typed: str, whole: str) -> None:
+    bash.type(f"pyctr {typed}\t\n")
+    bash.expect("<")
+    assert bash.expect(">") == f"{whole}>"
+
+
+def test_bash_completes_names(pyctr: Pyctr, bash: TerminalSession, name: str) -> None:
+    """Of what has none before it is there."""
+    digest = pyctr("content", "ls", "-q").split()[0]
+    chain = pyctr("snapshot", "ls", "--no-trunc", "--format", "{{.Key}}").split()[0]
+    pyctr("lease", "create", "--id", "for-a-while")
+    for command, whole in (
+        ("why", name), ("inspect", name), ("content rm", digest), ("snapshot rm", chain), ("lease rm", "for-a-while"),
+    ):  # fmt: skip
+        bash.type(f"pyctr {command} {whole[:-1]}\t\n")
+        bash.expect("<")
+        assert bash.expect(">") == f"{command} {whole}>"
+    pyctr("lease", "rm", "for-a-while")
 
 
 def test_shells_complete_names(pyctr: Pyctr, name: str) -> None:

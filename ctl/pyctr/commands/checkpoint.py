@@ -5,7 +5,7 @@ import os
 import click
 
 from pyctr import completing, lookup, tasks
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, not_running
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Status
@@ -37,7 +37,7 @@ def checkpoint(
     found = lookup.find(session.connection, container)
     process = tasks.get(session.connection, found.id)
     if process is None or process.status not in (Status.RUNNING, Status.PAUSED):
-        raise CommandError(f"container {container} is not running")
+        raise not_running(container)
     if os.path.exists(directory) and os.listdir(directory):
         raise CommandError(f"{directory} is not empty")
     options = oci_pb2.CheckpointOptions(

@@ -3,6 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
+from pyctr import completing
 from pyctr.errors import CommandError
 
 
@@ -17,7 +18,8 @@ def completion(ctx: click.Context, *, shell: str) -> None:
     For zsh:  pyctr completion zsh > "${fpath[1]}/_pyctr"
     For fish: pyctr completion fish > ~/.config/fish/completions/pyctr.fish
     """
+    completing.register_bash()
     kind = get_completion_class(shell)
     if kind is None:
         raise CommandError(f"there is no completion for {shell}")
-    click.echo(kind(ctx.find_root().command, {}, "pyctr", "_PYCTR_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "pyctr", completing.VARIABLE).source())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -10,9 +11,9 @@ from typing import Any, Final
 
 import click
 
-from pyctr import completing, lookup, output, records, references, tasks
+from pyctr import arguments, completing, lookup, output, records, references, tasks
 from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, not_running
 from pyctr.session import Session, pass_session
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
@@ -30,7 +31,7 @@ _PROPAGATIONS: Final = frozenset({"private", "shared", "slave"})
 _COMMAND_WIDTH: Final = 20
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--all", "-a", "everything", is_flag=True, help="Also those that do not run.")
 @click.option("--quiet", "-q", is_flag=True, help="Only ids.")
 @click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
@@ -122,8 +123,17 @@ def _parsed(filters: Iterable[str]) -> dict[str, list[str]]:
             raise click.BadParameter(f"--filter {entry}: give name=, id=, label= or status=")
         if name == "status" and value not in _ALL_STATES:
             raise click.BadParameter(f"--filter {entry}: it can be {', '.join(_ALL_STATES)}")
+        if name == "name":
+            _check_expression(entry, value)
         wanted.setdefault(name, []).append(value)
     return wanted
+
+
+def _check_expression(entry: str, value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise click.BadParameter(f"--filter {entry}: {error}") from None
 
 
 def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
@@ -133,8 +143,8 @@ def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted
         if name == "label":
             key, separator, content = value.partition("=")
             return key in container.labels and (not separator or container.labels[key] == content)
-        if name == "name":
-            return value in str(row["Names"])
+        if name == "name":  # docker's names begin with a slash, which its users may leave out
+            return any(re.search(value, prefix + str(row["Names"])) for prefix in ("", "/"))
         return container.id.startswith(value) if name == "id" else row["State"] == value
 
     return all(any(one(name, value) for value in values) for name, values in wanted.items())
@@ -143,7 +153,7 @@ def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted
 @click.command()
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="What the names are of.")
 @output.short_format_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.containers)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.containers_and_images)
 @pass_session
 def inspect(session: Session, *, names: tuple[str, ...], kind: str | None) -> int:
     """Show everything about containers or images."""
@@ -167,9 +177,18 @@ def _find_and_describe(connection: Connection, name: str, kind: str | None) -> d
 def _describe(connection: Connection, container: containers_pb2.Container) -> dict[str, Any]:
     process = tasks.get(connection, container.id)
     spec = records.spec_of(container)
-    state: dict[str, Any] = {"Status": state_of(process), "Running": state_of(process) in _UP}
+    running = state_of(process) in _UP
+    # As with docker, a template finds what there is not yet, too.
+    state: dict[str, Any] = {
+        "Status": state_of(process),
+        "Running": running,
+        "Pid": process.pid if process is not None and running else 0,
+        "StartedAt": _NEVER,
+        "ExitCode": 0,
+        "FinishedAt": _NEVER,
+        "OOMKilled": False,
+    }
     if process is not None:
-        state["Pid"] = process.pid if state["Running"] else 0
         started = _start_times(connection).get(container.id)
         if started is not None:
             state["StartedAt"] = started.isoformat()
@@ -194,6 +213,7 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
     }
 
 
+_NEVER: Final = "0001-01-01T00:00:00Z"  # docker's word for a time that has not come
 _OURS: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/dev/init")  # mounted unless the user does
 
 
@@ -248,12 +268,15 @@ _TOP_COLUMNS: Final = {
 def top(session: Session, *, container: str) -> None:
     """Show the processes of a container, as this machine numbers them."""
     found = lookup.find(session.connection, container)
+    ended = not_running(container)
+    if not tasks.runs(session.connection, found.id):
+        raise ended
     try:
         pids = session.connection.call(
             TASKS, "ListPids", tasks_pb2.ListPidsRequest(container_id=found.id), tasks_pb2.ListPidsResponse
         ).processes
     except NotFound:
-        raise CommandError(f"container {container} is not running") from None
+        raise ended from None
     rows = [row for process in pids if (row := _process_row(process.pid)) is not None]
     output.show_rows(session.format, _TOP_COLUMNS, rows)
 

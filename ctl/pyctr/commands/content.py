@@ -5,7 +5,7 @@ from datetime import UTC
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import interrupts, output
+from pyctr import completing, interrupts, output
 from pyctr.connection import CONTENT, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -50,19 +50,23 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 
 
 @content.command()
-@click.option("--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms.")
-@click.argument("name")
+@click.option(
+    "--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms; the daemon's if left out."
+)
+@click.option("--all-platforms", is_flag=True, help="All of its platforms.")
+@click.argument("name", shell_complete=completing.images)
 @pass_session
-def fetch(session: Session, *, name: str, platform: str) -> None:
+def fetch(session: Session, *, name: str, platform: str, all_platforms: bool) -> None:
     """Fetch an image's blobs from its registry without unpacking them."""
     with interrupts.held():
         from pyctr import transfer
 
-    click.echo(transfer.pull(session.connection, name, platform=platform, unpack=False))
+    full = transfer.pull(session.connection, name, platform=platform, every_platform=all_platforms, unpack=False)
+    click.echo(full)
 
 
 @content.command()
-@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...", shell_complete=completing.digests)
 @pass_session
 def rm(session: Session, *, digests: tuple[str, ...]) -> int:
     """Remove blobs, given by their digests or unique beginnings of them."""

@@ -3,17 +3,23 @@
 import importlib
 import json
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
 
-from pyctr import output
-from pyctr.connection import EVENTS
+from pyctr import output, tasks
+from pyctr.connection import EVENTS, Connection
+from pyctr.http2 import NotSent
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.events.v1 import events_pb2
 from pyctr_wire.containerd.types.event_pb2 import Envelope
+from pyctr_wire.errors import Unavailable
+
+_PAUSE: Final = 0.05  # seconds between two looks for the next daemon
 
 # Where the messages of each package are; image events have a package of their own.
 _MODULES: Final = {
@@ -54,7 +60,7 @@ def events(session: Session, *, filters: tuple[str, ...], all_namespaces: bool) 
     scope = "" if all_namespaces else f"namespace=={session.namespace}"
     wanted = [",".join(filter(None, (scope, one))) for one in filters or ("",)]
     request = events_pb2.SubscribeRequest(filters=[one for one in wanted if one])
-    for envelope in session.connection.stream(EVENTS, "Subscribe", request, Envelope):
+    for envelope in _subscribed(session.connection, request):
         document = {
             "Time": envelope.timestamp.ToJsonString(),
             "Namespace": envelope.namespace,
@@ -68,3 +74,18 @@ def events(session: Session, *, filters: tuple[str, ...], all_namespaces: bool) 
         else:
             click.echo(output.render(session.format, document))
         sys.stdout.flush()
+
+
+def _subscribed(connection: Connection, request: events_pb2.SubscribeRequest) -> Iterator[Envelope]:
+    """Yield events, from the next daemon too if one comes in time. Raises Unavailable."""
+    give_up = 0.0  # where there is no daemon to begin with, nobody waits for one
+    while True:
+        try:
+            yield from connection.stream(EVENTS, "Subscribe", request, Envelope)
+        except NotSent:
+            if time.monotonic() >= give_up:
+                raise
+        except Unavailable as error:
+            print(f"pyctr: {error}; what happens until another one serves may not be shown", file=sys.stderr)
+            give_up = time.monotonic() + tasks.RECONNECT
+        time.sleep(_PAUSE)

@@ -8,20 +8,23 @@ from google.protobuf import any_pb2, empty_pb2
 
 from pyctr import arguments, completing, exit_codes, run_options, run_session, tasks, terminal
 from pyctr.connection import ENGINE, TASKS, Connection
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, as_ours, not_running
 from pyctr.session import Session, pass_session
+from pyctr_wire import exec_ids
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
-from pyctr_wire.errors import ApiError, NotFound, Unavailable
+from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unavailable
 from pyctr_wire.pyctr import engine_pb2
 
 _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False}, epilog=arguments.EXIT_CODES)
+@click.command(
+    "exec", cls=arguments.DockerLike, context_settings={"allow_interspersed_args": False}, epilog=arguments.EXIT_CODES
+)
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background.")
 @arguments.detach_keys
-@click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
-@click.option("--env-file", multiple=True, metavar="FILE", help="Read environment variables from a file.")
+@arguments.env
+@arguments.env_file
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on.")
 @click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
@@ -30,6 +33,7 @@ _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 @click.argument("container", shell_complete=completing.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @pass_session
+@as_ours()
 def exec_(
     session: Session,
     *,
@@ -68,6 +72,8 @@ def exec_(
     connection = session.connection
     try:
         spec = connection.call(ENGINE, "ExecSpec", request, engine_pb2.ExecSpecResponse)
+    except FailedPrecondition:
+        raise not_running(container) from None
     except ApiError as error:
         raise CommandError(str(error), exit_codes.FAILURE) from None
     return _run(connection, container, spec, keys, detach=detach, interactive=interactive, tty=tty)
@@ -84,7 +90,7 @@ def _run(
     tty: bool,
 ) -> int:
     """Register, start and follow the exec; return the exit code."""
-    exec_id = os.urandom(16).hex()
+    exec_id = f"{exec_ids.OURS}{os.urandom(16).hex()}"
     container_id = spec.container_id
     output = "" if detach else tasks.ATTACHED
     request = tasks_pb2.ExecProcessRequest(
@@ -109,7 +115,10 @@ def _run(
         process = tasks.get(connection, container_id)
         if process is not None and process.status in tasks.FROZEN:
             raise CommandError(f"container {container} is paused: pyctr unpause {container}") from None
-        raise CommandError(str(error), exit_codes.of_start_error(error)) from None
+        code = exit_codes.of_start_error(error)
+        if code == exit_codes.OURS and not tasks.runs(connection, container_id):
+            raise not_running(container) from None
+        raise CommandError(str(error), code) from None
     if attached is None:
         return 0
     status = run_session.follow(connection, attached, container_id, exec_id, stdin=interactive, detach_keys=keys)
@@ -120,7 +129,7 @@ def _run(
 
 
 def _forget(connection: Connection, container_id: str, exec_id: str) -> None:
-    """Delete the record of an ended exec; it goes with its container otherwise."""
+    """Delete the record of an ended exec; otherwise the daemon does, some minutes later."""
     request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
     with contextlib.suppress(NotFound, Unavailable):
         connection.call(TASKS, "DeleteProcess", request, tasks_pb2.DeleteResponse, patience=tasks.RECONNECT)

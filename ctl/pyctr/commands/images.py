@@ -128,17 +128,25 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool) -> None:
 
 
 @image.command()
-@click.option("--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms.")
+@click.option(
+    "--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms; the daemon's if left out."
+)
+@click.option("--all-platforms", is_flag=True, help="All of its platforms; only the daemon's is unpacked.")
 @click.option("--snapshotter", default="", metavar="NAME", help="Which snapshotter to unpack for.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print the image's full name.")
 @click.argument("name", shell_complete=completing.images)
 @pass_session
-def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet: bool) -> None:
-    """Fetch an image from its registry and unpack it."""
+def pull(session: Session, *, name: str, platform: str, all_platforms: bool, snapshotter: str, quiet: bool) -> None:
+    """Fetch an image from its registry and unpack it.
+
+    Of an image for several platforms, that of the daemon's machine.
+    """
     with interrupts.held():
         from pyctr import transfer
 
-    full = transfer.pull(session.connection, name, platform=platform, snapshotter=snapshotter)
+    full = transfer.pull(
+        session.connection, name, platform=platform, every_platform=all_platforms, snapshotter=snapshotter
+    )
     if not quiet:
         click.echo(full)
 
@@ -149,7 +157,10 @@ def pull(session: Session, *, name: str, platform: str, snapshotter: str, quiet:
 @click.argument("target", required=False)
 @pass_session
 def push(session: Session, *, name: str, target: str | None, platforms: tuple[str, ...]) -> None:
-    """Send an image to its registry, or to TARGET."""
+    """Send an image to its registry, or to TARGET.
+
+    Of an image of which only one platform was pulled, that one is sent alone.
+    """
     with interrupts.held():
         from pyctr import transfer
 
@@ -161,7 +172,7 @@ def push(session: Session, *, name: str, target: str | None, platforms: tuple[st
 @image.command("import")
 @click.option("--platform", default="", metavar="OS/ARCH", help="Only this platform.")
 @click.option("--snapshotter", default="", metavar="NAME", help="Which snapshotter to unpack for.")
-@click.argument("file")
+@click.argument("file", shell_complete=completing.files)
 @pass_session
 def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> None:
     """Load images from an archive.
@@ -189,7 +200,15 @@ def import_(session: Session, *, file: str, platform: str, snapshotter: str) -> 
 @image.command()
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Only these of its platforms.")
 @click.option("--all-platforms", is_flag=True, help="All of its platforms.")
-@click.option("--output", "-o", "target", default="-", metavar="FILE", help="Write here instead of standard output.")
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    default="-",
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="Write here instead of standard output.",
+)
 @click.argument("name", shell_complete=completing.images)
 @pass_session
 def export(session: Session, *, name: str, target: str, platforms: tuple[str, ...], all_platforms: bool) -> None:
@@ -287,9 +306,16 @@ def describe(connection: Connection, name: str, missing: str = "") -> dict[str, 
 
 
 @image.command("from-host")
-@click.option("--output", "-o", "target", metavar="FILE", help="Write an archive instead of storing the image.")
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="Write an archive instead of storing the image.",
+)
 @click.argument("name")
-@click.argument("programs", nargs=-1, required=True, metavar="PROGRAM...")
+@click.argument("programs", nargs=-1, required=True, metavar="PROGRAM...", shell_complete=completing.files)
 @pass_session
 def from_host(session: Session, *, name: str, programs: tuple[str, ...], target: str | None) -> None:
     """Make an image from programs of this machine.

@@ -6,7 +6,7 @@ from typing import Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import output, run_options
+from pyctr import completing, output, run_options
 from pyctr.connection import LEASES
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -64,7 +64,7 @@ def create(session: Session, *, lease_id: str, expires: str | None, labels: tupl
 
 @lease.command()
 @click.option("--sync", is_flag=True, help="Collect garbage before returning.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=completing.leases)
 @pass_session
 def rm(session: Session, *, ids: tuple[str, ...], sync: bool) -> int:
     """End leases."""

@@ -9,7 +9,7 @@ from google.protobuf import empty_pb2
 
 from pyctr import arguments, completing, lookup, records, stopping, tasks
 from pyctr.connection import ENGINE, TASKS
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, not_running
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
@@ -24,7 +24,7 @@ def _running(reference: str) -> Iterator[None]:
     try:
         yield
     except NotFound:
-        raise CommandError(f"container {reference} is not running") from None
+        raise not_running(reference) from None
 
 
 @click.command()
@@ -88,17 +88,18 @@ def unpause(session: Session, *, containers: tuple[str, ...]) -> int:
 @click.command()
 @arguments.containers
 @pass_session
-def wait(session: Session, *, containers: tuple[str, ...]) -> None:
+def wait(session: Session, *, containers: tuple[str, ...]) -> int:
     """Wait until containers end and print their exit codes."""
-    for reference in containers:
+
+    def one(reference: str) -> None:
         container = lookup.find(session.connection, reference)
-        try:
+        with _running(reference):
             click.echo(tasks.wait(session.connection, container.id))
-        except NotFound:
-            raise CommandError(f"container {reference} does not run") from None
+
+    return each(containers, one, done=lambda _: None)
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
 @click.option("--volumes", "-v", is_flag=True, help="Remove the volumes that were made for it too.")
 @arguments.containers

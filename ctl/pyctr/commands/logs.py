@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyctr import completing, log_files, lookup, tasks
+from pyctr import arguments, completing, log_files, lookup, tasks
 from pyctr.connection import ENGINE
 from pyctr.errors import CommandError
 from pyctr.http2 import ConnectionLost
@@ -16,7 +16,7 @@ from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.pyctr import engine_pb2
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--follow", "-f", is_flag=True, help="Go on as more is written, until the container ends.")
 @click.option("--tail", "-n", default="all", show_default=True, metavar="LINES", help="Only the last lines.")
 @click.option("--since", metavar="TIME", help="Only since a moment (2026-01-31T12:00:00Z) or for a span (10m).")

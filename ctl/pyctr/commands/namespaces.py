@@ -3,7 +3,7 @@
 import click
 from google.protobuf import empty_pb2, field_mask_pb2
 
-from pyctr import output, run_options
+from pyctr import completing, output, run_options
 from pyctr.connection import ENGINE, NAMESPACES, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -55,7 +55,7 @@ def create(session: Session, *, name: str, labels: tuple[str, ...]) -> None:
 
 
 @namespace.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.namespaces)
 @click.argument("labels", nargs=-1, required=True, metavar="NAME=VALUE...")
 @pass_session
 def label(session: Session, *, name: str, labels: tuple[str, ...]) -> None:
@@ -69,7 +69,7 @@ def label(session: Session, *, name: str, labels: tuple[str, ...]) -> None:
 
 
 @namespace.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.namespaces)
 @pass_session
 def rm(session: Session, *, names: tuple[str, ...]) -> int:
     """Remove empty namespaces."""

@@ -11,7 +11,8 @@ import click
 
 from pyctr import arguments, completing, exit_codes, interrupts, run_options, terminal
 from pyctr.connection import CONTAINERS, ENGINE, Connection
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, as_ours
+from pyctr.http2 import NotSent
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.errors import ApiError, NotFound, Unavailable, UnknownError
@@ -28,15 +29,22 @@ _OPTIONS = (
     click.option("--name", metavar="NAME", help="Give the container a name."),
     click.option("--interactive", "-i", is_flag=True, help="Keep stdin open."),
     click.option("--tty", "-t", is_flag=True, help="Give it a terminal."),
-    click.option("--env", "-e", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable."),
-    click.option("--env-file", multiple=True, metavar="FILE", help="Read environment variables from a file."),
+    arguments.env,
+    arguments.env_file,
     click.option("--user", "-u", metavar="USER[:GROUP]", help="Run as this user, by name or number."),
     click.option("--group-add", multiple=True, metavar="GROUP", help="Join another group."),
     click.option("--workdir", "-w", metavar="PATH", help="Start in this directory."),
     click.option("--entrypoint", metavar="PROGRAM", help="Replace the image's entry point."),
     click.option("--hostname", "-h", metavar="NAME", help="The container's host name."),
     click.option("--label", "-l", multiple=True, metavar="NAME[=VALUE]", help="Set a label."),
-    click.option("--volume", "-v", multiple=True, metavar="[SOURCE:]PATH[:ro]", help="Show a host path or a volume."),
+    click.option(
+        "--volume",
+        "-v",
+        multiple=True,
+        metavar="[SOURCE:]PATH[:ro]",
+        shell_complete=completing.sources,
+        help="Show a host path or a volume.",
+    ),
     click.option("--mount", multiple=True, metavar="type=...,...", help="A bind, tmpfs or volume: source, target."),
     click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="Mount a tmpfs."),
     click.option("--read-only", is_flag=True, help="Make the root file system read-only."),
@@ -44,6 +52,7 @@ _OPTIONS = (
         "--device",
         multiple=True,
         metavar="PATH[:PATH[:rwm]]|VENDOR/CLASS=NAME",
+        shell_complete=completing.files,
         help="Give it a device of this machine.",
     ),
     click.option("--privileged", is_flag=True, help="Take all confinement off."),
@@ -56,19 +65,39 @@ _OPTIONS = (
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter in its namespaces."),
     click.option(
-        "--network", "--net", callback=arguments.network, metavar="none|host", help="None (default for root), or ours."
+        "--network",
+        "--net",
+        callback=arguments.network,
+        metavar="none|host",
+        shell_complete=completing.one_of("none", "host"),
+        help="None (default for root), or ours.",
     ),
     click.option("--userns", metavar="WHOSE", default="", help="Its users: host, UID:SIZE or NAME's."),
     click.option("--init", is_flag=True, help="Run a small init as its process 1."),
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that `stop` sends."),
-    click.option("--log-driver", metavar="DRIVER", help="json-file (the default), cri, journald or none."),
+    click.option(
+        "--log-driver",
+        metavar="DRIVER",
+        shell_complete=completing.one_of("json-file", "cri", "journald", "none"),
+        help="json-file (the default), cri, journald or none.",
+    ),
     click.option("--log-opt", multiple=True, metavar="NAME=VALUE", help="Of json-file: max-size=10m, max-file=3."),
-    click.option("--restart", metavar="POLICY", default="", help="no, always, unless-stopped, on-failure[:RETRIES]."),
+    click.option(
+        "--restart",
+        metavar="POLICY",
+        shell_complete=completing.restart_policies,
+        default="",
+        help="no, always, unless-stopped, on-failure[:RETRIES].",
+    ),
     click.option("--rm", is_flag=True, help="Remove the container when it has ended."),
     click.option("--runtime", metavar="NAME", default="", help="Another OCI runtime: runc, crun, a path."),
     click.option("--snapshotter", metavar="NAME", default="", help="What keeps its files: overlayfs, or another."),
-    click.option("--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms."),
-    click.option("--cidfile", metavar="FILE", help="Write the container's id to this file."),
+    click.option(
+        "--platform", metavar="OS/ARCH", default="", help="Which of the image's platforms; else the daemon's."
+    ),
+    click.option(
+        "--cidfile", metavar="FILE", shell_complete=completing.files, help="Write the container's id to this file."
+    ),
 )
 
 
@@ -143,7 +172,10 @@ def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest)
     def made() -> engine_pb2.RunSpecResponse:
         try:
             return connection.call(ENGINE, "RunSpec", request, engine_pb2.RunSpecResponse, meanwhile=_load)
-        except KeyboardInterrupt:
+        except NotSent:
+            raise
+        except (KeyboardInterrupt, Unavailable):
+            connection.close()  # what was under way on it is cancelled by that
             _unmake(connection, request.id)
             raise
 
@@ -159,23 +191,39 @@ def _made_from_image(connection: Connection, request: engine_pb2.RunSpecRequest)
 
 
 def _unmake(connection: Connection, container_id: str) -> None:
-    """Remove a container whose making we did not wait for: the daemon may be at it for a moment more."""
-    from pyctr import records
+    """Remove a container whose making we did not see the end of: the daemon may be at it for a moment more.
 
-    connection.close()  # what was under way on it is cancelled by that
-    request = containers_pb2.GetContainerRequest(id=container_id)
-    give_up = time.monotonic() + _UNMAKING
-    with contextlib.suppress(ApiError):
-        while (left := give_up - time.monotonic()) > 0:
-            try:
-                made = connection.call(
-                    CONTAINERS, "Get", request, containers_pb2.GetContainerResponse, timeout=left
-                ).container
-            except NotFound:
-                time.sleep(_PAUSE)
-            else:
-                records.remove(connection, made.id, made.snapshotter, made.snapshot_key)
-                break
+    If it was the daemon that went away, the next one knows what there is.
+    """
+    with _clearing_away(container_id):
+        give_up = time.monotonic() + _UNMAKING
+        while not _removed(connection, container_id) and time.monotonic() < give_up:
+            time.sleep(_PAUSE)
+
+
+def _removed(connection: Connection, container_id: str) -> bool:
+    """Remove a container that has no task, and tell whether it was there."""
+    from pyctr import records, tasks
+
+    request, answer = containers_pb2.GetContainerRequest(id=container_id), containers_pb2.GetContainerResponse
+    try:
+        made = connection.call(
+            CONTAINERS, "Get", request, answer, timeout=_SETTLING, patience=tasks.RECONNECT
+        ).container
+    except NotFound:
+        return False
+    records.remove(connection, made.id, made.snapshotter, made.snapshot_key)
+    return True
+
+
+@contextlib.contextmanager
+def _clearing_away(container_id: str) -> Iterator[None]:
+    """Say how to remove a container if we cannot."""
+    try:
+        yield
+    except ApiError as error:
+        remedy = f"remove it with: pyctr rm -f {container_id}"
+        print(f"pyctr: clearing away {container_id}: {error}; {remedy}", file=sys.stderr)
 
 
 def _load() -> None:
@@ -191,6 +239,8 @@ def _load() -> None:
 @click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
+@interrupts.alike()
+@as_ours()
 def run(
     session: Session, /, image: str, command: tuple[str, ...], *, detach: bool, detach_keys: str, **given: Any
 ) -> int:
@@ -241,7 +291,7 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
     """Clear away the task of a container that did not start, the container too with --rm."""
     from pyctr import records, stopping, tasks
 
-    try:
+    with _clearing_away(made.id):
         give_up = time.monotonic() + _SETTLING
         while True:
             try:
@@ -255,8 +305,6 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
                 time.sleep(_PAUSE)
         if remove:
             records.remove(connection, made.id, made.snapshotter, made.id)
-    except ApiError as error:
-        print(f"pyctr: clearing away {made.id}: {error}; remove it with: pyctr rm -f {made.id}", file=sys.stderr)
 
 
 @click.command(cls=arguments.DockerLike, context_settings=_SETTINGS)
@@ -264,6 +312,8 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
 @click.argument("image", shell_complete=completing.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
+@interrupts.alike()
+@as_ours()
 def create(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Make a container from IMAGE and do not start it."""
     click.echo(make(session, image, command, given).id)

@@ -8,7 +8,7 @@ from typing import Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import output
+from pyctr import completing, output
 from pyctr.connection import SNAPSHOTS, Connection
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -68,7 +68,7 @@ def ls(session: Session, *, snapshotter: str, no_trunc: bool) -> None:
 
 @snapshot.command()
 @_SNAPSHOTTER
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=completing.snapshots)
 @pass_session
 def rm(session: Session, *, snapshotter: str, keys: tuple[str, ...]) -> int:
     """Remove snapshots that nothing is built on.
@@ -89,7 +89,7 @@ def rm(session: Session, *, snapshotter: str, keys: tuple[str, ...]) -> int:
 @_SNAPSHOTTER
 @click.option("--no-trunc", is_flag=True, help="Whole keys.")
 @output.format_option
-@click.argument("keys", nargs=-1, metavar="[KEY...]")
+@click.argument("keys", nargs=-1, metavar="[KEY...]", shell_complete=completing.snapshots)
 @pass_session
 def usage(session: Session, *, snapshotter: str, keys: tuple[str, ...], no_trunc: bool) -> None:
     """Show what snapshots take on disk.

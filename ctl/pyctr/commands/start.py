@@ -6,7 +6,7 @@ import sys
 import click
 
 from pyctr import arguments, completing, lookup, records, run_session, stopping, tasks, terminal
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, not_running
 from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire import labels
@@ -15,10 +15,16 @@ from pyctr_wire.containerd.types.task.task_pb2 import Status
 from pyctr_wire.errors import ApiError
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--attach", "-a", "attached", is_flag=True, help="Show its output and pass signals on.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass stdin on; implies --attach.")
-@click.option("--checkpoint", default="", metavar="DIRECTORY", help="Go on from what `pyctr checkpoint` saved there.")
+@click.option(
+    "--checkpoint",
+    default="",
+    metavar="DIRECTORY",
+    shell_complete=completing.files,
+    help="Go on from what `pyctr checkpoint` saved there.",
+)
 @arguments.detach_keys
 @arguments.containers
 @pass_session
@@ -88,7 +94,7 @@ def restart(session: Session, *, containers: tuple[str, ...], grace: float) -> i
     return each(containers, one)
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--no-stdin", is_flag=True, help="Do not pass stdin on.")
 @click.option("--sig-proxy/--no-sig-proxy", default=True, show_default=True, help="Pass signals on.")
 @arguments.detach_keys
@@ -102,7 +108,7 @@ def attach(session: Session, *, container: str, no_stdin: bool, sig_proxy: bool,
     if process is not None and process.status in tasks.FROZEN:  # no key and no signal would get us out again
         raise CommandError(f"container {container} is paused: pyctr unpause {container}")
     if process is None or process.status != Status.RUNNING:
-        raise CommandError(f"container {container} is not running")
+        raise not_running(container)
     stdin = found.labels.get(labels.INTERACTIVE) == "true" and not no_stdin
     stream = run_session.attach(session.connection, found.id, stdin=stdin)
     if process.terminal and sys.stdout.isatty():

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import click
 
-from pyctr import completing, lookup, output
+from pyctr import arguments, completing, exit_codes, lookup, output, tasks
 from pyctr.connection import CONTAINERS, TASKS, Connection
+from pyctr.errors import not_running
 from pyctr.session import Session, pass_session
 from pyctr_wire import labels
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2 as v1
@@ -87,15 +88,21 @@ def _names(connection: Connection) -> Mapping[str, str]:
     return {container.id: container.labels.get(labels.NAME, "") for container in containers}
 
 
-@click.command()
+@click.command(cls=arguments.DockerLike)
 @click.option("--no-stream", is_flag=True, help="Only once.")
 @output.format_option
 @click.argument("containers", nargs=-1, metavar="[CONTAINER...]", shell_complete=completing.containers)
 @pass_session
-def stats(session: Session, *, containers: tuple[str, ...], no_stream: bool) -> None:
+def stats(session: Session, *, containers: tuple[str, ...], no_stream: bool) -> int:
     """Show what containers use; all that run if none is named."""
     connection = session.connection
-    wanted = frozenset(lookup.find(connection, name).id for name in containers)
+    found = {name: lookup.find(connection, name).id for name in containers}
+    ended = [name for name, container_id in found.items() if not tasks.runs(connection, container_id)]
+    for name in ended:
+        not_running(name).show()
+    if ended and len(ended) == len(found):
+        return exit_codes.FAILURE
+    wanted = frozenset(found.values())
     machine_memory = _machine_memory()
     before = _look(connection, wanted, machine_memory)
     while True:
@@ -107,5 +114,5 @@ def stats(session: Session, *, containers: tuple[str, ...], no_stream: bool) -> 
             sys.stdout.write(_HOME_AND_CLEAR)
         output.show_rows(session.format, _COLUMNS, rows)
         if no_stream:
-            return
+            return exit_codes.FAILURE if ended else 0
         before = now

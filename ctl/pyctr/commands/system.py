@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 from google.protobuf import empty_pb2
 
-from pyctr import lookup, output
+from pyctr import completing, lookup, output
 from pyctr.connection import ENGINE, INTROSPECTION, VERSION
 from pyctr.errors import CommandError
 from pyctr.session import Session, pass_session
@@ -188,7 +188,7 @@ def ops(session: Session) -> None:
 
 @click.command()
 @output.format_option
-@click.argument("object_id", metavar="CONTAINER|OPERATION")
+@click.argument("object_id", metavar="CONTAINER|OPERATION", shell_complete=completing.containers)
 @pass_session
 def why(session: Session, *, object_id: str) -> None:
     """Show what happened to a container or an operation."""

@@ -2,7 +2,7 @@
 
 import click
 
-from pyctr import arguments
+from pyctr import arguments, completing
 from pyctr.connection import ENGINE
 from pyctr.session import Session, pass_session
 from pyctr.several import each
@@ -15,6 +15,7 @@ from pyctr_wire.pyctr import engine_pb2
     "policy",
     required=True,
     metavar="POLICY",
+    shell_complete=completing.restart_policies,
     help="When it is started again: no, always, unless-stopped, on-failure[:RETRIES].",
 )
 @arguments.containers

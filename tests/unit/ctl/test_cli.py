@@ -102,6 +102,21 @@ def test_usage_errors_of_docker_have_dockers_code(command: str) -> None:
     assert "No such option" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [("run", "--memory"), ("create", "--rm=maybe", "image"), ("exec", "-e"), ("run", "--rm", "--name")]
+)
+def test_a_value_too_few_or_too_many_has_dockers_code(arguments: tuple[str, ...]) -> None:
+    done = pyctr(*arguments)
+    assert done.returncode == 125
+    assert done.stderr.startswith(f"Usage: pyctr {arguments[0]} ")
+
+
+def test_only_what_people_type_is_suggested() -> None:
+    error = pyctr("run", "--privilege").stderr
+    assert "--privileged" in error
+    assert ":" not in error.partition("Did you mean")[2].replace("one of:", "")
+
+
 @pytest.mark.parametrize("noun", ["namespace", "lease"])
 def test_what_docker_does_not_know_has_the_usual_code(noun: str) -> None:
     assert pyctr(noun, "create", "--no-such-option").returncode == 2

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyctr import run_options, run_session, tasks
+from pyctr.commands import lifecycle, start
 from pyctr.commands import run as run_command
 from pyctr.connection import Connection, NoDaemon
 from pyctr.session import Session
@@ -48,6 +49,20 @@ def test_volumes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "alike"),
+    [
+        ("/data:/mnt:z", "/data:/mnt"),
+        ("/data:/mnt:ro,Z", "/data:/mnt:ro"),
+        ("data:/mnt:Z,nocopy", "data:/mnt:nocopy"),
+        ("data:/mnt:z", "data:/mnt"),
+    ],
+)
+def test_volumes_that_are_to_be_labelled(text: str, alike: str) -> None:
+    """There is nothing to do: nothing keeps these containers from files by their labels."""
+    assert run_options.parse_volume(text) == run_options.parse_volume(alike)
+
+
+@pytest.mark.parametrize(
     "text",
     ["only", "", "name:mnt", "name:/m:rslave", "/a:/b:nocopy", "/a:relative", "/a:/b:what", "/a:/b:ro:more", ":/b"],
 )
@@ -78,6 +93,20 @@ def test_mounts(tmp_path: Path) -> None:
 def test_mounts_that_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         run_options.parse_mount(text)
+
+
+@pytest.mark.parametrize(("word", "access"), [("1", "ro"), ("t", "ro"), ("TRUE", "ro"), ("0", "rw"), ("False", "rw")])
+def test_truth_in_a_mount_has_the_words_of_dockers(word: str, access: str) -> None:
+    assert access in run_options.parse_mount(f"target=/v,readonly={word}").options
+    assert ("nocopy" in run_options.parse_mount(f"target=/v,volume-nocopy={word}").options) == (access == "ro")
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "tRUE", ""])
+@pytest.mark.parametrize("field", ["ro", "readonly", "volume-nocopy"])
+def test_what_is_neither_true_nor_false_is_refused(field: str, word: str) -> None:
+    """Who asks for a mount that cannot be written must not get one that can."""
+    with pytest.raises(click.BadParameter, match=f"{'readonly' if field == 'ro' else field} is true or false"):
+        run_options.parse_mount(f"target=/v,{field}={word}")
 
 
 def test_tmpfs_options_replace_their_opposites() -> None:
@@ -153,6 +182,36 @@ def test_a_whole_command_line(asked: list[RunOptions]) -> None:
     assert options.auto_remove
 
 
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [
+        ("--rm=true", True), ("--rm=1", True), ("--rm=false", False), ("--rm --rm=false", False),
+        ("--rm=F --rm", True), ("-i --rm=T", True), ("-e --rm=true", False), ("-ite --rm=true", False),
+        ("--env --rm=true", False), ("-eA --rm=true", True), ("--env=A --rm=true", True), ("-- --rm=true", False),
+    ],
+)  # fmt: skip
+def test_flags_are_spelled_as_dockers_users_do(asked: list[RunOptions], words: str, on: bool) -> None:
+    """What is another option's value, or of the container's command, is left alone."""
+    arguments = [*words.split(), "image", "--rm=true"]
+    CliRunner().invoke(run_command.create, arguments, obj=Session(), catch_exceptions=False)
+    assert asked[0].auto_remove == on
+    assert asked[0].args[-1] == "--rm=true"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "name", "value"),
+    [
+        (lifecycle.rm, "c1 --force=true", "force", True),
+        (lifecycle.rm, "--force c1 --force=false", "force", False),
+        (start.attach, "c1 --sig-proxy=false", "sig_proxy", False),
+        (start.attach, "--sig-proxy=false c1 --sig-proxy", "sig_proxy", True),
+    ],
+)
+def test_flags_are_spelled_so_behind_arguments_too(command: click.Command, words: str, name: str, value: bool) -> None:
+    context = command.make_context(None, words.split())
+    assert context.params[name] is value
+
+
 def test_seccomp_profiles_are_read_here(asked: list[RunOptions], tmp_path: Path) -> None:
     profile = tmp_path / "p.json"
     profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
@@ -174,6 +233,7 @@ def test_seccomp_profiles_are_read_here(asked: list[RunOptions], tmp_path: Path)
         (("--log-opt", "max-size"), "NAME=VALUE"),
         (("--env-file", "/nonexistent"), "/nonexistent: No such file or directory"),
         (("--env-file", sys.executable), "not a text file"),
+        (("--security-opt", "seccomp=/nonexistent"), "--security-opt seccomp=/nonexistent: No such file or directory"),
     ],
 )
 def test_what_is_refused(asked: list[RunOptions], arguments: tuple[str, ...], message: str) -> None:
