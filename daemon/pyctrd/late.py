@@ -30,7 +30,7 @@ from pyctrd.metadata.leases import Leases
 from pyctrd.metadata.namespaces import Namespaces
 from pyctrd.metadata.sandboxes import Sandboxes
 from pyctrd.registry.access import Registries
-from pyctrd.registry.credentials import Credentials, StoredCredentials
+from pyctrd.registry.credentials import Credentials, configured, docker_file
 from pyctrd.registry.hosts import HostsConfig
 from pyctrd.remapping import maps_for
 from pyctrd.rpc import (
@@ -54,6 +54,7 @@ from pyctrd.runtime.aftermath import Aftermath
 from pyctrd.runtime.belongings import Belongings
 from pyctrd.runtime.creation import Creator
 from pyctrd.runtime.disk_usage import DiskUsage
+from pyctrd.runtime.forgetting import Forgetting
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.restarts import RestartMonitor
 from pyctrd.runtime.revival import Revival
@@ -110,6 +111,7 @@ class LateParts:
             parts.group.create_task(self._serve_metrics(parts.config.metrics_address, parts.calls), name="metrics")
         parts.group.create_task(self._aftermath().run(), name="aftermath")
         parts.group.create_task(self._restarts().run(), name="restarts")
+        parts.group.create_task(Forgetting(parts.tasks).run(), name="forgetting")
 
     def _build_stores(self) -> None:
         parts, database = self._parts, self._parts.database
@@ -117,6 +119,7 @@ class LateParts:
         self._namespaces = Namespaces(database)
         self._images = Images(database)
         self._leases = Leases(database)
+        self._leases.end_calls()
         self._sandboxes = Sandboxes(database)
         self._content = ContentStore(parts.config.root / "content", database, parts.config.content.sharing, keeper)
         parts.content = self._content
@@ -159,14 +162,14 @@ class LateParts:
         self._differ = Differ(self._content, parts.bulk, limits, workers=unpack.workers)
         self._streams = StreamManager()
         logins = {name: Credentials(login.username, login.secret) for name, login in registry.credentials.items()}
-        credentials = StoredCredentials(parts.bulk.run, logins, Path(registry.docker_config))
+        known, kept = configured(logins), docker_file(parts.bulk.run, Path(registry.docker_config))
         hosts = HostsConfig(tuple(map(Path, registry.config_path)), frozenset(registry.plain_http))
         user_agent = f"pyctr/{importlib.metadata.version('pyctr')}"
-        registries = Registries(hosts, credentials, parts.bulk, user_agent)
+        self._registries = Registries(hosts, known, kept, parts.bulk, user_agent)
         stores = Stores(
             self._content, self._images, self._leases, self._snapshots, self._differ, parts.rows, parts.bulk
         )
-        self._transfers = Transfers(stores, self._streams, registries, self._host)
+        self._transfers = Transfers(stores, self._streams, self._registries, self._host)
 
     def _build_services(self) -> None:
         parts, rows, bulk, collect = self._parts, self._parts.rows, self._parts.bulk, self._scheduler.collect_now
@@ -233,6 +236,7 @@ class LateParts:
         parts = self._parts
         return Aftermath(
             parts.exchange,
+            parts.container_index,
             parts.containers,
             self._namespaces,
             self._snapshots,
@@ -313,6 +317,7 @@ class LateParts:
             self._host,
             parts.upgrade,
             self._transfers.unpack,
+            self._registries.check_login,
         )
 
 

@@ -57,6 +57,10 @@ class Offload:
         """Return `function(*args, **kwargs)`, called in a thread; raises what it raises."""
         return await self._accept(partial(function, *args, **kwargs))
 
+    async def run_to_its_end(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Do as `run` does; but a caller who is cancelled goes on only at the call's end: for one who holds a lock."""
+        return await to_its_end(self._accept(partial(function, *args, **kwargs)))
+
     def at_once(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return `function(*args, **kwargs)`, called right here: for the read of a row by its key, and nothing else.
 
@@ -137,8 +141,7 @@ class Offload:
         if not self._under_way:
             self._at_rest.set()
         if future.done():  # nobody waits any more
-            if error is not None and not isinstance(error, ApiError):  # what a client was meant to see concerns only it
-                _log.error("call.failed_unobserved", exc_info=error)
+            _take_unobserved(error)
         elif error is not None:
             future.set_exception(error)
         else:
@@ -180,3 +183,19 @@ class Offload:
     def _release_unobserved(self, acquired: "asyncio.Future[_T]", release: Callable[[_T], object]) -> None:
         if acquired.exception() is None and not self._closed:
             self._accept(partial(release, acquired.result()))
+
+
+async def to_its_end(work: "asyncio.Future[_T]") -> _T:
+    """Return or raise what `work` does; a caller who is cancelled goes on only at its end."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        _take_unobserved(work.exception())
+        raise
+
+
+def _take_unobserved(error: BaseException | None) -> None:
+    """Log what a call raised that nobody waits for; what a client was meant to see concerns only it."""
+    if error is not None and not isinstance(error, ApiError):
+        _log.error("call.failed_unobserved", exc_info=error)

@@ -100,18 +100,18 @@ class FrameDecoder:
         buffer = self._buffer
         buffer += data
         frames: list[Frame | Oversized] = []
-        start = 0
-        while len(buffer) - start >= HEADER_SIZE:
+        start, size = 0, len(buffer)
+        while (body := start + HEADER_SIZE) <= size:
             length, stream_id, kind, flags = _HEADER.unpack_from(buffer, start)
-            end = start + HEADER_SIZE + length
+            end = body + length
             if length > MAX_DATA:
                 frames.append(Oversized(stream_id, kind, length))
-                self._to_skip = max(0, end - len(buffer))
-                start = min(end, len(buffer))
+                self._to_skip = max(0, end - size)
+                start = min(end, size)
                 continue
-            if end > len(buffer):
+            if end > size:
                 break
-            frames.append(Frame(stream_id, kind, flags, bytes(buffer[start + HEADER_SIZE : end])))
+            frames.append(Frame(stream_id, kind, flags, bytes(buffer[body:end])))
             start = end
         del buffer[:start]
         return frames

@@ -182,7 +182,7 @@ class Registry(NamedTuple):
     ] = "/root/.docker/config.json"
     credentials: Annotated[
         Mapping[str, Login],
-        "Credentials, sent only to the host that the table is called after.",
+        "Credentials, sent only to the host that the table is called after. They come before what a client has.",
     ] = MappingProxyType({})
 
 

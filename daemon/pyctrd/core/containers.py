@@ -32,6 +32,15 @@ class Container:
     sandbox_id: str = ""
 
 
+def without_larger_parts(container: Container) -> Container:
+    """Return a container without specification, options and extensions; `replace` takes four times as long."""
+    one = container
+    return Container(
+        one.id, one.labels, one.image, one.runtime_name, None, None, one.snapshotter, one.snapshot_key,
+        one.created_at, one.updated_at, {}, one.sandbox_id,
+    )  # fmt: skip
+
+
 def validate(container: Container) -> None:
     """Raise InvalidArgument for a container that cannot be stored."""
     validate_identifier("container.ID", container.id)

@@ -4,6 +4,7 @@ Source: containerd pkg/identifiers.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from pyctr_wire.errors import InvalidArgument
@@ -19,13 +20,13 @@ def validate_identifier(kind: str, text: str) -> str:
     An identifier is 1 to 76 ASCII letters and digits, in runs joined by single `.`, `_` or `-`;
     so it is safe as a file name.
     """
+    if len(text) <= MAX_LENGTH and _IDENTIFIER.fullmatch(text):
+        return text
     if not text:
         raise InvalidArgument(f"{kind}: identifier must not be empty")
     if len(text) > MAX_LENGTH:
         raise InvalidArgument(f'{kind}: identifier "{text}" greater than maximum length ({MAX_LENGTH} characters)')
-    if not _IDENTIFIER.fullmatch(text):
-        raise InvalidArgument(f'{kind}: identifier "{text}" must match {_IDENTIFIER.pattern}')
-    return text
+    raise InvalidArgument(f'{kind}: identifier "{text}" must match {_IDENTIFIER.pattern}')
 
 
 def validate_namespace(text: str) -> str:
@@ -33,6 +34,7 @@ def validate_namespace(text: str) -> str:
     return validate_identifier("namespace validation", text)
 
 
+@lru_cache(maxsize=64)  # there are some twenty, and each event has one
 def validate_topic(topic: str) -> str:
     """Return `topic`, or raise InvalidArgument unless it is `/` and identifiers joined by `/`."""
     if not topic.startswith("/"):

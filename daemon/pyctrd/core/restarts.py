@@ -30,6 +30,9 @@ class Wish(StrEnum):
     NOTHING = ""
 
 
+_WISHES: Final = {wish.value: wish for wish in Wish}
+
+
 class When(StrEnum):
     """The policies."""
 
@@ -80,7 +83,7 @@ def labels_for(policy: str, *, running: bool) -> dict[str, str]:
 def wish_of(labels: Labels) -> Wish:
     """Return what a container shall be; a status that is none of containerd's two is not looked after."""
     status = labels.get(names.RESTART_STATUS, "")
-    return Wish(status) if status in list(Wish) else Wish.NOTHING
+    return _WISHES.get(status, Wish.NOTHING)
 
 
 def count_of(labels: Labels) -> int:

@@ -3,20 +3,17 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 from pyctr_wire.errors import ApiError, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import Event
-from pyctrd.core.filters import Adaptor, Filter, compile_filters
+from pyctrd.core.filters import compile_filters
 from pyctrd.core.identifiers import validate_namespace, validate_topic
 from pyctrd.core.values import dataclass
-
-Fields: TypeAlias = Callable[[str, str, AnyValue], Adaptor]
-"""From an event's namespace, topic and content to what a filter sees of it."""
 
 MISSED_KEPT: Final = 30.0  # seconds from the start of service; clients reconnect within three
 # What comes by itself. Of everything else, whoever made it happen has been told by the answer.
@@ -34,12 +31,11 @@ class Envelope:
 
 
 class Subscription:
-    """The events since it was made that match its filters: an asynchronous iterator, and a context that ends it."""
+    """The events since it was made that it wants: an asynchronous iterator, and a context that ends it."""
 
-    def __init__(self, matches: Filter, fields: Fields, limit: int, leave: "Callable[[Subscription], None]") -> None:
-        """Hold up to `limit` events that match by their `fields`; `leave` is called when the context ends."""
-        self._matches = matches
-        self._fields = fields
+    def __init__(self, wants: Callable[[Envelope], bool], limit: int, leave: "Callable[[Subscription], None]") -> None:
+        """Hold up to `limit` events; `leave` is called when the context ends."""
+        self._wants = wants
         self._limit = limit
         self._leave = leave
         self._waiting: deque[Envelope] = deque()
@@ -47,8 +43,8 @@ class Subscription:
         self._end: ApiError | None = None
 
     def offer(self, envelope: Envelope) -> None:
-        """Queue `envelope` if it matches; a full queue ends the subscription instead."""
-        if not self._matches(self._fields(envelope.namespace, envelope.topic, envelope.event)):
+        """Queue `envelope` if it is wanted; a full queue ends the subscription instead."""
+        if not self._wants(envelope):
             return
         if len(self._waiting) >= self._limit:
             self._waiting.clear()
@@ -139,7 +135,15 @@ class Exchange:
         # It loads all events that there are, which a daemon that starts has no time for.
         from pyctrd.events.fields import adaptor_for
 
-        subscription = Subscription(compile_filters(filters), adaptor_for, self._queue, self._subscriptions.discard)
+        matches = compile_filters(filters)
+        return self._admit(lambda one: matches(adaptor_for(one.namespace, one.topic, one.event)))
+
+    def follow(self, topics: Set[str]) -> Subscription:
+        """Return a subscription, as `subscribe` does, to events of these topics: a part of the daemon's own."""
+        return self._admit(lambda one: one.topic in topics)
+
+    def _admit(self, wants: Callable[[Envelope], bool]) -> Subscription:
+        subscription = Subscription(wants, self._queue, self._subscriptions.discard)
         for envelope in self._missed or ():
             subscription.offer(envelope)
         self._subscriptions.add(subscription)

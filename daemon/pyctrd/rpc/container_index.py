@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2 as pb
 from pyctr_wire.errors import NotFound
-from pyctrd.core.containers import Container, fields
+from pyctrd.core.containers import Container, fields, without_larger_parts
 from pyctrd.core.filters import compile_filters
 from pyctrd.core.labels import Labels
 from pyctrd.offload import Offload
@@ -129,4 +128,4 @@ class ContainerIndex:
 
 def _entry(container: Container) -> Entry:
     encoded = pb.GetContainerResponse(container=container_to_proto(container)).SerializeToString()
-    return Entry(replace(container, spec=None, runtime_options=None, extensions={}), encoded)
+    return Entry(without_larger_parts(container), encoded)

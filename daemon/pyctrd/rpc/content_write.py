@@ -24,7 +24,7 @@ class BlobWriter(Protocol):
     def expect(self, digest: str, /) -> None: ...
     def truncate(self, size: int, /) -> None: ...
     def write(self, data: bytes, /) -> None: ...
-    def commit(self, *, labels: Labels) -> object: ...
+    def commit(self, *, labels: Labels) -> str: ...
     def close(self) -> None: ...
 
 
@@ -49,9 +49,10 @@ def step(writer: BlobWriter, request: pb.WriteContentRequest) -> pb.WriteContent
         case _:
             raise InvalidArgument(f"unknown action {request.action}")
     response.offset = writer.offset
-    response.digest = writer.digest()
     if request.action == pb.WriteAction.COMMIT:
-        writer.commit(labels=dict(request.labels))
+        response.digest = writer.commit(labels=dict(request.labels))
+    else:
+        response.digest = writer.digest()
     return response
 
 

@@ -16,6 +16,7 @@ from pyctrd.core.platforms import Platform, parse_platform
 from pyctrd.core.restarts import Wish, labels_for, wish_of
 from pyctrd.core.tasks import Status
 from pyctrd.offload import Offload
+from pyctrd.registry.credentials import Credentials
 from pyctrd.rpc.container_index import ContainerIndex, Entry
 from pyctrd.rpc.convert.records import mount_to_proto, mounts_from_proto
 from pyctrd.rpc.convert.well_known import time_to_proto
@@ -93,10 +94,11 @@ class Engine:
         host: Platform,
         upgrade: Callable[[], Awaitable[Serving]],
         unpack: Callable[[str, str, Unpack], Awaitable[None]],
+        check_login: Callable[[str, Credentials], Awaitable[None]],
     ) -> None:
         """`measure` returns what takes disk space in a namespace; it walks directories and runs in `bulk`.
 
-        `unpack` makes snapshots of an image that is here.
+        `unpack` makes snapshots of an image that is here; `check_login` shows credentials to a registry.
         """
         self._creator = creator
         self._runtimes = runtimes
@@ -111,7 +113,8 @@ class Engine:
         self._host = host
         self._upgrade = upgrade
         self._unpack = unpack
-        # Held from the look whether a name is free to the commit that takes it.
+        self._check_login = check_login
+        # Held from the look whether a name is free to the commit that takes it, whether a client waits for that or not.
         self._names: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def Ops(self, request: pb.OpsRequest, context: Context) -> pb.OpsResponse:
@@ -189,7 +192,12 @@ class Engine:
             return await self._rows.run(self._creator.create, wanted)
         async with self._names[wanted.namespace]:
             await self._check_name(wanted.namespace, wanted.name)
-            return await self._rows.run(self._creator.create, wanted)
+            return await self._rows.run_to_its_end(self._creator.create, wanted)
+
+    async def CheckLogin(self, request: pb.CheckLoginRequest, context: Context) -> pb.CheckLoginResponse:
+        """Show a registry a name and a password. Unauthenticated, PermissionDenied if it refuses; Unavailable."""
+        await self._check_login(request.registry, Credentials(request.username, request.secret))
+        return pb.CheckLoginResponse()
 
     async def ExecSpec(self, request: pb.ExecSpecRequest, context: Context) -> pb.ExecSpecResponse:
         """Make the process of an exec. NotFound; FailedPrecondition if nothing runs; InvalidArgument."""
@@ -216,8 +224,11 @@ class Engine:
         namespace = namespace_of(context)
         async with self._names[namespace]:
             container = await self._find(namespace, request.id)
+            if request.name and container.labels.get(labels.NAME) == request.name:
+                raise InvalidArgument(f"the container has the name {request.name!r} already")
             await self._check_name(namespace, request.name)
-            await self._rows.run(self._creator.label, namespace, container.id, {labels.NAME: request.name})
+            naming = {labels.NAME: request.name}
+            await self._rows.run_to_its_end(self._creator.label, namespace, container.id, naming)
         return pb.RenameResponse()
 
     async def RestartPolicy(self, request: pb.RestartPolicyRequest, context: Context) -> pb.RestartPolicyResponse:

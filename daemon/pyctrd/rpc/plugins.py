@@ -58,7 +58,7 @@ _PARTS: Final = (
         "io.containerd.runtime.v2",
         "task",
         requires=("io.containerd.event.v1", "io.containerd.metadata.v1"),
-        exports={"log-uri-schemes": "fifo,binary,file,json-file,cri,journald"},
+        exports={"log-uri-schemes": "fifo,binary,binary-v2,file,json-file,cri,journald"},
     ),
     Plugin("io.containerd.sandbox.controller.v1", "shim", requires=("io.containerd.shim.v1", "io.containerd.event.v1")),
     Plugin("io.containerd.sandbox.store.v1", "local", requires=("io.containerd.metadata.v1",)),

@@ -1,9 +1,9 @@
 """What follows from events: a container with --rm goes when its task ends; its logs and belongings go when it goes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence, Set
 from contextlib import AbstractContextManager, suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pyctr_wire import labels
 from pyctr_wire.containerd.events import container_pb2, task_pb2
@@ -22,7 +22,7 @@ from pyctrd.runtime.lifecycle import Lifecycle
 from pyctrd.runtime.log_folders import LogFolders
 from pyctrd.runtime.table import TaskTable
 
-_FILTERS: Final = ("topic==/tasks/exit", "topic==/containers/delete")
+_TOPICS: Final = frozenset({"/tasks/exit", "/containers/delete"})
 _AUTO_REMOVED: Final = (f'labels."{labels.AUTO_REMOVE}"==true',)
 _log = Logger("pyctrd.runtime")
 
@@ -41,7 +41,21 @@ class Envelope(Protocol):
 class Events(Protocol):
     """Where events come from."""
 
-    def subscribe(self, filters: Sequence[str], /) -> AbstractContextManager[AsyncIterator[Envelope]]: ...
+    def follow(self, topics: Set[str], /) -> AbstractContextManager[AsyncIterator[Envelope]]: ...
+
+
+class Entry(Protocol):
+    """What is known of a container without its row."""
+
+    @property
+    def container(self) -> Container: ...
+
+
+class Index(Protocol):
+    """Containers, read through memory."""
+
+    async def get(self, namespace: str, container: str, /) -> Entry: ...
+    async def list(self, namespace: str, filters: Sequence[str], /) -> Sequence[Entry]: ...
 
 
 class ContainerRows(Protocol):
@@ -64,6 +78,7 @@ class Aftermath:
     def __init__(
         self,
         events: Events,
+        index: Index,
         containers: ContainerRows,
         namespaces: NamespaceRows,
         snapshots: Snapshotters,
@@ -76,6 +91,7 @@ class Aftermath:
     ) -> None:
         """Work on these; calls of stores run in `rows`, what may take long in `bulk`."""
         self._events = events
+        self._index = index
         self._containers = containers
         self._namespaces = namespaces
         self._snapshots = snapshots
@@ -90,11 +106,12 @@ class Aftermath:
         """Follow events until the daemon stops; what was missed before is made good first."""
         async with asyncio.TaskGroup() as group:
             while True:
-                with self._events.subscribe(_FILTERS) as events:
+                with self._events.follow(_TOPICS) as events:
                     await self._catch_up(group)
                     try:
                         async for envelope in events:
-                            group.create_task(self._take(envelope))
+                            if (work := await self._consequence(envelope)) is not None:
+                                group.create_task(work)
                     except ResourceExhausted:
                         continue  # events were lost: look at everything again
                     except Unavailable:
@@ -119,30 +136,32 @@ class Aftermath:
                 await self._rows.run(self._logs.remove, name, container_id)
         await self._bulk.run(self._belongings.sweep)
 
-    async def _take(self, envelope: Envelope) -> None:
+    async def _consequence(self, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
+        """Return what is to be done after an event: mostly nothing, which takes no longer than a look at memory."""
+        namespace = envelope.namespace
         if envelope.topic == "/containers/delete":
             gone = decode(envelope.event, container_pb2.ContainerDelete)
-            if gone is not None:
-                await self._remove_belongings(envelope.namespace, gone.id)
-            return
+            return self._removal_of_belongings(namespace, gone.id) if gone is not None else None
         ended = decode(envelope.event, task_pb2.TaskExit)
         if ended is None or ended.id != ended.container_id:
-            return  # an exec
-        task = self._table.find(envelope.namespace, ended.container_id)
+            return None  # an exec
+        task = self._table.find(namespace, ended.container_id)
         if task is not None and task.init.status is not Status.STOPPED:
-            return  # another task has been made for it since
+            return None  # another task has been made for it since
         try:
-            container = self._rows.at_once(self._containers.get, envelope.namespace, ended.container_id)
+            container = (await self._index.get(namespace, ended.container_id)).container
         except NotFound:
-            return
-        if container.labels.get(labels.AUTO_REMOVE) == "true":
-            await self._remove(envelope.namespace, container)
+            return None
+        return self._remove(namespace, container) if container.labels.get(labels.AUTO_REMOVE) == "true" else None
 
-    async def _remove_belongings(self, namespace: str, id: str) -> None:
+    def _removal_of_belongings(self, namespace: str, id: str) -> Coroutine[Any, Any, None] | None:
         # Looked for right here: most containers have neither, and a thread takes longer than looking does.
         has_logs, has_belongings = self._logs.has(namespace, id), self._belongings.any_of(namespace, id)
         if not (has_logs or has_belongings):
-            return
+            return None
+        return self._remove_belongings(namespace, id, has_logs=has_logs, has_belongings=has_belongings)
+
+    async def _remove_belongings(self, namespace: str, id: str, *, has_logs: bool, has_belongings: bool) -> None:
         with suppress(NotFound):
             self._rows.at_once(self._containers.get, namespace, id)
             return  # it is another one of that id, or somebody has only said so

@@ -19,7 +19,6 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -36,7 +35,7 @@ from pyctrd.core.containers import Container
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.idmaps import Maps
 from pyctrd.core.labels import Labels
-from pyctrd.core.leases import EXPIRE_LABEL, Lease
+from pyctrd.core.leases import Lease, for_a_call
 from pyctrd.core.mounts import Mount
 from pyctrd.core.platforms import Platform, normalize
 from pyctrd.core.restarts import labels_for
@@ -50,11 +49,11 @@ from pyctrd.runtime.image_lookup import Blobs, FoundImage, ImageRows
 from pyctrd.runtime.image_user import User, resolve_user
 from pyctrd.runtime.layer_view import LayerView, close_all, shown
 from pyctrd.runtime.log_folders import LogFolders
+from pyctrd.runtime.named_volumes import check_name
 from pyctrd.runtime.run_options import RunOptions
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 DEFAULT_RUNTIME: Final = "io.containerd.pyctr.v1"
-_LEASE_LIFETIME: Final = timedelta(hours=24)
 # Programs that are linked statically and made to be process 1, by what installs them.
 _INITS: Final = ("catatonit", "tini-static", "docker-init")
 _NO_NETWORK: Final = "the container has no network; say --network host, or --network none to not be told"
@@ -182,8 +181,7 @@ class Creator:
         found = image_lookup.read_image(self._blobs, ns, image, request.platform or self._host)
         labels = _labels(request, found.config)
         driver, log_uri, log_path = self._logs.choose(ns, container_id, options.log_driver, dict(options.log_options))
-        expires = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
-        lease = self._leases.create(ns, Lease(f"pyctr-run-{container_id}", {EXPIRE_LABEL: expires}))
+        lease = self._leases.create(ns, for_a_call(f"pyctr-run-{container_id}"))
         try:
             mounts = self._prepare(request, name, container_id, found, lease.id, maps)
             spec, warnings, volumes = self._spec(request, container_id, found, mounts, maps)
@@ -289,7 +287,11 @@ class Creator:
         """Make what volumes the image declares or the user wants; return its own, and those with names, by target."""
         ns, stores = request.namespace, self._belongings
         own, named = {}, {}
-        for target, name, filled in run_options.wanted_volumes(declared, request.options.mounts):
+        wanted = run_options.wanted_volumes(declared, request.options.mounts)
+        for volume in wanted:  # a name that cannot be is told before what else is wrong, and before any is made
+            if volume.name:
+                check_name(volume.name)
+        for target, name, filled in wanted:
             layers = files.directory(target) if filled else []
             try:
                 if name:

@@ -65,7 +65,7 @@ class NamedVolumes:
         Raises InvalidArgument for a name or labels that cannot be, ResourceExhausted for a full disk.
         """
         name = name or secrets.token_hex(16)
-        _check(name)
+        check_name(name)
         validate_labels("volume.Labels", labels)
         with self._locks.held(ns, name):
             self._create(ns, name, labels)
@@ -77,7 +77,7 @@ class NamedVolumes:
         An empty one that no other container has starts as the directory `layers` (O_PATH fds, borrowed) make up.
         Called in `taking`. Raises as `create`, and FailedPrecondition as `copy_up`.
         """
-        _check(name)
+        check_name(name)
         with self._locks.held(ns, name):
             folder = self._create(ns, name, {})
             data = folder / _DATA
@@ -110,7 +110,7 @@ class NamedVolumes:
 
     def remove(self, ns: str, name: str) -> None:
         """Remove a volume. Raises NotFound, FailedPrecondition while a container has it."""
-        _check(name)
+        check_name(name)
         folder = self._root / ns / name
         rubbish = doomed(folder)
         with self._locks.held(ns, name):
@@ -210,7 +210,8 @@ class _NameLocks:
                     self._locks[key] = (lock, users - 1)
 
 
-def _check(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise InvalidArgument for what no volume can be called."""
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
             f"volume name {name[:80]!r}: it must have 2 to 200 letters, digits, '_', '.' and '-',"

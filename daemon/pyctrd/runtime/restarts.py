@@ -21,14 +21,14 @@ from pyctrd.core.tasks import Status
 from pyctrd.events.decoding import decode
 from pyctrd.log import Logger
 from pyctrd.offload import Offload
-from pyctrd.runtime.aftermath import Envelope, Events
+from pyctrd.runtime.aftermath import Envelope, Events, Index
 from pyctrd.runtime.boot import boot_time
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.revival import Revival
 from pyctrd.runtime.table import Task, TaskTable
 
 INTERVAL: Final = 10.0  # seconds, as containerd's
-_FILTERS: Final = ("topic==/tasks/start", "topic==/tasks/exit")
+_TOPICS: Final = frozenset({"/tasks/start", "/tasks/exit"})
 _LABELLED: Final = (f'labels."{names.RESTART_STATUS}"',)
 _START_FAILED: Final = 128  # the exit status of what could not even be started
 # What a container that somebody has started is from then on.
@@ -40,20 +40,6 @@ _WANTED: Final = {
 
 Key: TypeAlias = tuple[str, str]
 _log = Logger("pyctrd.runtime")
-
-
-class Entry(Protocol):
-    """What is known of a container without its row."""
-
-    @property
-    def container(self) -> Container: ...
-
-
-class Index(Protocol):
-    """Containers, read through memory."""
-
-    async def get(self, namespace: str, container: str, /) -> Entry: ...
-    async def list(self, namespace: str, filters: Sequence[str], /) -> Sequence[Entry]: ...
 
 
 class ContainerRows(Protocol):
@@ -121,7 +107,7 @@ class RestartMonitor:
 
     async def _follow(self) -> None:
         while True:
-            with self._events.subscribe(_FILTERS) as events:
+            with self._events.follow(_TOPICS) as events:
                 try:
                     async for envelope in events:
                         await self._take(envelope)

@@ -106,8 +106,8 @@ def _capability(text: str) -> str:
 
 
 def rlimits(ulimits: Iterable[str]) -> list[dict[str, Any]]:
-    """Return OCI rlimits for NAME=SOFT[:HARD]; -1 is unlimited. Raises InvalidArgument."""
-    result = []
+    """Return OCI rlimits for NAME=SOFT[:HARD]; -1 is unlimited, the last of a NAME counts. Raises InvalidArgument."""
+    result = {}
     for entry in ulimits:
         name, separator, values = entry.partition("=")
         soft, _, hard = values.partition(":")
@@ -116,8 +116,8 @@ def rlimits(ulimits: Iterable[str]) -> list[dict[str, Any]]:
         numbers = [_limit(entry, text) for text in (soft, hard or soft)]
         if numbers[0] > numbers[1]:
             raise InvalidArgument(f"ulimit {entry!r}: the soft limit is above the hard one")
-        result.append({"type": f"RLIMIT_{name.upper()}", "soft": numbers[0], "hard": numbers[1]})
-    return result
+        result[name] = {"type": f"RLIMIT_{name.upper()}", "soft": numbers[0], "hard": numbers[1]}
+    return list(result.values())
 
 
 def _limit(entry: str, text: str) -> int:

@@ -68,12 +68,12 @@ class Shims:
             return await self._others.launch(bundle, options)
         # Named after the instance too: a shim that is on its way out removes its own socket, not its successor's.
         text = f"{self._endpoints.state}/{manifest.namespace}/{manifest.id}/{manifest.instance}"
-        path = self._sockets / hashlib.sha256(text.encode()).hexdigest()[:32]
+        path = f"{self._sockets}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         request = ShimRequest(
             namespace=manifest.namespace,
             id=manifest.id,
             bundle=str(bundle.path),
-            socket=str(path),
+            socket=path,
             attach=f"{path}.attach",
             ttrpc_address=self._endpoints.ttrpc_address,
             grpc_address=self._endpoints.grpc_address,

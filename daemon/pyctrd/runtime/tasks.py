@@ -21,7 +21,7 @@ from pyctrd.core.anys import AnyValue
 from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.log import Logger
-from pyctrd.offload import Offload
+from pyctrd.offload import Offload, to_its_end
 from pyctrd.runtime import other_streams
 from pyctrd.runtime.bundle import StdioNames
 from pyctrd.runtime.shim_client import ShimGone
@@ -137,6 +137,12 @@ class Tasks:
             raise UnknownError("cannot exec in a stopped state")
         if exec_id in task.execs:
             raise AlreadyExists(f"id {exec_id}")
+        # One that only its shim knew could be neither started nor deleted, and its id would be taken.
+        await to_its_end(asyncio.ensure_future(self._register(task, request)))
+
+    async def _register(self, task: Task, request: shim.ExecProcessRequest) -> None:
+        """Have the shim register a process, and note it."""
+        exec_id = request.exec_id
         names = StdioNames(request.stdin, request.stdout, request.stderr, request.terminal)
         with_fifos = bool(task.bundle.manifest.shim) and other_streams.are_ours(names)
         if with_fifos:
@@ -192,7 +198,9 @@ class Tasks:
         return deleted
 
     async def kill(self, namespace: str, request: shim.KillRequest) -> None:
-        """Send a signal; raises NotFound if the process has ended."""
+        """Send a signal; raises NotFound if the process has ended, InvalidArgument for a number that is none."""
+        if request.signal > signal.NSIG - 1:
+            raise InvalidArgument(f"there is no signal {request.signal}")
         task = self.find(namespace, request.id)
         process = await self.process(task, request.exec_id)
         if process.status is Status.STOPPED:

@@ -26,6 +26,7 @@ from pyctrd.core.idmaps import Maps, maps_of, mount_options
 from pyctrd.core.labels import Labels, changed, stored, validate_labels
 from pyctrd.core.leases import Resource
 from pyctrd.core.mounts import Mount
+from pyctrd.core.reachability import keep_otherwise
 from pyctrd.core.snapshots import TARGET_LABEL, Kind, SnapshotInfo, Usage, fields
 from pyctrd.log import Logger
 from pyctrd.metadata import snapshots as rows
@@ -167,7 +168,8 @@ class Snapshotter:
                 validate_labels("info.Labels", labels)
                 result = replace(row.info, labels=labels, updated_at=transaction.now)
                 rows.relabel(transaction, row.id, labels, transaction.now)
-                transaction.leaves_garbage()
+                if keep_otherwise(row.info.labels, labels):
+                    transaction.leaves_garbage()
             # A crash here leaves the note with the old labels: read only if the database is lost too.
             self._note_again(ns, row._replace(info=result))
         self._driver.relabel(self._directories.path(row.id), row.info.labels, labels)

@@ -43,6 +43,34 @@ async def test_a_cancelled_caller_leaves_its_call_running(offload: Offload) -> N
     assert await asyncio.get_running_loop().run_in_executor(None, done.wait, 30)
 
 
+async def test_a_cancelled_caller_who_wants_its_end_waits_for_it(offload: Offload) -> None:
+    """A lock that he holds is not free before."""
+    started, go_on, lock = threading.Event(), threading.Event(), asyncio.Lock()
+    done: list[str] = []
+
+    def work() -> None:
+        started.set()
+        assert go_on.wait(30)
+        done.append("first")
+        raise NotFound("nobody hears of it")
+
+    async def locked() -> None:
+        async with lock:
+            await offload.run_to_its_end(work)
+
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(locked())
+        await asyncio.get_running_loop().run_in_executor(None, started.wait, 30)
+        caller.cancel()
+        await offload.run(done.append, "before")
+        assert lock.locked()
+        go_on.set()
+        async with lock:
+            assert done == ["before", "first"]
+    assert caller.cancelled()
+    assert await offload.run_to_its_end(divmod, 7, 2) == (3, 1)
+
+
 async def test_what_is_held_is_released_at_the_end(offload: Offload) -> None:
     released: list[str] = []
 

@@ -10,7 +10,7 @@ _LATE = (
     *(f"pyctrd.{package}" for package in ("late", "content", "gc", "registry", "snapshots", "streams", "transfer")),
     *(f"pyctrd.rpc.{module}" for module in ("convert.records", "engine", "images", "introspection", "snapshots")),
     *(f"pyctr_wire.containerd.services.{service}" for service in ("content", "diff", "images", "leases", "snapshots")),
-    *("aiohttp", "click", "isal", "pyroute2", "rich", "structlog", "zstandard"),
+    *("aiohttp", "click", "isal", "pyroute2", "re2", "rich", "structlog", "zstandard"),
     *("email", "importlib.metadata", "importlib.resources", "multiprocessing", "tempfile", "tomllib", "zipfile"),
     *("google.protobuf.json_format", "google.protobuf.text_format"),
 )

@@ -149,6 +149,7 @@ def test_resources() -> None:
         Resource("k", "snapshots/"),
         Resource("k", "snapshots/a/b"),
         Resource("x", "content"),
+        Resource(digest_of(b""), "content/x"),
         Resource("", "images"),
     ):
         with pytest.raises(InvalidArgument):

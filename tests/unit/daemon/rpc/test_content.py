@@ -74,6 +74,16 @@ async def _read(stub: "ContentAsyncStub", digest: str, **fields: int) -> list[pb
     return [one async for one in stub.Read(pb.ReadContentRequest(digest=digest, **fields), metadata=NS, timeout=30)]
 
 
+async def test_a_commit_is_answered_by_the_digest_that_it_expects(stub: "ContentAsyncStub") -> None:
+    digest = f"sha512:{hashlib.sha512(DATA).hexdigest()}"
+    async with _writing(stub) as stream:
+        await stream.send(WRITE, ref="late", data=DATA)
+        answer = await stream.send(COMMIT, offset=len(DATA), expected=digest)
+
+    assert answer.digest == digest
+    assert b"".join(part.data for part in await _read(stub, digest)) == DATA
+
+
 async def test_a_client_writes_as_containerds_does(stub: "ContentAsyncStub") -> None:
     """STAT with what is expected, WRITE by WRITE at its offset, COMMIT with labels."""
     digest = _digest(b"hello world")

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pyctr_wire import labels
-from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from pyctr_wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 from pyctr_wire.pyctr import engine_pb2 as pb
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
 from pyctrd.core.platforms import Platform
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.offload import Offload
+from pyctrd.registry.credentials import Credentials
 from pyctrd.rpc.container_index import ContainerIndex
 from pyctrd.rpc.engine import Engine
 from pyctrd.rpc.volumes import Volumes
@@ -76,6 +77,7 @@ class Daemon:
             Platform("linux", "amd64"),
             self.upgrade,
             self.unpack,
+            self.check_login,
         )
 
     def get(self, ns: str, id: str, /) -> Container:
@@ -116,6 +118,10 @@ class Daemon:
 
     async def upgrade(self) -> Any:
         return SimpleNamespace(pid=5, version="6")
+
+    async def check_login(self, host: str, credentials: Credentials) -> None:
+        if (host, credentials.username, credentials.secret) != ("example.com:5000", "me", "secret"):
+            raise Unauthenticated(host)
 
     async def unpack(self, ns: str, name: str, wanted: Unpack) -> None:
         self.unpacked.append((name, wanted))
@@ -311,6 +317,14 @@ async def test_operations(daemon: Daemon) -> None:
     assert failed.error == "program: not found"
     with pytest.raises(NotFound):
         await daemon.engine.Why(pb.WhyRequest(id="two"), CONTEXT)
+
+
+async def test_a_login_is_checked_with_its_registry(daemon: Daemon) -> None:
+    request = pb.CheckLoginRequest(registry="example.com:5000", username="me", secret="secret")
+    assert await daemon.engine.CheckLogin(request, CONTEXT) == pb.CheckLoginResponse()
+    request.secret = "wrong"
+    with pytest.raises(Unauthenticated):
+        await daemon.engine.CheckLogin(request, CONTEXT)
 
 
 async def test_the_rest(daemon: Daemon) -> None:

@@ -48,6 +48,7 @@ class World:
         self.fails: set[str] = set()
         self.aftermath = Aftermath(
             self.exchange,
+            SimpleNamespace(get=self.entry),
             self,
             SimpleNamespace(list=lambda: [Namespace(NS)]),
             SimpleNamespace(named=lambda name: SimpleNamespace(remove=self.remove_snapshot)),
@@ -73,6 +74,9 @@ class World:
         if container_id not in self.containers:
             raise NotFound(container_id)
         return self.containers[container_id]
+
+    async def entry(self, ns: str, container_id: str) -> Any:
+        return SimpleNamespace(container=self.get(ns, container_id))
 
     def list(self, ns: str, filters: Sequence[str] = (), /) -> Sequence[Container]:
         from pyctrd.core.containers import fields

@@ -340,6 +340,24 @@ async def test_exec(tmp_path: Path, zygote: ScriptedZygote) -> None:
             await daemon.tasks.wait(NS, "web", "sh")
 
 
+async def test_exec_whose_client_left_is_known(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """It is to be started or deleted; that its shim knows it is not enough."""
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        one.script["Exec"].append(Hang)
+        calling = asyncio.ensure_future(daemon.exec("e"))
+        await until(lambda: one.holding == ["Exec"])
+        calling.cancel()
+        await asyncio.sleep(0)
+        one.wake()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        with pytest.raises(AlreadyExists):
+            await daemon.exec("e")
+        assert await daemon.start(exec_id="e") > 0
+        assert daemon.tasks.find(NS, "web").bundle.execs().keys() == {"e"}
+
+
 async def test_waiter_of_an_exec_that_never_runs(tmp_path: Path, zygote: ScriptedZygote) -> None:
     async with engine(tmp_path, zygote) as daemon:
         await daemon.run()

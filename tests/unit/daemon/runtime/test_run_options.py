@@ -67,6 +67,11 @@ def test_volumes_that_are_refused() -> None:
         run_options.wanted_volumes([f"/v{number}" for number in range(1000)], ())
 
 
+def test_the_last_ulimit_of_a_name_counts() -> None:
+    limits = run_options.rlimits(["nofile=5", "core=1", "nofile=6:7"])
+    assert [list(one.values()) for one in limits] == [["RLIMIT_NOFILE", 6, 7], ["RLIMIT_CORE", 1, 1]]
+
+
 def test_ulimits() -> None:
     assert run_options.rlimits(["nofile=10:20", "core=-1", "nproc=5"]) == [
         {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
