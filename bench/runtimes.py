@@ -279,13 +279,13 @@ def arena() -> Iterator[Host]:
     """
     unshare(Clone.NEWNS)
     mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
-    mount("bench", "/run", "tmpfs", MountFlag(0), "mode=755")
+    mount("bench", "/run", "tmpfs", 0, "mode=755")
     both = Path("/sys/fs/cgroup/unified/cgroup.controllers").exists()
     if both:
         umount2("/sys/fs/cgroup/unified")
     with host() as here:
         if both:
-            mount("bench", "/sys/fs/cgroup/unified", "tmpfs", MountFlag(0), "mode=755")
+            mount("bench", "/sys/fs/cgroup/unified", "tmpfs", 0, "mode=755")
         try:
             yield here
         finally:

@@ -7,13 +7,29 @@ from typing import Any
 import grpc
 import pytest
 
+from pyctr_wire import labels
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.containerd.services.events.v1 import events_pb2, events_pb2_grpc
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
-from support.containers import Containers, EventLog
-from support.daemon_process import DEADLINE, wait_until
+from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
+from support.containers import NAMESPACE, Containers, EventLog, exec_request
+from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.images import busybox, write_archive
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
+
+
+HEADERS = (("containerd-namespace", NAMESPACE),)
+
+
+@pytest.fixture(scope="module")
+def image(daemon: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of an image that the daemon has."""
+    name = "example.com/busybox:v1"
+    archive = write_archive(tmp_path_factory.mktemp("image") / "archive.tar", {name: busybox()})
+    daemon.ctr("images", "import", str(archive))
+    return name
 
 
 def outcomes(futures: list[Any]) -> Counter[str]:
@@ -53,6 +69,55 @@ def test_client_leaves_start_and_delete(containers: Containers) -> None:
         error = containers.future("Delete", tasks_pb2.DeleteTaskRequest(container_id="web")).exception()
         assert error is None or error.code() == grpc.StatusCode.NOT_FOUND
         assert containers.status("web") is None
+
+
+def test_client_leaves_exec(containers: Containers) -> None:
+    """The process is registered once, or not at all; it can be started and deleted."""
+    containers.run("web", "sleep", "1000")
+    for patience_ms in (0.5 * number for number in range(1, 25)):
+        request = exec_request("web", "sh", "sh", "-c", "exit 3")
+        containers.future("Exec", request, timeout=patience_ms / 1000).exception()
+        error = containers.future("Exec", request).exception()
+        assert error is None or error.code() == grpc.StatusCode.ALREADY_EXISTS
+        assert containers.status("web", "sh") == types.CREATED
+        containers.start("web", "sh")
+        assert containers.wait("web", "sh").status == 3
+        containers.tasks("DeleteProcess", tasks_pb2.DeleteProcessRequest(container_id="web", exec_id="sh"))
+        assert containers.status("web", "sh") is None
+
+
+def test_client_leaves_kill(containers: Containers) -> None:
+    """The signal is sent or not; the next one ends it, or finds that it has ended."""
+    containers.define("web", "sleep", "1000")
+    for patience_ms in (0.5, 1, 2, 4, 8):
+        containers.create("web")
+        containers.start("web")
+        request = tasks_pb2.KillRequest(container_id="web", signal=9)
+        containers.future("Kill", request, timeout=patience_ms / 1000).exception()
+        error = containers.future("Kill", request).exception()
+        assert error is None or error.code() == grpc.StatusCode.NOT_FOUND
+        assert containers.wait("web").status == 137
+        containers.delete("web")
+
+
+@pytest.mark.parametrize("patience_ms", [0.5, 1, 2, 4, 8, 16, 32])
+def test_client_leaves_run_spec(containers: Containers, image: str, patience_ms: float) -> None:
+    """The container is there and whole, and has the name, or another one can have it."""
+    options = engine_pb2.RunOptions(args=["sleep", "1000"])
+    run_spec = engine_pb2_grpc.EngineStub(containers.channel).RunSpec.future
+    for number in range(3):
+        first, second = (
+            engine_pb2.RunSpecRequest(image=image, id=f"{which}{number}", name="web", options=options)
+            for which in ("first", "second")
+        )
+        run_spec(first, metadata=HEADERS, timeout=patience_ms / 1000).exception()
+        made = run_spec(second, metadata=HEADERS, timeout=DEADLINE)
+        assert outcomes([made]).keys() <= {"OK", "ALREADY_EXISTS"}
+        (record,) = containers.records("List", containers_pb2.ListContainersRequest()).containers
+        assert record.id == (second.id if made.exception() is None else first.id)
+        assert (record.snapshot_key, record.labels[labels.NAME]) == (record.id, "web")
+        containers.daemon.ctr("snapshots", "info", record.id)
+        containers.remove(record.id)
 
 
 def test_waiters_that_leave(containers: Containers) -> None:

@@ -22,8 +22,9 @@ from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import NAMESPACE, Containers
 from support.criu import require_criu
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.footprint import unchanged
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120), pytest.mark.usefixtures("leaving_nothing")]
 
 TAR = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
@@ -78,6 +79,7 @@ def containers(daemon: DaemonProcess, slow: Slow) -> Iterator[Containers]:
     with Containers(daemon) as client:
         yield client
         slow.let_go()
+        daemon.ctr("leases", "rm", LEASE, check=False)
         folder = daemon.root / "checkpoints"
         wait_until(lambda: not folder.exists() or os.listdir(folder) == [], "no checkpoint is under way")
 
@@ -327,7 +329,7 @@ def test_a_restored_container_may_be_killed_before_its_start(containers: Contain
 
 def test_off_by_default() -> None:
     """Whatever would save or restore names the key that allows it."""
-    with DaemonProcess() as daemon, Containers(daemon) as containers:
+    with DaemonProcess() as daemon, unchanged(daemon), Containers(daemon) as containers:
         containers.run("c1", "sleep", "1000")
         containers.define("c2", "sleep", "1000")
         options = oci_pb2.Options(criu_image_path="/nowhere")

@@ -11,7 +11,7 @@ import pytest
 
 from pyctr_wire.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from support.daemon_process import DEADLINE, DaemonProcess
-from support.footprint import Footprint
+from support.footprint import unchanged
 from support.images import BuiltImage, busybox_with_applets, digest, write_archive
 from support.registry_process import running_registry
 from support.transfer_client import TransferClient
@@ -49,12 +49,11 @@ def name(running: DaemonProcess, archive: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def daemon(running: DaemonProcess) -> Iterator[DaemonProcess]:
     """The daemon, with nothing in it before and after."""
-    footprint = Footprint(running)
-    assert running.ctr("content", "ls", "-q") == ""
-    yield running
-    for name in running.ctr("images", "ls", "-q").split():
-        running.ctr("images", "rm", "--sync", name)
-    footprint.assert_unchanged()
+    with unchanged(running):
+        assert running.ctr("content", "ls", "-q") == ""
+        yield running
+        for name in running.ctr("images", "ls", "-q").split():
+            running.ctr("images", "rm", "--sync", name)
 
 
 def truncated(path: Path) -> None:
@@ -95,11 +94,14 @@ def say_hello(daemon: DaemonProcess, name: str) -> str:
 
 
 def check_sound(daemon: DaemonProcess) -> None:
-    """All blobs are there, and are what their names say."""
+    """All blobs are there, and are what their names say; an import's index, which nobody keeps, may just be going."""
     names = daemon.ctr("content", "ls", "-q").split()
     assert set(IMAGE.blobs) <= set(names)
     for name in names:
-        assert digest(blob(daemon, name).read_bytes()) == name
+        try:
+            assert digest(blob(daemon, name).read_bytes()) == name
+        except FileNotFoundError:
+            assert name not in daemon.ctr("content", "ls", "-q").split()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from support.containers import Containers, EventLog
 from support.daemon_process import DaemonProcess, wait_until
 from support.tracing import KillAt, needs_strace
 
-pytestmark = [pytest.mark.root, needs_strace]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing"), needs_strace]
 
 
 def told_exits(events: EventLog, container: str, number: int) -> bool:
@@ -55,6 +55,27 @@ def test_create(containers: Containers, name: str, nth: int) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         containers.create("web")
     assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+# The request to the shim, its answer, the first file of the note, its name, the answer to the client.
+@pytest.mark.parametrize(("name", "nth"), [("write", 2), ("write", 3), ("openat", 1), ("rename", 1), ("sendmsg", 1)])
+def test_exec(containers: Containers, name: str, nth: int) -> None:
+    """The new daemon says what is true: the process waits to be started, or there is none."""
+    containers.run("web", "sleep", "1000")
+
+    def add() -> None:
+        containers.add_exec("web", "sh", "sh", "-c", "exit 3")
+
+    assert not killed_at(containers, name, nth, add)
+    if containers.status("web", "sh") is None:
+        add()
+    else:
+        with pytest.raises(grpc.RpcError) as refused:
+            add()
+        assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert containers.status("web", "sh") == types.CREATED
+    containers.start("web", "sh")
+    assert containers.wait("web", "sh").status == 3
 
 
 @pytest.mark.parametrize(("name", "nth"), [("write", 2), ("sendmsg", 1)])

@@ -11,9 +11,8 @@ import pytest
 from pyctr_wire.containerd.types.task import task_pb2 as types
 from support.containers import Containers
 from support.daemon_process import DaemonProcess
-from support.footprint import Footprint
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 PAGE = 4096
 
@@ -98,7 +97,6 @@ def check_works(containers: Containers, pids: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_restored_from_a_copy(containers: Containers, daemon: DaemonProcess, damage: Callable[[Path], None]) -> None:
-    footprint = Footprint(daemon)
     daemon.ctr("namespaces", "create", "other", "a=b")
     daemon.ctr("leases", "create", "--id", "mine")
     pids = run_two(containers)
@@ -116,8 +114,6 @@ def test_restored_from_a_copy(containers: Containers, daemon: DaemonProcess, dam
     for id in pids:
         containers.remove(id)
     daemon.ctr("leases", "rm", "--sync", "mine")
-    containers.close()
-    footprint.assert_unchanged()
 
 
 @pytest.mark.parametrize("damage", [flipped, missing], ids=lambda damage: damage.__name__)

@@ -1,21 +1,12 @@
 """An exec that has been deleted is unknown to the next daemon too, and its id is free."""
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
 
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from support.containers import Containers
-from support.daemon_process import DaemonProcess
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def containers() -> Iterator[Containers]:
-    with DaemonProcess() as daemon, Containers(daemon) as client:
-        yield client
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 
 def run_exec(containers: Containers, exec_id: str, status: int) -> None:

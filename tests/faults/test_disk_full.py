@@ -15,6 +15,7 @@ import pytest
 from pyctr_sys.mount import MNT_DETACH, mount, umount2
 from support.containers import Containers
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
+from support.footprint import unchanged
 from support.images import busybox_with_applets, image, write_archive
 
 pytestmark = pytest.mark.root
@@ -66,7 +67,8 @@ def daemon_on_small_disk(place: str) -> Iterator[tuple[DaemonProcess, SmallDisk]
         disk = SmallDisk(daemon.base / place)
         try:
             daemon.start()
-            yield daemon, disk
+            with unchanged(daemon):
+                yield daemon, disk
         finally:
             if daemon.process is not None:
                 daemon.stop()
@@ -145,7 +147,7 @@ def test_what_is_there_can_be_ended_and_removed(archive: Path, place: str, resta
 
 def test_log_lines_are_dropped_and_counted(tmp_path: Path) -> None:
     """The container never waits for its log; a line says how many are missing, and the rest is written again."""
-    with DaemonProcess() as daemon, Containers(daemon) as containers:
+    with DaemonProcess() as daemon, unchanged(daemon), Containers(daemon) as containers:
         disk = SmallDisk(daemon.base / "logs")
         log = disk.path / "c.log"
         script = (

@@ -14,7 +14,7 @@ from pyctr_wire.health.v1 import health_pb2, health_pb2_grpc
 from pyctrd.server.listener import MAX_CALLS
 from support.daemon_process import DaemonProcess, wait_until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.usefixtures("leaving_nothing")]
 
 HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION, DATA = 1, 3, 4, 6, 8, 9, 0
 END_STREAM, END_HEADERS = 1, 4

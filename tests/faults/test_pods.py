@@ -18,7 +18,7 @@ from pyctr_wire.cri import runtime_pb2
 from support.cri_client import CONTAINER, POD, CriClient, refused
 from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180), pytest.mark.usefixtures("leaving_nothing")]
 
 SLEEP = ("sleep", "1000")
 RUNNING, EXITED = runtime_pb2.CONTAINER_RUNNING, runtime_pb2.CONTAINER_EXITED

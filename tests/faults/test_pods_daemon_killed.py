@@ -18,7 +18,7 @@ from support.daemon_process import DEADLINE, DaemonProcess, wait_until
 from support.pod_bridge import pod_bridge
 from support.tracing import KillAt, needs_strace
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 SLEEP = ("sleep", "1000")
 CREATED, RUNNING = runtime_pb2.CONTAINER_CREATED, runtime_pb2.CONTAINER_RUNNING

@@ -11,6 +11,7 @@ import pytest
 from pyctr_wire.cri import runtime_pb2
 from support.cri_client import POD, CriClient
 from support.daemon_process import DaemonProcess, wait_until
+from support.footprint import unchanged
 
 pytestmark = pytest.mark.root
 
@@ -83,7 +84,7 @@ def site(place: Site) -> Iterator[Site]:
     place.cri.logs.mkdir(exist_ok=True)
     for name in ("asked", "stalled"):
         (place.directory / name).unlink(missing_ok=True)
-    with place.cri:
+    with unchanged(place.daemon), place.cri:
         yield place
     assert not place.leases()
     assert not place.records()

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from support.daemon_process import DaemonProcess, wait_until
+from support.footprint import unchanged
 from support.images import MANIFEST, BuiltImage, busybox, digest
 from support.transfer_client import TransferClient
 
@@ -130,7 +131,7 @@ def test_a_client_that_goes_away_in_mid_pull_leaves_nothing_running(registry: Sl
         with pytest.raises((grpc.RpcError, ValueError)):
             TransferClient(channel).pull(name)
 
-    with DaemonProcess() as daemon:
+    with DaemonProcess() as daemon, unchanged(daemon):
         channel = daemon.channel()
         pulling = threading.Thread(target=interrupted)
         pulling.start()
@@ -144,3 +145,4 @@ def test_a_client_that_goes_away_in_mid_pull_leaves_nothing_running(registry: Sl
 
         assert registry.ranges[:2] == [0, HALF]
         assert daemon.ctr("run", "--rm", name, "test", "/bin/busybox", "cat", "/etc/hello") == "hello\n"
+        daemon.ctr("images", "rm", "--sync", name)

@@ -14,6 +14,7 @@ from pyctr_sys.pidfd import start_ticks
 from pyctr_wire.containerd.types.task import task_pb2
 from support.containers import Containers, hierarchies
 from support.daemon_process import DaemonProcess, wait_until
+from support.footprint import unchanged
 
 pytestmark = pytest.mark.root
 
@@ -52,7 +53,7 @@ def change(path: Path, **values: object) -> None:
 @pytest.mark.parametrize("torn", [(), ("shim.json", "state.json", "asleep")])
 def test_pids_of_an_earlier_boot_are_nobodys(stranger: "subprocess.Popen[bytes]", torn: tuple[str, ...]) -> None:
     """Whoever has them now stays; the container's end is unknown; files that the power cut emptied change nothing."""
-    with DaemonProcess() as daemon, Containers(daemon) as containers:
+    with DaemonProcess() as daemon, unchanged(daemon), Containers(daemon) as containers:
         containers.run("web", "sleep", "1000")
         containers.run("over", "sh", "-c", "exit 7")
         containers.wait("over")
@@ -85,7 +86,7 @@ def test_pids_of_an_earlier_boot_are_nobodys(stranger: "subprocess.Popen[bytes]"
 
 
 def test_the_next_start_of_the_same_boot_finds_what_runs() -> None:
-    with DaemonProcess() as daemon, Containers(daemon) as containers:
+    with DaemonProcess() as daemon, unchanged(daemon), Containers(daemon) as containers:
         say_another_boot(daemon)
         daemon.restart()
         pid = containers.run("web", "sleep", "1000")

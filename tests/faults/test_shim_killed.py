@@ -13,7 +13,7 @@ from support.containers import Containers, EventLog
 from support.daemon_process import DaemonProcess, wait_until
 from support.tracing import KillAt, needs_strace
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 
 def lives(pid: int) -> bool:

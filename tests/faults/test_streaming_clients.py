@@ -81,6 +81,7 @@ async def test_nothing_is_left_of_clients_that_leave(daemon: DaemonProcess, cri:
     assert after < before + 10
 
 
+@pytest.mark.usefixtures("leaving_nothing")
 def test_urls_that_nobody_fetches_are_few(daemon: DaemonProcess, cri: CriClient) -> None:
     container = cri.run(cri.run_pod(), "sleep", "1000")
     urls = {exec_url(cri, container, "true") for _ in range(1000)}
@@ -92,6 +93,7 @@ def test_urls_that_nobody_fetches_are_few(daemon: DaemonProcess, cri: CriClient)
     daemon.restart()  # which forgets them
 
 
+@pytest.mark.usefixtures("leaving_nothing")
 async def test_a_container_survives_the_end_of_the_daemon_under_a_session(
     daemon: DaemonProcess, cri: CriClient
 ) -> None:

@@ -11,14 +11,15 @@ import pytest
 
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.task import task_pb2 as types
-from pyctr_wire.cri import runtime_pb2
+from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
 from support.containers import Containers, EventLog
-from support.cri_client import CriClient
+from support.cri_client import IMAGE, CriClient
 from support.daemon_process import DaemonProcess, wait_until
+from support.footprint import unchanged
 from support.tracing import KillAt, needs_strace
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leaving_nothing")]
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_who_waits_for_days_is_waited_for(tmp_path: Path) -> None:
     """The old daemon stays for a call that was there before the change, for longer than any connection is to live."""
     with (
         DaemonProcess(config="[grpc]\nconnection_age = 1\n") as daemon,
+        unchanged(daemon),
         Containers(daemon) as containers,
     ):
         containers.run("web", "sleep", "1000")
@@ -120,6 +122,8 @@ def test_who_listens_to_pods_does_not_hold_an_upgrade_up(daemon: DaemonProcess) 
         with pytest.raises(grpc.RpcError, match="the daemon is stopping") as ended:
             list(stream)
         assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        cri.remove_pod(pod.annotations["id"])
+        cri.images.RemoveImage(image_pb2.RemoveImageRequest(image=image_pb2.ImageSpec(image=IMAGE)))
 
 
 def test_program_that_does_not_start_changes_nothing(containers: Containers, daemon: DaemonProcess) -> None:

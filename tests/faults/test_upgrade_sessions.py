@@ -1,4 +1,4 @@
-"""ctr and nerdctl, on terminals and on pipes, while the daemon below them is replaced: whoever is attached stays so.
+"""pyctr, ctr and nerdctl, on terminals and on pipes, while the daemon below them is replaced: who is attached stays so.
 
 Sessions are opened on one daemon, used on the next and ended on the one after that.
 """
@@ -13,12 +13,14 @@ import pytest
 
 from support.ctr_client import Ctr, namespace_with, program
 from support.daemon_process import DEADLINE, DaemonProcess
+from support.footprint import unchanged
 from support.images import busybox_with_applets
 from support.kept_versions import CURRENT, KEPT, Environment, Version
 from support.nerdctl import NAME, Nerdctl, leaving_nothing, nerdctl_with_image
+from support.pyctr_command import running_pyctr
 from support.terminal_session import TerminalSession
 
-pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 ANSWERS: Final = 'while read -r line; do echo "got $line"; [ "$line" = end ] && exit 43; done; exit 9'
 COUNTS: Final = "i=0; until [ -e /stop ]; do i=$((i + 1)); echo $i; sleep 0.02; done; exit 5"
@@ -46,9 +48,9 @@ class Changes:
             self._environment.install(self._version)
         daemon.upgrade()
 
-    def checked(self, nerdctl: Nerdctl) -> AbstractContextManager[None]:
-        """Check that nothing is left of what happens in the context, unless versions differ in what they have."""
-        return leaving_nothing(nerdctl) if self._version == CURRENT else nullcontext()
+    def checked(self, check: AbstractContextManager[None]) -> AbstractContextManager[None]:
+        """Return that check of what is left; or none for versions that differ in what they have."""
+        return check if self._version == CURRENT else nullcontext()
 
 
 @pytest.fixture(params=CHANGES, ids=lambda version: version.name)
@@ -106,12 +108,43 @@ class Pipe:
         return self._process.returncode, said
 
 
+def test_sessions_of_pyctr(changes: Changes) -> None:
+    """run, exec and attach."""
+    with (
+        running_pyctr(("sh", "sleep", "stty"), python=changes.python) as pyctr,
+        changes.checked(unchanged(pyctr.daemon)),
+        ExitStack() as stack,
+    ):
+        pyctr("run", "-d", "--network", "none", "--name", "sleeper", "demo", "sleep", "1000")
+        pyctr("run", "-dit", "--network", "none", "--name", "left", "demo", "sh")
+        sessions = [
+            Shell(stack.enter_context(pyctr.terminal(*words)))
+            for words in (
+                ("run", "--rm", "-it", "--network", "none", "demo", "sh"),
+                ("exec", "-it", "sleeper", "sh"),
+                ("attach", "left"),
+            )
+        ]
+
+        changes.forth(pyctr.daemon)
+        for session in sessions:
+            session.goes_on()
+        changes.back(pyctr.daemon)
+
+        assert [session.ends()[0] for session in sessions] == [43, 43, 43]
+        assert pyctr("wait", "left") == "43\n"
+        pyctr("rm", "-f", "left", "sleeper")
+        assert pyctr("ps", "-aq") == ""
+
+
+@pytest.mark.peer
 @pytest.mark.parametrize("version", [pytest.param("1.6", marks=pytest.mark.full), "2"])
 def test_sessions_of_ctr(changes: Changes, version: str, tmp_path: Path) -> None:
     """run, exec and attach."""
     with (
         DaemonProcess(python=changes.python) as daemon,
         namespace_with(daemon, NAME, busybox_with_applets()) as namespace,
+        changes.checked(unchanged(daemon)),
         ExitStack() as stack,
     ):
         ctr = Ctr(daemon, program(version), namespace)
@@ -147,9 +180,14 @@ def test_sessions_of_ctr(changes: Changes, version: str, tmp_path: Path) -> None
         assert ctr("containers", "ls", "-q") == ""
 
 
+@pytest.mark.peer
 def test_sessions_of_nerdctl(changes: Changes) -> None:
     """run, exec, attach, logs --follow and wait."""
-    with nerdctl_with_image(python=changes.python) as nerdctl, changes.checked(nerdctl), ExitStack() as stack:
+    with (
+        nerdctl_with_image(python=changes.python) as nerdctl,
+        changes.checked(leaving_nothing(nerdctl)),
+        ExitStack() as stack,
+    ):
         nerdctl.sleeper("sleeper")
         with nerdctl.terminal("run", "-it", "--name", "left", NAME, "sh") as first:
             first.expect("# ")

@@ -133,9 +133,7 @@ class Containers:
 
     def add_exec(self, id: str, exec_id: str, *arguments: str, **changes: object) -> None:
         """Register a process without starting it, with `changes` to its document."""
-        request = tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id)
-        request.spec.type_url, request.spec.value = PROCESS_URL, json.dumps(_process(*arguments) | changes).encode()
-        self.tasks("Exec", request)
+        self.tasks("Exec", exec_request(id, exec_id, *arguments, **changes))
 
     def kill(self, id: str, number: int = 9, exec_id: str = "") -> None:
         """Send a signal."""
@@ -340,6 +338,13 @@ class EventLog:
         """Unsubscribe."""
         self._call.cancel()
         self._thread.join()
+
+
+def exec_request(id: str, exec_id: str, *arguments: str, **changes: object) -> tasks_pb2.ExecProcessRequest:
+    """Return the message that registers a process, with `changes` to its document."""
+    request = tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id)
+    request.spec.type_url, request.spec.value = PROCESS_URL, json.dumps(_process(*arguments) | changes).encode()
+    return request
 
 
 def _process(*arguments: str) -> dict[str, Any]:

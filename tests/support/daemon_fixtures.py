@@ -12,7 +12,7 @@ import pytest
 from support.containers import Containers
 from support.cri_client import CriClient
 from support.daemon_process import DaemonProcess
-from support.footprint import Footprint
+from support.footprint import unchanged
 from support.pyctr_command import Pyctr, running_pyctr
 
 _numbers: Final = itertools.count()
@@ -27,10 +27,9 @@ def daemon() -> Iterator[DaemonProcess]:
 
 @pytest.fixture
 def leaving_nothing(daemon: DaemonProcess) -> Iterator[None]:
-    """Check that a test leaves no descriptor, row or file; `usefixtures` has it look before and after all others."""
-    before = Footprint(daemon)
-    yield
-    before.assert_unchanged()
+    """Check that a test leaves nothing; `usefixtures` has it look before and after all others."""
+    with unchanged(daemon):
+        yield
 
 
 @pytest.fixture

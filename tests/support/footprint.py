@@ -1,17 +1,18 @@
-"""What a daemon and its containers occupy beyond themselves: descriptors, rows, files; compared before and after.
+"""What a daemon and its containers occupy beyond themselves: descriptors, network namespaces, rows, files.
 
-    footprint = Footprint(daemon)
-    ...
-    footprint.assert_unchanged()
+    with unchanged(daemon):
+        ...
 
-Processes, mounts, sockets, bundles and cgroups are looked at by DaemonProcess and Containers when they end.
+looks before and after; a Footprint does where something else is to be done in between. Processes, mounts, sockets,
+bundles and cgroups are looked at by DaemonProcess and Containers when they end.
 """
 
 import os
 import re
 import sqlite3
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
@@ -19,21 +20,33 @@ from pyctr_wire.pyctr import engine_pb2, engine_pb2_grpc
 from .containers import hierarchies
 from .daemon_process import DEADLINE, DaemonProcess, wait_until
 
-# A log, a copy of the database and the notes of a rebuild come by themselves; namespaces stay when they are empty.
+# A log, a copy of the database and the notes of a rebuild come by themselves; namespaces, and the folders in which
+# things are kept, stay when they are empty.
 _OWN_FILES = re.compile(
-    r"log|root/metadata\.db.*|root/uuid|root/reserve|root/seccomp.*|state/pyctrd\.sock.*|root/logs|root/checkpoints|state/tasks/[^/]*"
+    r"log|root/metadata\.db.*|root/uuid|root/reserve|root/seccomp.*|root/content/(ingest|blobs(/\w+)?)|"
+    r"root/snapshots/[\w-]+|"
+    r"root/(logs|checkpoints|network|network_records|pods)|state/pods|state/pyctrd\.sock.*|state/tasks/[^/]*"
 )
 _OWN_TABLES = {"namespaces", "sqlite_sequence"}
 # Each thread that has read from the database keeps it open, and modules are loaded when they are needed.
 _OWN_DESCRIPTORS = re.compile(r".*/metadata\.db(-wal|-shm)?( \(deleted\))?|.*\.(py|pyc|so)")
 
 
+@contextmanager
+def unchanged(daemon: DaemonProcess) -> Iterator[None]:
+    """Check that there is nothing more of a daemon after the context than there was before."""
+    before = Footprint(daemon)
+    yield
+    before.assert_unchanged()
+
+
 class Footprint:
     """What a daemon has open, its rows and its files, at one moment at which no client is connected."""
 
     def __init__(self, daemon: DaemonProcess) -> None:
-        """Look at a running daemon."""
+        """Look at a running daemon, once all of it is loaded."""
         self._daemon = daemon
+        self._collect()
         self._before = self._look()
 
     def excess(self) -> Counter[str]:
@@ -42,12 +55,18 @@ class Footprint:
 
     def assert_unchanged(self) -> None:
         """Wait until nothing is more than it was, what no longer has a use having been collected."""
-        with self._daemon.channel() as channel:
-            engine_pb2_grpc.EngineStub(channel).CollectGarbage(engine_pb2.CollectGarbageRequest(), timeout=DEADLINE)
+        self._collect()
         wait_until(lambda: not self.excess(), lambda: f"nothing more is left, but: {dict(self.excess())}")
 
+    def _collect(self) -> None:
+        """Have what no longer has a use collected."""
+        with self._daemon.channel() as channel:
+            engine_pb2_grpc.EngineStub(channel).CollectGarbage(engine_pb2.CollectGarbageRequest(), timeout=DEADLINE)
+
     def _look(self) -> Counter[str]:
-        return Counter(self._descriptors()) + Counter(self._rows()) + Counter(self._files())
+        return sum(
+            (Counter(what()) for what in (self._descriptors, self._networks, self._rows, self._files)), Counter()
+        )
 
     def _descriptors(self) -> list[str]:
         folder = Path(f"/proc/{self._daemon.pid}/fd")
@@ -72,6 +91,30 @@ class Footprint:
                     found += "pyctrd.diff" in Path(f"/proc/{pid}/cmdline").read_text()
         return found
 
+    def _networks(self) -> set[str]:
+        """Return the network namespaces that its programs or their children are in or hold, or that it has mounted."""
+        found = set(_mounted("self", self._daemon.base))
+        for pid in self._processes():
+            found |= _mounted(pid, self._daemon.base)
+            for link in (*Path(f"/proc/{pid}/task").glob("*/ns/net"), *Path(f"/proc/{pid}/fd").glob("*")):
+                with suppress(OSError):  # a process that has ended, a descriptor that is closed
+                    found.add(os.readlink(link))
+        found.discard(os.readlink("/proc/self/ns/net"))
+        return {f"network namespace {name}" for name in found if name.startswith("net:[")}
+
+    def _processes(self) -> set[str]:
+        """Return the daemon, whatever it has started, and all that these have."""
+        parents: dict[str, str] = {}
+        found = {str(self._daemon.pid)}
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):  # no process, or one that has ended
+                parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if str(self._daemon.base).encode() in (folder / "environ").read_bytes():
+                    found.add(folder.name)
+        while children := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= children
+        return found - {str(os.getpid())}
+
     def _rows(self) -> list[str]:
         path = self._daemon.root / "metadata.db"
         found = []
@@ -93,6 +136,14 @@ class Footprint:
                 names = [str(Path(folder, name).relative_to(self._daemon.base)) for name in (*folders, *files)]
                 found += [f"file {name}" for name in names if not _OWN_FILES.fullmatch(name)]
         return found
+
+
+def _mounted(pid: str, base: Path) -> set[str]:
+    """Return the namespaces that are mounted below `base`, as a process sees it."""
+    with suppress(OSError):
+        lines = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+        return {words[3] for words in lines if words[4].startswith(f"{base}/")}
+    return set()
 
 
 def cgroup_value(pid: int, controller: str, version_1: str, version_2: str) -> str:

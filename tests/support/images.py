@@ -94,13 +94,17 @@ def image_of(
 
 
 def index(*images: tuple[BuiltImage, str]) -> bytes:
-    """Return an index of images for the architectures given beside them."""
+    """Return an index of images for the architectures given beside them; "unknown" makes an attestation of one."""
     return json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": INDEX,
             "manifests": [
-                descriptor(one.manifest, MANIFEST, platform={"os": "linux", "architecture": architecture})
+                descriptor(
+                    one.manifest,
+                    MANIFEST,
+                    platform={"os": "unknown" if architecture == "unknown" else "linux", "architecture": architecture},
+                )
                 for one, architecture in images
             ],
         }

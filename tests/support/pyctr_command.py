@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from support.daemon_process import DEADLINE, DaemonProcess
 from support.terminal_session import TerminalSession
@@ -62,9 +63,9 @@ class Pyctr:
 
 
 @contextmanager
-def running_pyctr(programs: Sequence[str], config: str = "") -> Iterator[Pyctr]:
+def running_pyctr(programs: Sequence[str], config: str = "", python: str | Path = sys.executable) -> Iterator[Pyctr]:
     """Yield the command on a new daemon with an image `demo` of these programs; at the end, nothing may be left."""
-    with DaemonProcess(config=config) as daemon:
+    with DaemonProcess(config=config, python=python) as daemon:
         command = Pyctr(daemon)
         command("image", "from-host", "demo", *programs)
         yield command

@@ -11,12 +11,13 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 
 class KillAt:
-    """Kills the main thread's process when it enters the `nth` call of `name` after the context was entered."""
+    """Kills a process when it enters the `nth` call of `name` after the context was entered."""
 
-    def __init__(self, pid: int, name: str, nth: int) -> None:
-        """Aim at process `pid`; other threads' calls do not count."""
+    def __init__(self, pid: int, name: str, nth: int, *, any_thread: bool = False) -> None:
+        """Aim at process `pid`: the calls of its main thread count, or each thread's by themselves."""
         inject = f"inject={name}:signal=SIGKILL:when={nth}"
-        self._command = ["strace", "-p", str(pid), "-e", f"trace={name}", "-e", inject]
+        threads = ["-f"] if any_thread else []
+        self._command = ["strace", *threads, "-p", str(pid), "-e", f"trace={name}", "-e", inject]
 
     def __enter__(self) -> Self:
         """Attach."""
