@@ -291,6 +291,7 @@ def test_what_the_daemon_says_of_itself(newer: Ctr) -> None:
         ("io.containerd.monitor.container.v1", "restart"),
         ("io.containerd.sandbox.controller.v1", "shim"),
         ("io.containerd.service.v1", "images-service"),
+        ("io.containerd.mount-manager.v1", "bolt"),
         ("io.containerd.grpc.v1", "sandbox-controllers"),
         ("io.containerd.grpc.v1", "cri"),
     ):

@@ -6,7 +6,7 @@ here, a blob's by who stores it. Source: OCI distribution-spec v1.1.
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -34,6 +34,14 @@ _MANIFEST_TYPES: Final = image_spec.MANIFESTS | image_spec.INDEXES | image_spec.
 _ACCEPT: Final = ", ".join((*sorted(image_spec.MANIFESTS | image_spec.INDEXES), "*/*"))
 # How often an endpoint is asked while there is another one to ask instead.
 _IMPATIENT: Final = 2
+
+
+class _Answer(NamedTuple):
+    """A manifest as a registry sends it."""
+
+    url: str
+    media_type: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +103,12 @@ class Repository:
             raise InvalidArgument(f"rejecting {descriptor.size} byte manifest for {self.reference}")
         failure: ApiError = NotFound(f"{descriptor.digest}: no endpoint of {self.reference.domain} may serve it")
         for endpoint, attempts in self.choices(Capability.PULL):
-            headers = {"Accept": f"{descriptor.media_type}, */*"}
-            call = self.call(endpoint, "GET", f"manifests/{descriptor.digest}", headers=headers, attempts=attempts)
+            accept = f"{descriptor.media_type}, */*"
             try:
-                async with self.transport.request(endpoint, call) as response:
-                    await self.expect(response, endpoint, 200)
-                    data = await read_capped(response, descriptor.size)
-                if image_spec.digest_like(descriptor.digest, data) != descriptor.digest:
-                    raise DataLoss(f"{call.url} answers with bytes of another digest ({len(data)} of them)")
-                return data
+                answer = await self._fetch(endpoint, descriptor.digest, accept, descriptor.size, attempts)
+                if image_spec.digest_like(descriptor.digest, answer.data) != descriptor.digest:
+                    raise DataLoss(f"{answer.url} answers with bytes of another digest ({len(answer.data)} of them)")
+                return answer.data
             except ApiError as error:
                 failure = error
         raise failure
@@ -189,6 +194,8 @@ class Repository:
         headers = {"Accept": _ACCEPT}
         call = self.call(endpoint, "HEAD", f"manifests/{wanted}", headers=headers, attempts=attempts)
         async with self.transport.request(endpoint, call) as response:
+            if response.status == 404 and _is_digest(wanted):
+                return None  # perhaps it is among the blobs
             if 400 <= response.status < 500 and response.status not in (401, 403, 404):
                 return None  # perhaps only to HEAD; if not, the answer to GET says why
             await self.expect(response, endpoint, 200)
@@ -200,19 +207,33 @@ class Repository:
 
     async def _get(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor:
         """Fetch the manifest to find out what it is: for servers whose HEAD does not tell."""
-        headers = {"Accept": _ACCEPT}
-        call = self.call(endpoint, "GET", f"manifests/{wanted}", headers=headers, attempts=attempts)
-        async with self.transport.request(endpoint, call) as response:
-            await self.expect(response, endpoint, 200)
-            claimed = response.content_type
-            data = await read_capped(response, image_spec.MAX_DOCUMENT)
+        answer = await self._fetch(endpoint, wanted, _ACCEPT, image_spec.MAX_DOCUMENT, attempts)
+        claimed = answer.media_type
         try:
-            document = image_spec.parse_document(data, claimed if claimed in _MANIFEST_TYPES else "")
+            document = image_spec.parse_document(answer.data, claimed if claimed in _MANIFEST_TYPES else "")
         except InvalidArgument as error:
             raise InvalidArgument(
-                f"{call.url} answers with {claimed or 'something'}, not a manifest: {error}"
+                f"{answer.url} answers with {claimed or 'something'}, not a manifest: {error}"
             ) from error
-        return Descriptor(document.media_type, image_spec.digest_like(self.reference.digest, data), len(data))
+        digest = image_spec.digest_like(self.reference.digest, answer.data)
+        return Descriptor(document.media_type, digest, len(answer.data))
+
+    async def _fetch(self, endpoint: Endpoint, wanted: str, accept: str, most: int, attempts: int) -> _Answer:
+        """Fetch a manifest of at most `most` bytes; one that a digest names may be among the blobs alone."""
+        failure = NotFound(str(self.reference))
+        for kind in ("manifests", "blobs") if _is_digest(wanted) else ("manifests",):
+            call = self.call(endpoint, "GET", f"{kind}/{wanted}", headers={"Accept": accept}, attempts=attempts)
+            async with self.transport.request(endpoint, call) as response:
+                try:
+                    await self.expect(response, endpoint, 200)
+                    return _Answer(call.url, response.content_type, await read_capped(response, most))
+                except NotFound as error:
+                    failure = error
+        raise failure
+
+
+def _is_digest(wanted: str) -> bool:
+    return ":" in wanted  # which no tag has
 
 
 def _position(response: aiohttp.ClientResponse, offset: int) -> int:

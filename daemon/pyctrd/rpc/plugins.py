@@ -60,6 +60,7 @@ _PARTS: Final = (
         requires=("io.containerd.event.v1", "io.containerd.metadata.v1"),
         exports={"log-uri-schemes": "fifo,binary,binary-v2,file,json-file,cri,journald"},
     ),
+    Plugin("io.containerd.mount-manager.v1", "bolt", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.sandbox.controller.v1", "shim", requires=("io.containerd.shim.v1", "io.containerd.event.v1")),
     Plugin("io.containerd.sandbox.store.v1", "local", requires=("io.containerd.metadata.v1",)),
     Plugin("io.containerd.shim.v1", "manager", requires=("io.containerd.event.v1",)),

@@ -148,6 +148,34 @@ async def test_a_manifest_with_wrong_bytes_is_refused(
         await open_repository().manifest(Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.manifest)))
 
 
+async def test_a_manifest_may_be_among_the_blobs_alone(registry: ScriptedRegistry, open_repository: Open) -> None:
+    blob = f"/v2/some/image/blobs/{IMAGE.digest}"
+    registry.on("HEAD", BY_DIGEST, Answer(404))
+    registry.on("GET", BY_DIGEST, Answer(404))
+    registry.on("GET", blob, Answer(200, IMAGE.manifest, {"Content-Type": "application/octet-stream"}))
+    repository = open_repository(reference=Reference(registry.host, "some/image", digest=IMAGE.digest))
+
+    found = await repository.resolve()
+
+    assert found == Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.manifest))
+    assert await repository.manifest(found) == IMAGE.manifest
+
+
+async def test_a_digest_that_is_nowhere_is_not_found(registry: ScriptedRegistry, open_repository: Open) -> None:
+    blob = f"/v2/some/image/blobs/{IMAGE.digest}"
+    for method, path in (("HEAD", BY_DIGEST), ("GET", BY_DIGEST), ("GET", blob)):
+        registry.on(method, path, Answer(404))
+
+    with pytest.raises(NotFound):
+        await open_repository(reference=Reference(registry.host, "some/image", digest=IMAGE.digest)).resolve()
+
+    assert [(seen.method, seen.path) for seen in registry.seen] == [
+        ("HEAD", BY_DIGEST),
+        ("GET", BY_DIGEST),
+        ("GET", blob),
+    ]
+
+
 async def test_a_huge_manifest_is_refused_before_it_is_asked_for(
     registry: ScriptedRegistry, open_repository: Open
 ) -> None:
