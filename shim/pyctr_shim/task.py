@@ -8,7 +8,7 @@ from pyctr_shim.exit_record import Exit
 from pyctr_shim.loop import Future
 from pyctr_shim.oci import runtime
 from pyctr_shim.oom import OomWatch
-from pyctr_shim.process import Process
+from pyctr_shim.process import Process, Status
 from pyctr_shim.stdio.streams import Names, Owner
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.errors import ApiError, NotFound
@@ -50,6 +50,12 @@ class Task:
         if self._root_fd >= 0:
             os.close(self._root_fd)
             self._root_fd = -1
+
+    def in_place_of(self, number: int) -> int:
+        """Return the signal that does to its first process what `number` is sent for."""
+        if self.init.status is not Status.CREATED:
+            return number
+        return runtime.before_start(number, own_pid_namespace=self.container.own_pid_namespace)
 
     def process(self, exec_id: str) -> Process:
         """Return one of the processes; raises NotFound."""

@@ -281,6 +281,8 @@ class Tasks:
         """Send a signal to one process; raises NotFound if it has ended, FailedPrecondition if it was not started."""
         task = self.find(task_id)
         process = task.process(exec_id)
+        if process is task.init:
+            number = task.in_place_of(number)
         if process is task.init and not task.at_once:
             process.check_alive()
             try:
@@ -302,7 +304,7 @@ class Tasks:
         task = self.find(task_id)
         if task.init.end is not None:
             raise NotFound("process already finished")
-        await self._change(task, task.container.kill_all(number))
+        await self._change(task, task.container.kill_all(task.in_place_of(number)))
         await self._thaw_for(task, number)
 
     def pids(self, task_id: str) -> list[tuple[int, str]]:

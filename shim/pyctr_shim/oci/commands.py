@@ -104,7 +104,9 @@ def _begin(directory: str, record: State, container: Container) -> None:
 def kill(options: argparse.Namespace) -> int:
     """Signal init, or all processes."""
     number = _signal_number(options.signal)
-    with existing(options) as (_, record, container):
+    with existing(options) as (directory, record, container):
+        if status_of(directory, record, container) is Status.CREATED:
+            number = runtime.before_start(number, own_pid_namespace=container.own_pid_namespace)
         if options.all or (number == signal.SIGKILL and not container.own_pid_namespace):
             _kill_all(container, number)
         elif container.pidfd < 0 or not record.is_alive():

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "CreateOptions", "OciError", "Process", "RootfsMount", "Stdio", "create", "load"]
 
+# What ends a program that does not ask for anything else, and is sent for that.
+_ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGTERM})
 SECCOMP_CACHE: Final = os.environ.get("PYCTR_SECCOMP_CACHE", "/var/lib/pyctr/seccomp")
 
 
@@ -258,6 +260,15 @@ class Container:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def before_start(number: int, *, own_pid_namespace: bool) -> int:
+    """Return what to send to an init that waits for its start, for it to end by `number` as its program would.
+
+    It asks for no signal, and of those the first process of a PID namespace gets SIGKILL and SIGSTOP alone.
+    Source: pid_namespaces(7).
+    """
+    return signal.SIGKILL if own_pid_namespace and number in _ENDING else number
 
 
 def create(

@@ -453,6 +453,19 @@ def test_a_kill_reaches_all_where_init_is_not_the_first_of_its_namespace(lab: La
     eventually(lambda: json.loads(oci("ps", "--format", "json", "c1").stdout) == [])
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT"])
+def test_what_waits_for_its_start_is_ended_by_what_ends_programs(lab: Lab, oci: Command, name: str) -> None:
+    bundle = lab.bundle(lab.spec("sleep", "1000"))
+    oci("create", "--bundle", str(bundle), "c1", **detached())
+    assert oci("kill", "c1", "USR1").returncode == 0
+    assert json.loads(oci("state", "c1").stdout)["status"] == "created"
+
+    assert oci("kill", "c1", name).returncode == 0
+
+    eventually(lambda: json.loads(oci("state", "c1").stdout)["status"] == "stopped")
+    assert oci("delete", "c1").returncode == 0
+
+
 def test_limits_have_units(lab: Lab, oci: Command) -> None:
     bundle = lab.bundle(lab.spec("sleep", "1000"))
     oci("run", "-d", "--bundle", str(bundle), "c1", **detached())

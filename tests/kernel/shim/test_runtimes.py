@@ -18,6 +18,7 @@ from google.protobuf import any_pb2
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2
 from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from pyctr_wire.containerd.runtime.task.v3 import shim_pb2 as pb
+from pyctr_wire.containerd.types.task import task_pb2 as types
 from pyctr_wire.errors import NotFound, UnknownError
 from support import runtimes
 from support.shim_harness import DEADLINE, Host, Running, eventually, host
@@ -95,6 +96,18 @@ def test_what_is_killed_has_ended_by_that_signal(create: Run) -> None:
     assert container.wait() == 137
     with pytest.raises(NotFound, match="process already finished"):
         container.kill(signal.SIGTERM)
+    container.delete()
+    container.shut_down()
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_waits_for_its_start_is_ended_by_what_ends_programs(create: Run, everything: bool) -> None:
+    container = create("sleep", "1000")
+    container.kill(signal.SIGUSR1, everything=everything)
+    assert container.state().status == types.CREATED
+    container.kill(signal.SIGTERM, everything=everything)
+
+    assert container.wait() != 0
     container.delete()
     container.shut_down()
 
