@@ -275,7 +275,8 @@ class ContentStore:
     def _status(self, ingest: rows.IngestRow) -> IngestStatus:
         started_at = from_microseconds(ingest.started_at)
         offset, updated_at = self._ingests.progress(ingest.ns, ingest.ref)
-        return IngestStatus(ingest.ref, offset, ingest.total, ingest.expected, started_at, updated_at or started_at)
+        updated_at = max(updated_at or started_at, started_at)  # as the writer's
+        return IngestStatus(ingest.ref, offset, ingest.total, ingest.expected, started_at, updated_at)
 
     def _is_whole(self, ns: str, digest: Digest) -> bool:
         """Return whether `ns` sees the blob; a row whose file is gone or cut is dropped, to be fetched again."""

@@ -64,7 +64,8 @@ class Writer:
     @property
     def updated_at(self) -> datetime:
         """When it was last written to."""
-        return self._file.updated_at() if self._file else self.started_at
+        # A file system's clock is behind ours by up to one tick of the kernel's.
+        return max(self._file.updated_at(), self.started_at) if self._file else self.started_at
 
     @property
     def offset(self) -> int:

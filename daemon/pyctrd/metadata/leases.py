@@ -69,16 +69,16 @@ class Leases:
 
     def add_resource(self, ns: str, lease: str, resource: Resource) -> None:
         """Let a lease hold something, which need not exist. Raises NotFound, InvalidArgument, Unimplemented."""
-        validate_resource(resource)
         with self._database.transaction() as transaction:
             _require(transaction, ns, lease, f'lease "{lease}"')
+            validate_resource(resource)
             _hold(transaction, ns, lease, resource)
 
     def delete_resource(self, ns: str, lease: str, resource: Resource) -> None:
         """Let a lease hold something no longer. Raises NotFound, InvalidArgument, Unimplemented."""
-        validate_resource(resource)
         with self._database.freeing() as transaction:
             _require(transaction, ns, lease, f'lease "{lease}"')
+            validate_resource(resource)
             detach(transaction, ns, lease, resource)
             transaction.leaves_garbage()
 

@@ -113,11 +113,13 @@ class Snapshotter:
         if not name:
             raise InvalidArgument("a committed snapshot needs a name")
         with self._database.snapshot() as reader:
-            old = rows.get(reader, ns, self.name, key)
-            _require_active(old)
+            # Before all else: who asks once more, since no answer came, has no active snapshot any longer.
             taken = rows.find(reader, ns, self.name, name) is not None
-            parent_id = None if taken else self._rebased(reader, ns, old, parent)
-            parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
+            if not taken:
+                old = rows.get(reader, ns, self.name, key)
+                _require_active(old)
+                parent_id = self._rebased(reader, ns, old, parent)
+                parents = [self._directories.path(ancestor) for ancestor in rows.chain(reader, parent_id)]
         if taken:
             raise self._leased(ns, lease, name, AlreadyExists(f'snapshot "{name}"'))
         info = replace(old.info, name=name, kind=Kind.COMMITTED, labels=labels)

@@ -90,9 +90,11 @@ def test_a_write_survives_the_daemon(tmp_path: Path) -> None:
         writer = stores.content.open_writer(NS, "ref", total=len(DATA), expected=DIGEST)
         writer.write(DATA[:4])
         started_at = writer.started_at
+        assert writer.updated_at >= started_at
     with open_stores(tmp_path) as stores:
         status = stores.content.status(NS, "ref")
         assert (status.offset, status.total, status.expected, status.started_at) == (4, 10, DIGEST, started_at)
+        assert status.updated_at >= started_at
         with stores.content.open_writer(NS, "ref") as resumed:
             resumed.write(DATA[4:])
             assert resumed.commit() == DIGEST

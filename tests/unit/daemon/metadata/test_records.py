@@ -322,5 +322,6 @@ class TestLeases:
         for call in (stores.leases.list_resources, stores.leases.delete):
             with message(NotFound, 'lease "l": not found'):
                 call(NS, "l")
-        with message(NotFound, 'lease "l": not found'):
-            stores.leases.add_resource(NS, "l", blob)
+        for resource in (blob, Resource("x", "wood")):
+            with message(NotFound, 'lease "l": not found'):
+                stores.leases.add_resource(NS, "l", resource)
