@@ -24,12 +24,20 @@ def from_microseconds(microseconds: int) -> datetime:
 
 
 def parse_rfc3339(text: str) -> datetime | None:
-    """Return the time that an RFC 3339 text means, or None if it is not one; nanoseconds are cut off."""
+    """Return the time that an RFC 3339 text means, or None if it is not one; nanoseconds are cut off.
+
+    What is outside of the years 1 to 9999 once it is in UTC is taken for their beginning, or their end.
+    """
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return time.astimezone(UTC) if time.tzinfo is not None else None
+    if time.tzinfo is None:
+        return None
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return (datetime.min if time.year == 1 else datetime.max).replace(tzinfo=UTC)
 
 
 def parse_span(text: str) -> timedelta | None:

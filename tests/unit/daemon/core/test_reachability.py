@@ -115,6 +115,8 @@ def test_expiry() -> None:
     assert not is_expired({"containerd.io/gc.expire": "2026-01-01T00:00:01Z"}, NOW)
     assert not is_expired({"containerd.io/gc.expire": "rubbish"}, NOW)
     assert not is_expired({}, NOW)
+    assert is_expired({"containerd.io/gc.expire": "0001-01-01T00:00:00+01:00"}, NOW)
+    assert not is_expired({"containerd.io/gc.expire": "9999-12-31T23:59:59-01:00"}, NOW)
 
 
 _NODES = st.integers(0, 20).map(lambda number: content(str(number)))
