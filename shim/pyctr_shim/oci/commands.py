@@ -97,7 +97,8 @@ def _begin(directory: str, record: State, container: Container) -> None:
     try:
         runtime.run_hooks("poststart", record, Status.RUNNING)
     except OciError:
-        container.kill(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            container.kill(signal.SIGKILL)
         raise
 
 

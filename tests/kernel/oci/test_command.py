@@ -11,12 +11,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from pyctr_shim.oci import arguments, rdt, state
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
+from pyctr_sys.process import set_child_subreaper
 from support.oci_bundle import Lab, eventually, read_all
 from support.oci_command import Command, detached
 from support.patience import DEADLINE
@@ -45,6 +47,22 @@ def test_the_whole_life(lab: Lab, oci: Command) -> None:
     assert oci("delete", "c1").returncode == 0
     assert "does not exist" in oci.status("c1")
     assert os.listdir(lab.base / "state") == []
+
+
+def test_a_poststart_hook_that_fails_after_the_programs_end_is_told(lab: Lab, oci: Command) -> None:
+    """There is nobody left to kill for it: whoever is the parent of orphans has reaped the program."""
+    spec = lab.spec("true")
+    spec["hooks"] = {"poststart": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 0.5; exit 1"]}]}
+    bundle, pid_file = lab.bundle(spec), lab.base / "pid"
+    set_child_subreaper()
+    try:
+        assert oci("create", "--bundle", str(bundle), "--pid-file", str(pid_file), "c1", **detached()).returncode == 0
+        reaper = Thread(target=os.waitpid, args=(int(pid_file.read_text()), 0))
+        reaper.start()
+        assert "hooks.poststart[0] /bin/sh: exit status 1" in oci("start", "c1").stderr
+        reaper.join()
+    finally:
+        set_child_subreaper(on=False)
 
 
 def test_run_passes_the_exit_status_and_deletes(lab: Lab, oci: Command) -> None:
