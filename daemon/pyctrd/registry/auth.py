@@ -12,11 +12,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from pyctr_wire.errors import ApiError, PermissionDenied, Unauthenticated, Unavailable
 from pyctrd.core.values import dataclass
 from pyctrd.registry.credentials import Credentials, CredentialSource
+from pyctrd.registry.hosts import address
 
 CLIENT_ID: Final = "pyctr"
 # Bytes of WWW-Authenticate that are read, and of a token.
@@ -157,9 +158,10 @@ class Authorizer:
 
     async def _fetch(self, realm: Challenge, scopes: frozenset[str], credentials: Credentials | None) -> _Token:
         url = realm.parameters.get("realm", "")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise Unauthenticated(f"{self._host} names no usable token server: {url[:200]!r}")
+        try:
+            parts = address(url)
+        except ValueError:
+            raise Unauthenticated(f"{self._host} names no usable token server: {url[:200]!r}") from None
         if parts.scheme == "http" and not self._url.startswith("http:"):
             raise Unauthenticated(f"{self._host} names a token server without TLS: {url[:200]!r}")
         service = realm.parameters.get("service", "")

@@ -16,7 +16,7 @@ from dataclasses import field, replace
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pyctr_wire.errors import FailedPrecondition, InvalidArgument
 from pyctrd.core.times import span_seconds
@@ -27,7 +27,10 @@ DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # Bytes of one hosts.toml.
 _MAX_FILE: Final = 1 << 20
-_AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# Not "..", which is no name of a host, but one of a directory. Source: RFC 1035 section 2.3.4 for the 63.
+_AUTHORITY: Final = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+)
 
 
 class Capability(Flag):
@@ -85,7 +88,7 @@ def endpoints(host: str, config: HostsConfig, default_scheme: str = "") -> tuple
     `default_scheme` ("http" or "https") overrides what the host's name suggests. Raises InvalidArgument for a
     malformed host or scheme, FailedPrecondition for a configuration that cannot be read.
     """
-    if not _AUTHORITY.fullmatch(host):
+    if not _is_authority(host):
         raise InvalidArgument(f'"{host}" is not the host of a registry')
     if default_scheme not in ("", "http", "https"):
         raise InvalidArgument(f'scheme "{default_scheme}" of registry {host} is neither http nor https')
@@ -149,7 +152,7 @@ def _endpoint(url: Any, table: Mapping[str, Any], directory: Path) -> Endpoint:
     tls = _tls(table, directory)
     has_scheme = "://" in url
     parts = urlsplit(url if has_scheme else f"//{url}")
-    if not _AUTHORITY.fullmatch(parts.netloc) or parts.query or parts.fragment:
+    if not _is_authority(parts.netloc) or parts.query or parts.fragment:
         raise ValueError(f'"{url}" is not the URL of a registry')
     scheme = parts.scheme or _default_scheme(parts.netloc, has_tls=tls != Tls())
     if scheme not in ("http", "https"):
@@ -183,6 +186,22 @@ def _default_scheme(authority: str, *, has_tls: bool) -> str:
     if has_tls or not is_loopback(authority) or authority.endswith(":443"):
         return "https"
     return "http"
+
+
+def address(url: str) -> SplitResult:
+    """Return the parts of a URL that a registry names. Raises ValueError if nobody can be asked there."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not _is_authority(parts.netloc):
+        raise ValueError(f"{url[:200]!r} is no http address")
+    return parts
+
+
+def _is_authority(text: str) -> bool:
+    """Say whether this is `host[:port]`, with an address that is one and a port that there can be."""
+    try:
+        return _AUTHORITY.fullmatch(text) is not None and urlsplit(f"//{text}").port != 0
+    except ValueError:
+        return False
 
 
 def is_loopback(authority: str) -> bool:

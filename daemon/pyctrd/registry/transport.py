@@ -24,7 +24,7 @@ from pyctr_wire.errors import ApiError, FailedPrecondition, ResourceExhausted, U
 from pyctrd.core.values import dataclass
 from pyctrd.registry.auth import Answer, Authorizer
 from pyctrd.registry.credentials import CredentialSource
-from pyctrd.registry.hosts import Endpoint, Tls, is_loopback
+from pyctrd.registry.hosts import Endpoint, Tls, address, is_loopback
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 10
@@ -313,10 +313,11 @@ async def server_message(response: aiohttp.ClientResponse, endpoint: Endpoint) -
 
 def redirected(url: str, target: str) -> str:
     """Return where a redirect leads; never from https to http."""
-    found = urljoin(url, target)
-    parts = urlsplit(found)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise Unavailable(f"{_shown(url)} redirects to {_shown(target)[:200]!r}, which is no place to go")
+    try:
+        found = urljoin(url, target)
+        parts = address(found)
+    except ValueError:
+        raise Unavailable(f"{_shown(url)} redirects to {_shown(target)[:200]!r}, which is no place to go") from None
     if parts.scheme == "http" and url.startswith("https:"):
         raise FailedPrecondition(f"{_shown(url)} redirects to plain http at {parts.netloc}: refused")
     return found

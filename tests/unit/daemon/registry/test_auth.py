@@ -263,8 +263,19 @@ async def test_a_token_is_renewed_before_it_expires() -> None:
     assert await authorizer.header(scopes) == "Bearer two"
 
 
-@pytest.mark.parametrize("realm", ["http://auth/token", "ftp://auth/token", "/token", ""])
-async def test_a_realm_less_safe_than_the_registry_gets_nothing(realm: str) -> None:
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://auth/token",
+        "ftp://auth/token",
+        "/token",
+        "",
+        "https://[::1",
+        "https://a..b/",
+        "https://me:pass@auth/token",
+    ],
+)
+async def test_a_realm_that_is_less_safe_than_the_registry_or_none_gets_nothing(realm: str) -> None:
     exchange = Exchange(b'{"token":"t"}')
     authorizer = Authorizer("https://r/v2", "r", nobody, exchange)
 

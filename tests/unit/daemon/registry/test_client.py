@@ -297,7 +297,18 @@ async def test_cve_2020_15157_a_redirect_to_another_host_that_asks_who_we_are_ge
     assert len(other.seen) == 1
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "http://user:pass@127.0.0.1/", "http://"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "file:///etc/passwd",
+        "http://user:pass@127.0.0.1/",
+        "http://",
+        "https://[::1",
+        "https://[:::]/",
+        "//127.0.0.1:99999/",
+        "https://a..b/",
+    ],
+)
 async def test_a_redirect_to_no_server_is_refused(
     registry: ScriptedRegistry, open_repository: Open, target: str
 ) -> None:

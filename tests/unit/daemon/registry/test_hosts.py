@@ -39,7 +39,13 @@ def test_plain_http_where_it_is_configured() -> None:
     assert endpoints("registry.lan", NOWHERE, "http")[0].url == "http://registry.lan/v2"
 
 
-@pytest.mark.parametrize("host", ["", "a/b", "a b", "../x", "user@host", "host:port", "host:123456"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "a/b", "a b", "../x", "..", ".", "a..b", "user@host", f"{'a' * 64}.com", "[:::]"),
+        *("host:port", "host:123456", "host:65536", "host:0"),
+    ],
+)
 def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(InvalidArgument):
         endpoints(host, NOWHERE)
