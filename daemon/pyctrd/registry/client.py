@@ -75,8 +75,7 @@ class Repository:
     async def check_login(self) -> None:
         """Ask the registry itself, no mirror, whether it knows us; nothing is asked of this repository.
 
-        What it refused over TLS is not shown to it in the clear. Raises Unauthenticated, PermissionDenied,
-        Unavailable, …, FailedPrecondition if mirrors alone serve it.
+        Raises Unauthenticated, PermissionDenied, Unavailable, …, FailedPrecondition if mirrors alone serve it.
         """
         domain = self.reference.domain
         failure: ApiError = FailedPrecondition(f"{domain} is served by other hosts alone: log in to those")
@@ -137,15 +136,21 @@ class Repository:
         raise failure
 
     def choices(self, capability: Capability, skip: int = 0) -> Iterator[tuple[Endpoint, int]]:
-        """Return the endpoints that may be asked, and how often: the last one is worth waiting for."""
-        able: list[Endpoint] = []
+        """Return the endpoints that may be asked, and how often: the last one is worth waiting for.
+
+        What has answered over TLS is not asked in the clear: that would show it what it refused, and hide why.
+        """
+        able: list[tuple[Endpoint, Endpoint | None]] = []
         for endpoint in self.endpoints:
             if capability in endpoint.capabilities:
-                able += [endpoint, endpoint.plain()] if endpoint.may_fall_back else [endpoint]
+                able.append((endpoint, None))
+                if endpoint.may_fall_back:
+                    able.append((endpoint.plain(), endpoint))
         first = skip % len(able) if able else 0
         able = able[first:] + able[:first]
-        for number, endpoint in enumerate(able, 1):
-            yield endpoint, MAX_ATTEMPTS if number == len(able) else _IMPATIENT
+        for number, (endpoint, with_tls) in enumerate(able, 1):
+            if with_tls is None or not self.transport.has_answered(with_tls):
+                yield endpoint, MAX_ATTEMPTS if number == len(able) else _IMPATIENT
 
     def call(
         self,

@@ -75,6 +75,7 @@ class Transport:
         self._sleep = sleep
         self._sessions: dict[tuple[Tls, float], aiohttp.ClientSession] = {}
         self._authorizers: dict[str, Authorizer] = {}
+        self._heard: set[str] = set()  # the origins that have answered
         self._opening = asyncio.Lock()
 
     async def prepare(self, endpoints: Iterable[Endpoint]) -> None:
@@ -85,6 +86,10 @@ class Transport:
         for endpoint in endpoints:
             if endpoint.tls != Tls():
                 await self._session(endpoint.tls, endpoint.dial_timeout)
+
+    def has_answered(self, endpoint: Endpoint) -> bool:
+        """Say whether there has been any answer from an endpoint: a refusal, or a certificate of no use, are some."""
+        return origin(endpoint.url) in self._heard
 
     async def close(self) -> None:
         """Close all connections."""
@@ -117,6 +122,7 @@ class Transport:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure: ApiError = _connection_error(call.url, error)
                 if isinstance(failure, FailedPrecondition):
+                    self._heard.add(origin(endpoint.url))
                     raise failure from error
             else:
                 if response.status == 401 and origin(str(response.url)) == origin(endpoint.url):
@@ -168,6 +174,8 @@ class Transport:
                 proxy=_proxy_for(url),
                 timeout=_timeout(endpoint.dial_timeout, _SILENCE if body is None else _COMMIT),
             )
+            if at_home:
+                self._heard.add(home)
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or target is None:
                 return response

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyctr_wire.errors import FailedPrecondition, Unauthenticated, Unavailable
+from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unauthenticated, Unavailable
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.references import Reference
 from pyctrd.offload import Offload
@@ -172,6 +172,32 @@ async def test_http_that_may_be_tls_is_asked_both_ways(registry: ScriptedRegistr
     maybe = Endpoint(f"https://{registry.host}/v2", registry.host, tls=Tls(skip_verify=True), may_fall_back=True)
 
     assert (await open_repository(served_by=(maybe,)).resolve()).digest == IMAGE.digest
+
+
+@pytest.mark.parametrize(
+    ("skip_verify", "answer", "error"),
+    [
+        (True, Answer(404), NotFound),
+        (True, Answer(401, headers={"WWW-Authenticate": "Basic realm=x"}), Unauthenticated),
+        (False, OK, FailedPrecondition),
+    ],
+    ids=["missing", "refused", "certificate"],
+)
+async def test_what_answers_over_tls_is_not_asked_in_the_clear(
+    certificate: tuple[Path, Path], open_repository: Open, *, skip_verify: bool, answer: Answer, error: type[ApiError]
+) -> None:
+    """It would be shown what it refused, and its next answer, that it wants TLS, would hide why."""
+    async with scripted_registry(serving(certificate)) as registry:
+        registry.on("HEAD", TAG, answer)
+        registry.on("GET", BLOB_PATH, answer)
+        maybe = replace(endpoint(registry, Tls(skip_verify=skip_verify)), may_fall_back=True)
+        repository = open_repository({registry.host: Credentials("me", "wrong")}, (maybe,))
+
+        with pytest.raises(error):
+            await repository.resolve()
+        with pytest.raises(error):
+            async with repository.blob(LAYER, 0):
+                pass
 
 
 async def test_certificates_that_cannot_be_read_are_named(registry: ScriptedRegistry, open_repository: Open) -> None:
