@@ -101,6 +101,15 @@ def test_a_container_that_does_not_run_is_called_by_its_name(pyctr: Pyctr, name:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"pyctr: container {name} is not running\n")
 
 
+def test_what_is_wrong_with_an_exec_in_a_container_that_runs_is_told(pyctr: Pyctr, name: str) -> None:
+    script = "x=12345678; while [ ${#x} -lt 2000000 ]; do x=$x$x; done; echo $x >/etc/passwd; echo done; sleep 100"
+    pyctr("run", "-d", "--network", "none", "--name", name, "demo", "sh", "-c", script)
+    wait_until(lambda: pyctr("logs", name) == "done\n", "it is written")
+    done = pyctr.run("exec", "--user", "somebody", name, "true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/etc/passwd in the image is larger than" in done.stderr
+
+
 def test_figures_of_what_runs_are_shown_beside_what_does_not(pyctr: Pyctr, name: str) -> None:
     pyctr("create", "--network", "none", "--name", name, "demo")
     pyctr("run", "-d", "--network", "none", "--name", f"{name}-new", "demo", "sleep", "100")

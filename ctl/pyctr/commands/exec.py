@@ -6,7 +6,7 @@ import os
 import click
 from google.protobuf import any_pb2, empty_pb2
 
-from pyctr import arguments, completing, exit_codes, run_options, run_session, tasks, terminal
+from pyctr import arguments, completing, exit_codes, lookup, run_options, run_session, tasks, terminal
 from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr.errors import CommandError, as_ours, not_running
 from pyctr.session import Session, pass_session
@@ -72,9 +72,9 @@ def exec_(
     connection = session.connection
     try:
         spec = connection.call(ENGINE, "ExecSpec", request, engine_pb2.ExecSpecResponse)
-    except FailedPrecondition:
-        raise not_running(container) from None
     except ApiError as error:
+        if isinstance(error, FailedPrecondition) and not tasks.runs(connection, lookup.find(connection, container).id):
+            raise not_running(container) from None
         raise CommandError(str(error), exit_codes.FAILURE) from None
     return _run(connection, container, spec, keys, detach=detach, interactive=interactive, tty=tty)
 
