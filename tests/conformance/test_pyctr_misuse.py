@@ -240,9 +240,15 @@ def test_names_are_found_by_docker_expressions(pyctr: Pyctr, name: str) -> None:
     for expression in (name, f"^{name}$", f"^/{name}$", f"^/?{name[:-1]}[0-9]+$"):
         assert container in pyctr("ps", "-aq", "--filter", f"name={expression}").split(), expression
     assert pyctr("ps", "-aq", "--filter", f"name=^{name[1:]}") == ""
-    done = pyctr.run("ps", "--filter", "name=a[")
-    assert done.returncode == 2
-    assert "name=a[: unterminated character set" in done.stderr
+    for expression, reason in (
+        ("a[", "name=a[: unterminated character set"),
+        ("a{99999999999}", "name=a{99999999999}: the repetition number is too large"),
+        ("(" * 5000, "maximum recursion depth exceeded"),
+    ):
+        done = pyctr.run("ps", "--filter", f"name={expression}")
+        assert done.returncode == 2
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_state_that_there_is_not(pyctr: Pyctr) -> None:

@@ -132,8 +132,8 @@ def _parsed(filters: Iterable[str]) -> dict[str, list[str]]:
 def _check_expression(entry: str, value: str) -> None:
     try:
         re.compile(value)
-    except re.error as error:
-        raise click.BadParameter(f"--filter {entry}: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:  # the others for repetitions and groups beyond measure
+        raise click.BadParameter(f"--filter {entry[:200]}: {error}") from None
 
 
 def _matches(container: containers_pb2.Container, row: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
