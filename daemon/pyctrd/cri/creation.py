@@ -1,6 +1,6 @@
 """Makes a pod's container: looks at image and machine, then snapshot and record, in that order.
 
-A crash in between leaves a snapshot that a lease holds for a day and then lets go.
+A crash in between leaves a snapshot that a lease holds until the next start lets go of it.
 """
 
 import json

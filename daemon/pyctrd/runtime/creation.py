@@ -2,7 +2,7 @@
 
 The order, and what a crash leaves behind:
 
-    lease                    expires by itself within a day
+    lease                    the next start lets go of it
     snapshot                 held by the lease alone: goes with it
     volumes, network files   swept at the next start
     record                   from here on the container is there, and the snapshot is its own
