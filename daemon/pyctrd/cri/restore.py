@@ -117,11 +117,12 @@ class Restores:
         InvalidArgument for what is no checkpoint of a container.
         """
         lease = f"cri-restore-{secrets.token_hex(8)}"
-        await self._threads.run(self._leases.create, NAMESPACE, for_a_call(lease))
-        try:
+
+        def make() -> None:
+            self._leases.create(NAMESPACE, for_a_call(lease))
+
+        async with self._threads.holding(make, lambda _: self._leases.delete(NAMESPACE, lease)):
             yield await self._threads.run(self._take_in, location, lease)
-        finally:
-            await self._threads.run(self._leases.delete, NAMESPACE, lease)
 
     async def apply(self, archive: Archive, mounts: Sequence[Mount]) -> None:
         """Make the changes of the saved container in a new one's file system."""

@@ -226,9 +226,10 @@ async def session(stores: Stores, ns: str, lease: str) -> AsyncIterator[Session]
         yield Session(stores, ns, lease)
         return
     expiry = (datetime.now(UTC) + _LEASE_LIFETIME).isoformat(timespec="seconds")
-    own = await stores.rows.run(stores.leases.create, ns, Lease("", {EXPIRE_LABEL: expiry}))
-    try:
+
+    def make() -> Lease:
+        return stores.leases.create(ns, Lease("", {EXPIRE_LABEL: expiry}))
+
+    # Whatever cancels us, the lease is let go of; a crash leaves the expiry.
+    async with stores.rows.holding(make, lambda own: stores.leases.delete(ns, own.id)) as own:
         yield Session(stores, ns, own.id)
-    finally:
-        # Accepted at once and carried out even if we are cancelled here; a crash leaves the expiry.
-        await stores.rows.run(stores.leases.delete, ns, own.id)

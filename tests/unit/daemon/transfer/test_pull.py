@@ -1,14 +1,18 @@
 """Pull, from the reference to the image: what is there afterwards, and what is not after a failure."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pyctr_wire.errors import ApiError, InvalidArgument, NotFound
 from pyctrd.core.digests import chain_ids
+from pyctrd.core.leases import Lease
 from pyctrd.core.platforms import Platform
+from pyctrd.metadata.leases import Leases
 from pyctrd.transfer.progress import Progress
 from pyctrd.transfer.pull import pull
 from pyctrd.transfer.requests import ExtraReference, ImageStore, Unpack
@@ -247,6 +251,31 @@ async def test_a_failure_leaves_no_image_and_the_next_pull_goes_on(
     async with session(stores, NS, "") as opened:
         await pull_into(opened, repository)
     assert real.images.get(NS, "name").target.digest == IMAGE.digest
+
+
+async def test_a_session_that_is_cancelled_before_it_begins_leaves_no_lease(stores: Stores, real: RealStores) -> None:
+    go_on, made = threading.Event(), threading.Event()
+
+    class Slow(Leases):
+        def create(self, ns: str, lease: Lease) -> Lease:
+            assert go_on.wait(30)
+            created = super().create(ns, lease)
+            made.set()
+            return created
+
+    async def begin() -> None:
+        async with session(replace(stores, leases=Slow(real.database)), NS, ""):
+            raise AssertionError("it was cancelled")
+
+    async with asyncio.TaskGroup() as group:
+        beginning = group.create_task(begin())
+        await asyncio.sleep(0)
+        beginning.cancel()
+    go_on.set()
+    assert await asyncio.get_running_loop().run_in_executor(None, made.wait, 30)
+    async with asyncio.timeout(5):
+        while real.leases.list(NS):
+            await asyncio.sleep(0)
 
 
 async def test_a_pull_that_is_cancelled_leaves_only_what_can_go_on(
