@@ -133,10 +133,11 @@ class ContentStore:
         """
         if not ref:
             raise InvalidArgument("a writer needs a reference")
-        if expected and self._is_whole(ns, validate_digest(expected)):
+        if expected and self._is_whole(ns, digest := validate_digest(expected)):
             with self._database.transaction() as transaction:
                 attach(transaction, ns, lease, Resource(expected, "content"))
-            raise AlreadyExists(f"content {expected}")
+            if self._is_whole(ns, digest):  # still: it may have been collected before the lease had it
+                raise AlreadyExists(f"content {expected}")
         self._lock_ref(ns, ref)
         try:
             ingest, shared_size, restarts = self._begin(ns, ref, total, expected, lease)

@@ -84,9 +84,8 @@ class Writer:
         validate_digest(digest)
         with self._using():
             self.expected = digest
-            if rows.blob(self._database.read(), self._ingest.ns, digest) is None:
+            if rows.blob(self._database.read(), self._ingest.ns, digest) is None or not self._yield_to(digest):
                 return
-            self._yield_to(digest)
         raise AlreadyExists(f"blob with expected digest {digest} exists")
 
     def truncate(self, size: int) -> None:
@@ -173,11 +172,15 @@ class Writer:
         self._ingests.remove(self._ingests.directory(ns, self._ingest.ref))
         return is_new
 
-    def _yield_to(self, digest: str) -> None:
+    def _yield_to(self, digest: str) -> bool:
+        """Give the ingest up for a blob that the lease has then; return False if that has just been collected."""
         with self._database.freeing() as transaction:
+            if rows.blob(transaction, self._ingest.ns, digest) is None:
+                return False
             rows.delete_ingest(transaction, self._ingest.ns, self._ingest.ref)
             attach(transaction, self._ingest.ns, self._lease, Resource(digest, "content"))
         self._ingests.remove(self._ingests.directory(self._ingest.ns, self._ingest.ref))
+        return True
 
     def _open_file(self) -> IngestFile:
         algorithm = self.expected.partition(":")[0] or "sha256"

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from pyctrd.core.digests import digest_of
 from pyctrd.core.events import ContentCreate, ContentDelete
 from pyctrd.core.leases import Lease, Resource
 from pyctrd.core.namespaces import Namespace
+from pyctrd.metadata.database import Database, Transaction
 from support.stores import NS, Stores, open_stores
 
 DATA = b"some bytes"
@@ -99,6 +102,36 @@ def test_a_write_survives_the_daemon(tmp_path: Path) -> None:
             resumed.write(DATA[4:])
             assert resumed.commit() == DIGEST
     writer.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_blob_that_is_collected_while_a_writer_looks_for_it_is_written_again(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    stores.leases.create(NS, Lease("l"))
+    stores.content.write_blob(NS, "old", DATA)
+    kind = "freeing" if late else "transaction"
+    begin = getattr(Database, kind)
+
+    @contextmanager
+    def begin_too_late(database: Database) -> Iterator[Transaction]:
+        monkeypatch.undo()
+        stores.collector.collect()
+        with begin(database) as transaction:
+            yield transaction
+
+    writer = stores.content.open_writer(NS, "ref", lease="l") if late else None
+    monkeypatch.setattr(Database, kind, begin_too_late)
+    if writer is None:
+        writer = stores.content.open_writer(NS, "ref", expected=DIGEST, lease="l")
+    else:
+        writer.expect(DIGEST)
+
+    writer.write(DATA)
+    writer.commit()
+    stores.collector.collect()
+    assert stores.content.verify(DIGEST)
+    assert stores.content.info(NS, DIGEST).size == len(DATA)
 
 
 def test_an_ingest_that_was_cut_fails_at_commit_and_is_written_again(stores: Stores) -> None:
