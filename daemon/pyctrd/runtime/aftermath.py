@@ -7,9 +7,10 @@ from typing import Any, Final, Protocol
 
 from pyctr_wire import labels
 from pyctr_wire.containerd.events import container_pb2, task_pb2
-from pyctr_wire.errors import ApiError, NotFound, ResourceExhausted, Unavailable
+from pyctr_wire.errors import ApiError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
+from pyctrd.core.identifiers import validate_identifier
 from pyctrd.core.namespaces import Namespace
 from pyctrd.core.tasks import Status
 from pyctrd.events.decoding import decode
@@ -155,6 +156,10 @@ class Aftermath:
         return self._remove(namespace, container) if container.labels.get(labels.AUTO_REMOVE) == "true" else None
 
     def _removal_of_belongings(self, namespace: str, id: str) -> Coroutine[Any, Any, None] | None:
+        try:
+            validate_identifier("container.ID", id)
+        except InvalidArgument:
+            return None  # clients publish what they like, and this would be a path, to who knows what
         # Looked for right here: most containers have neither, and a thread takes longer than looking does.
         has_logs, has_belongings = self._logs.has(namespace, id), self._belongings.any_of(namespace, id)
         if not (has_logs or has_belongings):

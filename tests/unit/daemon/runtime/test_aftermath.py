@@ -157,6 +157,24 @@ async def test_logs_go_with_their_container(world: World, tmp_path: Path) -> Non
     await loop
 
 
+@pytest.mark.parametrize("id", ["", ".", "..", "../default/one", "../..", "one/json.log", "a\0b", "a" * 300])
+async def test_an_event_that_names_no_container_removes_nothing(world: World, tmp_path: Path, id: str) -> None:
+    """Any client may publish it."""
+    loop = await running(world)
+    world.add("one", auto_remove=False)
+    victims = tmp_path / "logs/default/one/json.log", tmp_path / "victim"
+    for victim in victims:
+        victim.touch()
+    world.exchange.publish_core(NS, ContainerDelete(id))
+    world.add("two", auto_remove=False)
+    world.delete(NS, "two")
+    while (tmp_path / "logs/default/two").exists():
+        await asyncio.sleep(0.005)
+    assert all(victim.exists() for victim in victims)
+    world.exchange.close()
+    await loop
+
+
 async def test_volumes_go_with_their_container_unless_they_are_kept(world: World, tmp_path: Path) -> None:
     loop = await running(world)
     for name in ("temporary", "permanent"):
