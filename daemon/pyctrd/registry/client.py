@@ -5,7 +5,7 @@ here, a blob's by who stores it. Source: OCI distribution-spec v1.1.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -135,17 +135,34 @@ class Repository:
                 return
         raise failure
 
+    async def settle(self, capability: Capability) -> None:
+        """Find out whether the first endpoint for this speaks TLS, where only asking it can tell: for `choices`."""
+        first, _ = next(self.choices(capability), (None, 0))
+        if first is None or not first.may_fall_back:
+            return
+        for endpoint in (first, first.plain()):
+            call = Call("GET", f"{endpoint.url}/", scopes=frozenset(), headers={}, attempts=1)
+            with suppress(ApiError):  # any answer will do, and if there is none, what is asked for next says why
+                async with self.transport.request(endpoint, call):
+                    pass
+            if self.transport.has_answered(endpoint):
+                return
+
     def choices(self, capability: Capability, skip: int = 0) -> Iterator[tuple[Endpoint, int]]:
         """Return the endpoints that may be asked, and how often: the last one is worth waiting for.
 
-        What has answered over TLS is not asked in the clear: that would show it what it refused, and hide why.
+        What has answered over TLS is not asked in the clear: that would show it what it refused, and hide why. What has
+        answered in the clear, as it did not over TLS, is asked so from then on.
         """
         able: list[tuple[Endpoint, Endpoint | None]] = []
         for endpoint in self.endpoints:
-            if capability in endpoint.capabilities:
+            if capability not in endpoint.capabilities:
+                continue
+            plain = endpoint.plain() if endpoint.may_fall_back else None
+            if plain is None or not self.transport.has_answered(plain):
                 able.append((endpoint, None))
-                if endpoint.may_fall_back:
-                    able.append((endpoint.plain(), endpoint))
+            if plain is not None:
+                able.append((plain, endpoint))
         first = skip % len(able) if able else 0
         able = able[first:] + able[:first]
         for number, (endpoint, with_tls) in enumerate(able, 1):

@@ -97,8 +97,9 @@ class Uploads:
         return self.repository.call(self.endpoint, method, path, actions="pull,push", headers=headers)
 
 
-def uploads_to(repository: Repository) -> Uploads:
+async def uploads_to(repository: Repository) -> Uploads:
     """Return the way to push into `repository`; raises FailedPrecondition if no endpoint takes pushes."""
+    await repository.settle(Capability.PUSH)
     for endpoint, _ in repository.choices(Capability.PUSH):
         return Uploads(repository, endpoint)
     raise FailedPrecondition(f"no endpoint of {repository.reference.domain} may be pushed to")

@@ -163,7 +163,7 @@ class Transfers:
         async with self._open(destination, client=client) as repository:
             from pyctrd.registry.uploads import uploads_to  # not before a registry is open: aiohttp comes with it
 
-            await push(opened, source, image, uploads_to(repository), repository.reference, progress)
+            await push(opened, source, image, await uploads_to(repository), repository.reference, progress)
 
     async def _import(self, opened: Session, source: ImportStream, destination: ImageStore, progress: Progress) -> None:
         async with self._imports:

@@ -162,16 +162,39 @@ async def test_an_upload_from_tls_to_plain_http_is_refused(
         safe.on("POST", "/v2/some/image/blobs/uploads/", Answer(202, headers={"Location": f"{registry.url}/upload"}))
 
         with pytest.raises(FailedPrecondition, match="plain http"):
-            await uploads_to(open_repository(served_by=(endpoint(safe, Tls(skip_verify=True)),))).blob(LAYER, body)
+            await (await uploads_to(open_repository(served_by=(endpoint(safe, Tls(skip_verify=True)),)))).blob(
+                LAYER, body
+            )
 
     assert registry.seen == []
 
 
-async def test_http_that_may_be_tls_is_asked_both_ways(registry: ScriptedRegistry, open_repository: Open) -> None:
+async def test_http_that_may_be_tls_is_asked_both_ways(
+    registry: ScriptedRegistry, open_repository: Open, pauses: list[float]
+) -> None:
     registry.on("HEAD", TAG, OK)
     maybe = Endpoint(f"https://{registry.host}/v2", registry.host, tls=Tls(skip_verify=True), may_fall_back=True)
 
-    assert (await open_repository(served_by=(maybe,)).resolve()).digest == IMAGE.digest
+    repository = open_repository(served_by=(maybe,))
+    assert (await repository.resolve()).digest == IMAGE.digest
+    assert len(pauses) == 1
+    registry.on("GET", BLOB_PATH, Answer(200, BLOB))
+    async with repository.blob(LAYER, 0):
+        assert len(pauses) == 1  # that it does not speak TLS is known
+
+
+@pytest.mark.parametrize("speaks_tls", [True, False])
+async def test_http_that_may_be_tls_is_pushed_to_as_it_answers(
+    certificate: tuple[Path, Path], open_repository: Open, *, speaks_tls: bool
+) -> None:
+    async with scripted_registry(serving(certificate) if speaks_tls else None) as registry:
+        registry.on("HEAD", BLOB_PATH, Answer(200))
+        maybe = Endpoint(f"https://{registry.host}/v2", registry.host, tls=Tls(skip_verify=True), may_fall_back=True)
+
+        uploads = await uploads_to(open_repository(served_by=(maybe,)))
+
+        assert uploads.endpoint == (maybe if speaks_tls else maybe.plain())
+        assert await uploads.has(LAYER)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ async def test_a_blob_goes_where_the_registry_says(
     registry.on("POST", UPLOADS, accepted(location if relative else registry.url + location))
     registry.on("PUT", "/upload/1", Answer(201))
 
-    await uploads_to(open_repository()).blob(LAYER, body)
+    await (await uploads_to(open_repository())).blob(LAYER, body)
 
     [put] = registry.requests("/upload/1")
     assert put.body == BLOB
@@ -49,7 +49,7 @@ async def test_a_blob_goes_where_the_registry_says(
 async def test_a_blob_is_lent_by_another_repository(registry: ScriptedRegistry, open_repository: Open) -> None:
     registry.on("POST", UPLOADS, Answer(201))
 
-    await uploads_to(open_repository()).blob(LAYER, body, ("source/image",))
+    await (await uploads_to(open_repository())).blob(LAYER, body, ("source/image",))
 
     [post] = registry.seen
     assert post.query == {"mount": LAYER.digest, "from": "source/image"}
@@ -59,7 +59,7 @@ async def test_a_blob_that_nobody_lends_is_uploaded(registry: ScriptedRegistry, 
     registry.on("POST", UPLOADS, accepted("/never"), accepted("/upload"))
     registry.on("PUT", "/upload", Answer(201))
 
-    await uploads_to(open_repository()).blob(LAYER, body, ("source/image",))
+    await (await uploads_to(open_repository())).blob(LAYER, body, ("source/image",))
 
     assert len(registry.requests("/upload")) == 1
 
@@ -69,7 +69,7 @@ async def test_an_upload_that_breaks_off_starts_again(registry: ScriptedRegistry
     registry.on("PUT", "/first", Answer(500))
     registry.on("PUT", "/second", Answer(201))
 
-    await uploads_to(open_repository()).blob(LAYER, body)
+    await (await uploads_to(open_repository())).blob(LAYER, body)
 
     assert registry.requests("/second")[0].body == BLOB
 
@@ -79,7 +79,7 @@ async def test_an_upload_that_keeps_breaking_off_fails(registry: ScriptedRegistr
     registry.on("PUT", "/upload", Answer(500))
 
     with pytest.raises(Unavailable):
-        await uploads_to(open_repository()).blob(LAYER, body)
+        await (await uploads_to(open_repository())).blob(LAYER, body)
 
     assert len(registry.requests("/upload")) == 3
 
@@ -91,7 +91,7 @@ async def test_an_upload_elsewhere_takes_no_secret_along(
     other.on("PUT", "/store", Answer(201))
     own = Endpoint(f"{registry.url}/v2", registry.host, headers={"X-Secret": ("yes",)})
 
-    await uploads_to(open_repository(served_by=(own,))).blob(LAYER, body)
+    await (await uploads_to(open_repository(served_by=(own,)))).blob(LAYER, body)
 
     assert registry.seen[0].headers["X-Secret"] == "yes"
     assert "X-Secret" not in other.seen[0].headers
@@ -100,7 +100,7 @@ async def test_an_upload_elsewhere_takes_no_secret_along(
 async def test_a_manifest_goes_under_its_tag(registry: ScriptedRegistry, open_repository: Open) -> None:
     registry.on("PUT", "/v2/some/image/manifests/v1", Answer(201, headers={"Docker-Content-Digest": IMAGE.digest}))
 
-    await uploads_to(open_repository()).manifest(TARGET, IMAGE.manifest, "v1")
+    await (await uploads_to(open_repository())).manifest(TARGET, IMAGE.manifest, "v1")
 
     [put] = registry.seen
     assert (put.body, put.headers["Content-Type"]) == (IMAGE.manifest, MANIFEST)
@@ -111,11 +111,11 @@ async def test_a_registry_that_rewrites_manifests_is_noticed(registry: ScriptedR
     registry.on("PUT", path, Answer(201, headers={"Docker-Content-Digest": digest(b"other")}))
 
     with pytest.raises(FailedPrecondition):
-        await uploads_to(open_repository()).manifest(TARGET, IMAGE.manifest)
+        await (await uploads_to(open_repository())).manifest(TARGET, IMAGE.manifest)
 
 
 async def test_what_the_registry_has(registry: ScriptedRegistry, open_repository: Open) -> None:
-    uploads = uploads_to(open_repository())
+    uploads = await uploads_to(open_repository())
     registry.on("HEAD", f"/v2/some/image/blobs/{LAYER.digest}", Answer(200))
     registry.on("HEAD", "/v2/some/image/manifests/v1", Answer(200, headers={"Docker-Content-Digest": digest(b"old")}))
 
@@ -128,7 +128,7 @@ async def test_a_refused_push_says_so(registry: ScriptedRegistry, open_repositor
     registry.on("POST", UPLOADS, Answer(403, b"read-only"))
 
     with pytest.raises(PermissionDenied, match="read-only"):
-        await uploads_to(open_repository()).blob(LAYER, body)
+        await (await uploads_to(open_repository())).blob(LAYER, body)
 
 
 async def test_a_refused_blob_is_not_sent_again(registry: ScriptedRegistry, open_repository: Open) -> None:
@@ -136,7 +136,7 @@ async def test_a_refused_blob_is_not_sent_again(registry: ScriptedRegistry, open
     registry.on("PUT", "/upload", Answer(413, b"too large"))
 
     with pytest.raises(FailedPrecondition, match="413: server message: too large"):
-        await uploads_to(open_repository()).blob(LAYER, body)
+        await (await uploads_to(open_repository())).blob(LAYER, body)
 
     assert len(registry.requests("/upload")) == 1
 
@@ -145,9 +145,9 @@ async def test_mirrors_are_not_pushed_to(registry: ScriptedRegistry, open_reposi
     mirror = Endpoint("http://mirror/v2", "mirror", Capability.PULL)
     own = Endpoint(f"{registry.url}/v2", registry.host)
 
-    assert uploads_to(open_repository(served_by=(mirror, own))).endpoint == own
+    assert (await uploads_to(open_repository(served_by=(mirror, own)))).endpoint == own
     with pytest.raises(FailedPrecondition):
-        uploads_to(open_repository(served_by=(mirror,)))
+        await uploads_to(open_repository(served_by=(mirror,)))
 
 
 async def test_the_token_for_a_push_may_push(registry: ScriptedRegistry, open_repository: Open) -> None:
@@ -159,7 +159,7 @@ async def test_the_token_for_a_push_may_push(registry: ScriptedRegistry, open_re
     registry.on("POST", UPLOADS, answer)
     registry.on("GET", "/token", Answer(200, b'{"token":"t"}'))
 
-    await uploads_to(open_repository()).blob(LAYER, body, ("source/image",))
+    await (await uploads_to(open_repository())).blob(LAYER, body, ("source/image",))
 
     assert registry.requests("/token")[0].query.getall("scope") == [  # type: ignore[attr-defined]
         "repository:some/image:pull,push",
