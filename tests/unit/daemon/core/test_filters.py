@@ -91,6 +91,15 @@ def test_an_expression_takes_linear_time() -> None:
     assert not compile_filters(["id~=^(a+)+$"])(fields(Container("a" * 70 + "b0")))
 
 
+@pytest.mark.timeout(5)
+def test_a_request_has_a_limited_number_of_expressions() -> None:
+    """Each of them takes its time."""
+    assert matches(*["id~=none"] * 31, "id~=web")
+    for filters in ([r"id~=|\pN{1000}|"] * 1000, [",".join([r"id~=|\pN{1000}|"] * 1000)]):
+        with pytest.raises(InvalidArgument, match="more than 32 regular expressions"):
+            compile_filters(filters)
+
+
 def test_a_bad_expression_is_not_complained_about(capfd: pytest.CaptureFixture[str]) -> None:
     """The daemon's log is not written by clients."""
     assert not matches("id~=(", "id~=(?=web)")
