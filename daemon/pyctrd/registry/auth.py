@@ -186,7 +186,7 @@ class Authorizer:
     def _token(self, answer: Answer) -> _Token:
         try:
             value, lifetime = _parse_token(answer.body)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Unauthenticated(f"token server of {self._host} gave an answer of no use: {error}") from error
         # Without a lifetime it is kept until a 401 says otherwise.
         return _Token(value, self._clock() + max(lifetime - _MARGIN, 1.0) if lifetime > 0 else None)

@@ -34,6 +34,7 @@ _MANIFEST_TYPES: Final = image_spec.MANIFESTS | image_spec.INDEXES | image_spec.
 _ACCEPT: Final = ", ".join((*sorted(image_spec.MANIFESTS | image_spec.INDEXES), "*/*"))
 # How often an endpoint is asked while there is another one to ask instead.
 _IMPATIENT: Final = 2
+_MOST_DIGITS: Final = 19  # of a number of bytes
 
 
 class _Answer(NamedTuple):
@@ -264,7 +265,7 @@ def _position(response: aiohttp.ClientResponse, offset: int) -> int:
         return 0
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     start = rest.partition("-")[0]
-    if unit.lower() != "bytes" or not start.isdecimal() or int(start) > offset:
+    if unit.lower() != "bytes" or not start.isdecimal() or len(start) > _MOST_DIGITS or int(start) > offset:
         raise Unavailable(f"{response.url.with_query(None)} sends another range than the one asked for")
     return int(start)
 

@@ -182,6 +182,7 @@ async def test_a_token_that_never_suffices_is_given_up(registry: ScriptedRegistr
         (Answer(200, b"[]"), Unauthenticated),
         (token("a\r\nX-Evil: yes"), Unauthenticated),
         (token("x", expires_in="soon"), Unauthenticated),
+        (token("x", expires_in=10**400), Unauthenticated),
         (Answer(401), Unauthenticated),
         (Answer(403), PermissionDenied),
         (Answer(503), Unavailable),

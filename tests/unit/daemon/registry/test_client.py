@@ -209,9 +209,10 @@ async def test_a_server_without_ranges_serves_the_rest_too(registry: ScriptedReg
         (Answer(200, BLOB + b"more"), DataLoss),
         (Answer(200, BLOB, endless=True), DataLoss),
         (Answer(206, BLOB, {"Content-Range": "bytes nonsense"}), Unavailable),
+        (Answer(206, BLOB, {"Content-Range": f"bytes {'9' * 5000}-"}), Unavailable),
         (Answer(404), NotFound),
     ],
-    ids=["cut", "short", "long", "endless", "no range", "missing"],
+    ids=["cut", "short", "long", "endless", "no range", "no place", "missing"],
 )
 async def test_a_blob_of_another_size_is_noticed(
     registry: ScriptedRegistry, open_repository: Open, answer: Answer, error: type[ApiError]
