@@ -351,8 +351,12 @@ def _create(request: "init.Request") -> Container | None:
                 child.end()
                 return None
             if message in {Message.INIT, Message.STEPPED}:
+                try:
+                    init_pidfd = pidfd_open(fields["pid"])
+                except ProcessLookupError:
+                    continue  # it has failed, and who became its parent has reaped it; what failed comes next
                 before_pidfd = child.pidfd
-                child = replace(child, pid=fields["pid"], pidfd=_pidfd_of_init(fields["pid"]))
+                child = replace(child, pid=fields["pid"], pidfd=init_pidfd)
                 if message is Message.INIT:
                     wait(before_pidfd)  # it has little left to do and needs nothing from here
                 if request.checkpoint is not None:
@@ -391,13 +395,6 @@ def _create(request: "init.Request") -> Container | None:
 
 def _raise_vanished() -> NoReturn:
     raise OciError("container init ended without a word")
-
-
-def _pidfd_of_init(pid: int) -> int:
-    try:
-        return pidfd_open(pid)
-    except ProcessLookupError:
-        raise OciError("container init ended at once") from None
 
 
 def _container(request: "init.Request", pid: int, pidfd: int, console_fd: int, fields: Mapping[str, Any]) -> Container:

@@ -1,5 +1,6 @@
 """Limits, freezer, counters and devices on the cgroups that this machine has."""
 
+import contextlib
 import json
 import os
 import select
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pyctr_shim.oci import runtime
 from pyctr_shim.oci.cgroups import Hierarchies, cgroup_for, mounted
 from pyctr_shim.oci.cgroups.v2 import CgroupV2
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.runtime import CreateOptions, Stdio, create
 from pyctr_sys.mount import mount, umount2
+from pyctr_sys.pidfd import pidfd_open
 from pyctr_wire.containerd.cgroups.v1 import metrics_pb2 as v1
 from pyctr_wire.containerd.cgroups.v2 import metrics_pb2 as v2
 from support.oci_bundle import Lab, Spec, eventually, process, read_all, wait
@@ -257,6 +260,20 @@ def test_version_2_exec_pause_kill(lab: Lab, unified: Hierarchies) -> None:
     container.kill_all(signal.SIGKILL)
     assert wait(container.pidfd) == 137
     os.close(read_fd)
+
+
+def test_version_2_tells_of_a_failure_that_comes_before_init_is_seen(
+    lab: Lab, unified: Hierarchies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(pid: int) -> int:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)  # as who becomes its parent does
+        eventually(lambda: not Path(f"/proc/{pid}").exists())
+        return pidfd_open(pid)
+
+    monkeypatch.setattr(runtime, "pidfd_open", late)
+    with pytest.raises(OciError, match="/no/such"):
+        made_on_v2(lab, unified, "/no/such")
 
 
 def test_version_2_exec_where_init_has_moved_down(lab: Lab, unified: Hierarchies) -> None:
