@@ -23,9 +23,9 @@ def parse_moment(text: str, now: datetime) -> datetime:
     Raises click.BadParameter.
     """
     spans = list(_SPAN.finditer(text))
-    if spans and "".join(match.group(0) for match in spans) == text:
-        return now - timedelta(seconds=sum(float(match.group(1)) * _SECONDS[match.group(2)] for match in spans))
     try:
+        if spans and "".join(match.group(0) for match in spans) == text:
+            return now - timedelta(seconds=sum(float(match.group(1)) * _SECONDS[match.group(2)] for match in spans))
         if text.replace(".", "", 1).isdecimal():
             return datetime.fromtimestamp(float(text), UTC)
         return parse_stamp(text)

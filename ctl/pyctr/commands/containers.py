@@ -194,6 +194,7 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
             state["StartedAt"] = started.isoformat()
         if process.status == Status.STOPPED:
             state |= _exit(connection, container.id, process)
+    restarts = container.labels.get(labels.RESTART_COUNT, "")
     return {
         "Id": container.id,
         "Name": container.labels.get(labels.NAME, ""),
@@ -206,7 +207,7 @@ def _describe(connection: Connection, container: containers_pb2.Container) -> di
         "LogDriver": container.labels.get(labels.LOG_DRIVER, ""),
         "LogPath": container.labels.get(labels.LOG_PATH, ""),
         "RestartPolicy": container.labels.get(labels.RESTART_POLICY, "") or "no",
-        "RestartCount": int(container.labels.get(labels.RESTART_COUNT) or 0),
+        "RestartCount": int(restarts) if restarts.isdecimal() else 0,  # who writes labels may write anything
         "Mounts": _mounts(connection, container.id, spec),
         "Labels": dict(sorted(container.labels.items())),
         "Spec": spec,
