@@ -127,7 +127,8 @@ class Authorizer:
             if self._fixed:
                 raise Unauthenticated(f"{self._host} rejects the credentials that it was given")
             self._tokens.pop(scopes, None)
-            self._asked = tuple(headers)
+            # Bytes that are no UTF-8 came as half surrogates, which nobody could be sent.
+            self._asked = tuple(header.encode(errors="replace").decode() for header in headers)
             challenges = {challenge.scheme: challenge for challenge in reversed(parse_challenges(self._asked))}
             if bearer := challenges.get("bearer"):
                 self._realm = bearer

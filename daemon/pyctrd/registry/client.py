@@ -226,6 +226,7 @@ class Repository:
             digest = response.headers.get("Docker-Content-Digest", "")
             if not digest or not response.content_length or media_type not in _MANIFEST_TYPES:
                 return None
+            image_spec.check_size(response.content_length, call.url)
             return Descriptor(media_type, validate_digest(digest), response.content_length)
 
     async def _get(self, endpoint: Endpoint, wanted: str, attempts: int) -> Descriptor:

@@ -27,7 +27,8 @@ DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # Bytes of one hosts.toml.
 _MAX_FILE: Final = 1 << 20
-# Not "..", which is no name of a host, but one of a directory. Source: RFC 1035 section 2.3.4 for the 63.
+# Not "..", which is no name of a host, but one of a directory. Source: RFC 1035 section 2.3.4 for the 63 and the 255.
+_MAX_AUTHORITY: Final = 255
 _AUTHORITY: Final = re.compile(
     r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 )
@@ -191,7 +192,7 @@ def _default_scheme(authority: str, *, has_tls: bool) -> str:
 def address(url: str) -> SplitResult:
     """Return the parts of a URL that a registry names. Raises ValueError if nobody can be asked there."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not _is_authority(parts.netloc):
+    if parts.scheme not in ("http", "https") or not _is_authority(parts.netloc) or not url.isprintable():
         raise ValueError(f"{url[:200]!r} is no http address")
     return parts
 
@@ -199,7 +200,7 @@ def address(url: str) -> SplitResult:
 def _is_authority(text: str) -> bool:
     """Say whether this is `host[:port]`, with an address that is one and a port that there can be."""
     try:
-        return _AUTHORITY.fullmatch(text) is not None and urlsplit(f"//{text}").port != 0
+        return len(text) <= _MAX_AUTHORITY and bool(_AUTHORITY.fullmatch(text)) and urlsplit(f"//{text}").port != 0
     except ValueError:
         return False
 

@@ -274,6 +274,7 @@ async def test_a_token_is_renewed_before_it_expires() -> None:
         "https://[::1",
         "https://a..b/",
         "https://me:pass@auth/token",
+        "https://auth/token?a=\v",
     ],
 )
 async def test_a_realm_that_is_less_safe_than_the_registry_or_none_gets_nothing(realm: str) -> None:
@@ -291,3 +292,20 @@ async def test_an_unknown_scheme_is_refused() -> None:
 
     with pytest.raises(Unauthenticated, match="neither"):
         await authorizer.challenged(["Negotiate"], frozenset(), "")
+
+
+async def test_a_challenge_with_bytes_that_are_no_text_is_answered() -> None:
+    exchange = Exchange(b'{"token":"t"}')
+    authorizer = Authorizer("https://r/v2", "r", nobody, exchange)
+
+    await authorizer.challenged(['Bearer realm="https://auth/token",service="a\udcff"'], frozenset(), "")
+
+    assert exchange.asked == ["https://auth/token?service=a%3F"]
+
+
+async def test_a_lifetime_that_is_no_number_of_seconds_is_refused() -> None:
+    exchange = Exchange(b'{"token":"t","expires_in":1' + b"0" * 400 + b"}")
+    authorizer = Authorizer("https://r/v2", "r", nobody, exchange)
+
+    with pytest.raises(Unauthenticated, match="of no use"):
+        await authorizer.challenged(['Bearer realm="https://auth/token"'], frozenset(), "")

@@ -22,6 +22,7 @@ from pyctrd.registry.client import Repository
 from pyctrd.registry.credentials import Credentials
 from pyctrd.registry.errors import Interrupted
 from pyctrd.registry.hosts import Capability, Endpoint
+from pyctrd.registry.transport import redirected
 from support.images import MANIFEST, digest, image
 from support.scripted_registry import Answer, ScriptedRegistry, Seen
 
@@ -176,6 +177,15 @@ async def test_a_digest_that_is_nowhere_is_not_found(registry: ScriptedRegistry,
     ]
 
 
+async def test_a_manifest_of_an_absurd_size_is_refused(registry: ScriptedRegistry, open_repository: Open) -> None:
+    """2**63 bytes would fit no message to a client, and no column."""
+    claims = {"Content-Type": MANIFEST, "Docker-Content-Digest": IMAGE.digest, "Content-Length": str(1 << 63)}
+    registry.on("HEAD", TAG, Answer(200, headers=claims))
+
+    with pytest.raises(InvalidArgument, match="over the limit"):
+        await open_repository().resolve()
+
+
 async def test_a_huge_manifest_is_refused_before_it_is_asked_for(
     registry: ScriptedRegistry, open_repository: Open
 ) -> None:
@@ -231,6 +241,13 @@ async def test_busy_servers_are_asked_again_when_they_say(
     assert (await open_repository().resolve()).digest == IMAGE.digest
     assert pauses[0] == 7
     assert 0 < pauses[1] <= 10
+
+
+async def test_a_server_that_names_no_time_is_asked_again(registry: ScriptedRegistry, open_repository: Open) -> None:
+    far_off = f"Mon, 01 Jan 2026 00:00:00 +{'9' * 20}"
+    registry.on("HEAD", TAG, Answer(429, headers={"Retry-After": far_off}), manifest_answer())
+
+    assert (await open_repository().resolve()).digest == IMAGE.digest
 
 
 async def test_a_server_that_asks_for_an_hour_is_given_up(registry: ScriptedRegistry, open_repository: Open) -> None:
@@ -317,6 +334,12 @@ async def test_a_redirect_to_no_server_is_refused(
 
     with pytest.raises(Unavailable):
         await read(open_repository())
+
+
+@pytest.mark.parametrize("target", ["/a\vb", "/a\udcffb"])
+def test_a_redirect_to_what_cannot_be_asked_for_is_refused(target: str) -> None:
+    with pytest.raises(Unavailable, match="no place to go"):
+        redirected("https://registry/v2/", target)
 
 
 async def test_redirects_in_a_circle_end(registry: ScriptedRegistry, open_repository: Open) -> None:

@@ -43,7 +43,7 @@ def test_plain_http_where_it_is_configured() -> None:
     "host",
     [
         *("", "a/b", "a b", "../x", "..", ".", "a..b", "user@host", f"{'a' * 64}.com", "[:::]"),
-        *("host:port", "host:123456", "host:65536", "host:0"),
+        *("host:port", "host:123456", "host:65536", "host:0", ".".join(["a" * 60] * 5)),
     ],
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
