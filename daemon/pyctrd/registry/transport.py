@@ -164,16 +164,18 @@ class Transport:
                 pairs.append(("Content-Length", str(call.size)))
             session = await self._session(tls, endpoint.dial_timeout)
             body = call.body() if callable(call.body) else call.body
-            # As it is: a signed URL must not be spelled another way.
-            response = await session.request(
-                method,
-                URL(url, encoded=True),
-                headers=pairs,
-                data=body,
-                allow_redirects=False,
-                proxy=_proxy_for(url),
-                timeout=_timeout(endpoint.dial_timeout, _SILENCE if body is None else _COMMIT),
-            )
+            # Each byte of an answer's head begins the silence anew; what takes a body may take its time over it, too.
+            async with asyncio.timeout(endpoint.dial_timeout + _SILENCE if body is None else None):
+                # As it is: a signed URL must not be spelled another way.
+                response = await session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=pairs,
+                    data=body,
+                    allow_redirects=False,
+                    proxy=_proxy_for(url),
+                    timeout=_timeout(endpoint.dial_timeout, _SILENCE if body is None else _COMMIT),
+                )
             if at_home:
                 self._heard.add(home)
             target = response.headers.get("Location")

@@ -1,6 +1,8 @@
 """The reading side of the registry client, against a server that misbehaves on purpose."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -18,6 +20,7 @@ from pyctr_wire.errors import (
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.references import Reference
+from pyctrd.registry import transport
 from pyctrd.registry.client import Repository
 from pyctrd.registry.credentials import Credentials
 from pyctrd.registry.errors import Interrupted
@@ -268,6 +271,32 @@ async def test_a_server_that_keeps_failing_is_given_up(
         await open_repository().resolve()
 
     assert len(registry.seen) == len(pauses) + 1 == 5
+
+
+async def test_an_answer_that_never_gets_to_its_end_is_given_up(
+    open_repository: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_SILENCE", 0.1)
+    peers = []
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peers.append(writer)
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        host = "{}:{}".format(*server.sockets[0].getsockname())
+        slow = Endpoint(f"http://{host}/v2", host, dial_timeout=0.1)
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable):
+                await open_repository(served_by=(slow,)).resolve()
+            await asyncio.gather(*(peer.wait_closed() for peer in peers), return_exceptions=True)
+    assert len(peers) == 5
 
 
 async def test_nobody_listening_is_unavailable(open_repository: Open) -> None:
