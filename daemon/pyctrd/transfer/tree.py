@@ -63,10 +63,8 @@ class Node:
         return ref_of(self.descriptor)
 
     def walk(self) -> Iterator["Node"]:
-        """Yield all nodes, children before their parents."""
-        for child in self.children:
-            yield from child.walk()
-        yield self
+        """Yield all nodes, children before their parents; what is listed several times comes once."""
+        return _walk(self, set())
 
     def images(self) -> Iterator["Node"]:
         """Yield the manifests whose layers are wanted."""
@@ -163,6 +161,18 @@ class Reader:
             if not self._selection.tolerant:
                 raise
             return {}
+
+
+def _walk(node: Node, seen: set[object]) -> Iterator[Node]:
+    # A few levels of indexes that each list all of the next level are a small image with millions of ways down.
+    listed_for = node.descriptor.platform if isinstance(node.document, Manifest) else None
+    key = node.descriptor.digest, listed_for, node.wants_layers
+    if key in seen:
+        return
+    seen.add(key)
+    for child in node.children:
+        yield from _walk(child, seen)
+    yield node
 
 
 def choose(platforms: Sequence[Platform | None], wanted: Sequence[Platform], limit: int = 0) -> list[int]:

@@ -56,6 +56,25 @@ async def test_indexes_are_not_followed_for_ever() -> None:
         await read(documents, image_spec.Descriptor(INDEX, digest(data), len(data)))
 
 
+async def test_what_many_indexes_list_is_met_once() -> None:
+    built = image({"a": b""})
+    documents = dict(built.blobs)
+    level = [image_spec.Descriptor(MANIFEST, built.digest, len(built.manifest))]
+    for depth, width in enumerate((20, 20, 20, 1)):
+        made = [image_spec.Index(tuple(level), annotations={"at": f"{depth} {number}"}) for number in range(width)]
+        written = [image_spec.encode(one) for one in made]
+        documents |= {digest(data): data for data in written}
+        level = [image_spec.Descriptor(INDEX, digest(data), len(data)) for data in written]
+
+    async def fetch(descriptor: image_spec.Descriptor, parent: str) -> bytes:
+        return documents[descriptor.digest]
+
+    tree = await Reader(fetch, Selection()).read(level[0], "")
+
+    assert [node.descriptor.digest for node in tree.images()] == [built.digest]
+    assert len(list(tree.walk())) == 62
+
+
 async def test_a_size_that_is_a_lie_is_refused() -> None:
     built = image({"a": b""})
 
