@@ -17,7 +17,7 @@ from pyctr.session import Session, pass_session
 from pyctr.several import each
 from pyctr_wire.containerd.services.content.v1 import content_pb2
 from pyctr_wire.containerd.services.images.v1 import images_pb2
-from pyctr_wire.errors import ApiError, NotFound, Unavailable
+from pyctr_wire.errors import ApiError, DataLoss, InvalidArgument, NotFound, Unavailable
 from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import Manifest
 
@@ -26,6 +26,8 @@ _COLUMNS: Final = {
     "Size": "SIZE",
 }  # fmt: skip
 _SHORT: Final = 12
+# Of a blob that is not here, is damaged, or is something else than an image's: what has a name need be no image.
+_UNREADABLE: Final = (NotFound, InvalidArgument, DataLoss)
 
 
 @click.group()
@@ -70,7 +72,7 @@ def _manifests(connection: Connection, digest: str, media_type: str) -> list[tup
     """Return the manifests of an image that are here, with their platforms; attestations left out."""
     try:
         document = image_spec.parse_document(read_blob(connection, digest), media_type)
-    except NotFound:
+    except _UNREADABLE:
         return []
     if isinstance(document, Manifest):
         return [("", document)]
@@ -107,9 +109,17 @@ def _row(connection: Connection, one: images_pb2.Image, *, whole: bool) -> dict[
 def _config_platform(connection: Connection, manifest: Manifest) -> str:
     try:
         platform = image_spec.parse_config(read_blob(connection, manifest.config.digest)).platform
-    except NotFound:
+    except _UNREADABLE:
         return "-"
-    return "/".join(filter(None, (platform.os, platform.architecture, platform.variant)))
+    return "/".join(filter(None, (platform.os, platform.architecture, platform.variant))) or "-"
+
+
+def _process_config(connection: Connection, manifest: Manifest) -> Any:
+    try:
+        document = image_spec.load_json(read_blob(connection, manifest.config.digest), "image configuration")
+    except _UNREADABLE:
+        return None
+    return document.get("config", {}) if isinstance(document, dict) else None
 
 
 @image.command("ls")
@@ -289,11 +299,8 @@ def describe(connection: Connection, name: str, missing: str = "") -> dict[str, 
             "Platform": platform or _config_platform(connection, manifest),
             "ConfigDigest": manifest.config.digest,
             "Layers": [{"Digest": layer.digest, "Size": layer.size} for layer in manifest.layers],
+            "Config": _process_config(connection, manifest),
         }
-        try:
-            variant["Config"] = json.loads(read_blob(connection, manifest.config.digest)).get("config", {})
-        except NotFound:
-            variant["Config"] = None
         variants.append(variant)
     return {
         "Id": found.target.digest,
