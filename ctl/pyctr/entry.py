@@ -9,6 +9,7 @@ import click
 
 from pyctr import completing, exit_codes
 from pyctr.cli import root
+from pyctr.errors import tell
 from pyctr.interrupts import Terminated
 from pyctr_wire.errors import ApiError
 
@@ -40,6 +41,6 @@ def run() -> int:
         print(f"pyctr: {error.object!r} is not UTF-8", file=sys.stderr)
         return exit_codes.USAGE
     except ApiError as error:
-        print(f"pyctr: {error}", file=sys.stderr)
+        tell(error)
         return exit_codes.FAILURE
     return code if isinstance(code, int) else 0

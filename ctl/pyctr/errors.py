@@ -3,11 +3,23 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import click
 
 from pyctr import exit_codes
+
+_LAYOUT: Final = "\n\t"
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Return `text` without what a terminal would obey, `keep` excepted: it may come from an image or a registry."""
+    return "".join(one if one.isprintable() or one in keep else "?" for one in text)
+
+
+def tell(text: object) -> None:
+    """Print something about what we do, in one or more lines, on standard error."""
+    print(f"pyctr: {plain(str(text), keep=_LAYOUT)}", file=sys.stderr)
 
 
 class CommandError(click.ClickException):
@@ -20,7 +32,7 @@ class CommandError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
-        print(f"pyctr: {self.message}", file=file or sys.stderr)
+        print(f"pyctr: {plain(self.message, keep=_LAYOUT)}", file=file or sys.stderr)
 
 
 def not_running(container: str) -> CommandError:

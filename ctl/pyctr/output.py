@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, plain
 from pyctr.session import FORMAT_HELP
 
 Row = Mapping[str, Any]
@@ -90,7 +90,7 @@ def show_documents(format_: str, names: Iterable[str], describe: Callable[[str],
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print left-aligned columns."""
-    lines = [list(titles), *(list(row) for row in rows)]
+    lines = [list(titles), *([plain(cell) for cell in row] for row in rows)]
     widths = [
         max((len(line[column]) for line in lines if column < len(line)), default=0) for column in range(len(titles))
     ]

@@ -1,12 +1,11 @@
 """Commands that take several objects: each is tried, one failure does not hide the others."""
 
-import sys
 from collections.abc import Callable, Iterable
 
 import click
 
 from pyctr import exit_codes
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, tell
 from pyctr_wire.errors import ApiError
 
 
@@ -23,7 +22,7 @@ def each(references: Iterable[str], act: Callable[[str], None], done: Callable[[
             error.show()
             code = error.exit_code
         except ApiError as error:
-            print(f"pyctr: {reference}: {error}", file=sys.stderr)
+            tell(f"{reference}: {error}")
             code = exit_codes.FAILURE
         else:
             done(reference)

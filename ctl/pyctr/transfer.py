@@ -5,7 +5,6 @@ an archive goes or comes, and the daemon asks for credentials. Source: container
 """
 
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import IO, Final
@@ -15,7 +14,7 @@ from google.protobuf.message import Message
 
 from pyctr import credentials, progress, references
 from pyctr.connection import INTROSPECTION, STREAMING, TRANSFER, Connection
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, tell
 from pyctr.http2 import Call, Channel
 from pyctr_wire.containerd.services.introspection.v1 import introspection_pb2
 from pyctr_wire.containerd.services.streaming.v1 import streaming_pb2
@@ -128,7 +127,7 @@ class _Transfer:
                 for one in self._streams:
                     self.channel.cancel(one.call)
         for warning in warnings:
-            print(f"pyctr: {warning}", file=sys.stderr)
+            tell(warning)
         if call.error is not None:
             raise call.error
         return saved

@@ -13,7 +13,7 @@ import click
 
 from pyctr import arguments, completing, lookup, output, records, references, tasks
 from pyctr.connection import CONTAINERS, ENGINE, TASKS, Connection
-from pyctr.errors import CommandError, not_running
+from pyctr.errors import CommandError, not_running, plain
 from pyctr.session import Session, pass_session
 from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
@@ -299,5 +299,5 @@ def _process_row(pid: int) -> dict[str, Any] | None:
         "User": uid,  # a number: its name inside the container is the container's own affair
         "State": fields[0],
         "Time": f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
-        "Command": "".join(one if one.isprintable() else "?" for one in command or f"[{name}]"),  # as ps(1) does it
+        "Command": plain(command or f"[{name}]"),  # as ps(1) does it
     }

@@ -11,7 +11,7 @@ import click
 
 from pyctr import arguments, completing, exit_codes, interrupts, run_options, terminal
 from pyctr.connection import CONTAINERS, ENGINE, Connection
-from pyctr.errors import CommandError, as_ours
+from pyctr.errors import CommandError, as_ours, tell
 from pyctr.http2 import NotSent
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
@@ -117,7 +117,7 @@ def make(session: Session, image: str, command: tuple[str, ...], given: dict[str
         made = _made(session, image, command, given)
         write_id(made.id)
     for warning in made.warnings:
-        print(f"pyctr: {warning}", file=sys.stderr)
+        tell(warning)
     return made
 
 

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from pyctr import output
+from pyctr.errors import CommandError, tell
 
 ROWS = [{"ID": "abc", "Names": "web", "Sub": {"A": [1, 2]}}, {"ID": "d", "Names": "", "Sub": {"A": []}}]
 COLUMNS = {"ID": "CONTAINER ID", "Names": "NAMES"}
@@ -51,3 +52,14 @@ def test_durations(seconds: int, text: str) -> None:
     assert output.duration(timedelta(seconds=seconds)) == text
     now = datetime.now(UTC)
     assert output.age(now - timedelta(seconds=seconds), now) == f"{text} ago"
+
+
+def test_what_a_terminal_would_obey_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "a\x1b]0;b\x07\x9b2J\u202e"
+    output.show_rows("table", COLUMNS, [{"ID": hostile, "Names": "c"}])
+    tell(f"{hostile}\n\tmore")
+    CommandError(hostile).show()
+
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].split() == ["a?]0;b??2J?", "c"]
+    assert shown.err == "pyctr: a?]0;b??2J?\n\tmore\npyctr: a?]0;b??2J?\n"
