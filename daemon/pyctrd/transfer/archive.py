@@ -256,5 +256,5 @@ def decompressed(chunks: Iterator[bytes], limits: Limits = _LIMITS) -> Iterator[
 
 def _clean(name: bytes) -> str:
     """Return a path of the archive in its one spelling, relative to its top."""
-    text = name.decode(errors="surrogateescape")
+    text = name.decode(errors="replace")  # what is no text, no document names
     return posixpath.normpath(f"/{text}").lstrip("/")

@@ -128,6 +128,14 @@ async def test_layers_that_are_links(opened: Session, real: RealStores) -> None:
     assert len(names(real.snapshots.named("overlayfs"))) == 3
 
 
+async def test_files_whose_names_are_no_text(opened: Session) -> None:
+    buffer = io.BytesIO(tar_of(layout(IMAGE)))
+    with tarfile.open(fileobj=buffer, mode="a", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        archive.addfile(tarfile.TarInfo("caf\udce9"))
+
+    assert await load(opened, buffer.getvalue()) == ["import:v1"]
+
+
 async def test_links_in_a_circle_end(opened: Session) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
