@@ -56,10 +56,12 @@ def images(names: Sequence[str], target: Descriptor, labels: Labels, now: dateti
 def _archived_name(reference: ExtraReference, descriptor: Descriptor) -> str:
     """Return the name that the archive gives, under the rule of `reference`; "" if it does not pass."""
     full = descriptor.annotations.get(ANNOTATION_IMAGE_NAME, "")
+    if not full.isprintable():
+        return ""
     if full:
         return full if _pass(reference, full) == full else ""
     short = descriptor.annotations.get(ANNOTATION_REF_NAME, "")
-    return _pass(reference, short) if short else ""
+    return _pass(reference, short) if short and short.isprintable() else ""
 
 
 def _pass(reference: ExtraReference, name: str) -> str:
