@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctr_wire.oci import image_spec
 from pyctr_wire.oci.image_spec import Index, Manifest
 from pyctr_wire.progress_events import WARNING
@@ -86,8 +86,12 @@ class _Pusher:
             if await self._uploads.has(target):
                 self._report("already exists", descriptor, node.ref, descriptor.size)
                 return
-            labels = (await self._session.info(descriptor.digest)).labels
-            known = labels.get(f"{SOURCE_LABEL}.{self._reference.domain}", "").split(",")
+            info = await self._session.info(descriptor.digest)
+            if info.size != descriptor.size:  # the registry would wait for what is missing
+                raise InvalidArgument(
+                    f"{descriptor.digest} has {info.size} bytes, its descriptor says {descriptor.size}"
+                )
+            known = info.labels.get(f"{SOURCE_LABEL}.{self._reference.domain}", "").split(",")
             sources = tuple(path for path in known if path and path != self._reference.path)
             await self._uploads.blob(target, lambda: self._body(descriptor, node.ref), sources)
         self._report("complete", descriptor, node.ref, descriptor.size)

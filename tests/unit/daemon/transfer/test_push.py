@@ -1,11 +1,11 @@
 """Push: in an order that a registry accepts, and nothing that it has already."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctr_wire.oci import image_spec
 from pyctrd.core.descriptors import Descriptor
 from pyctrd.core.images import Image
@@ -199,3 +199,19 @@ async def test_where_a_blob_came_from_is_told(opened: Session, real: RealStores,
     await push_to(opened, registry, target(IMAGE))
 
     assert registry.sources[layer] == ("source/image",)
+
+
+async def test_a_layer_of_another_size_than_its_manifest_says(
+    opened: Session, real: RealStores, registry: Registry
+) -> None:
+    """A registry that was promised more bytes than there are would wait for them."""
+    document = image_spec.parse_document(IMAGE.manifest)
+    assert isinstance(document, image_spec.Manifest)
+    longer = tuple(replace(layer, size=layer.size + 1) for layer in document.layers)
+    lie = image_spec.encode(replace(document, layers=longer))
+    store(real, IMAGE.blobs, {digest(lie): lie})
+
+    with pytest.raises(InvalidArgument, match="its descriptor says"):
+        await push_to(opened, registry, Descriptor(MANIFEST, digest(lie), len(lie)))
+
+    assert not set(registry.sent) & {layer.digest for layer in longer}
