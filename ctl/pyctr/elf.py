@@ -3,7 +3,7 @@
 import struct
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pyctr.errors import CommandError
 
@@ -28,31 +28,42 @@ def interpreter(path: Path) -> str | None:
             return words[0]
         if not head.startswith(_MAGIC) or len(head) < 52:
             raise CommandError(f"{path} is neither an ELF program nor a script")
-        wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
+        try:
+            return _requested(file, head)
+        except (struct.error, ValueError, OSError) as error:  # it names places that are not there
+            raise CommandError(f"{path} is a damaged ELF program: {error}") from None
+
+
+def _requested(file: BinaryIO, head: bytes) -> str | None:
+    """Return the dynamic linker that an ELF program asks for. Raises struct.error, ValueError and OSError."""
+    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
+    if wide:
+        (offset,) = struct.unpack_from(f"{order}Q", head, 32)
+        size, count = struct.unpack_from(f"{order}HH", head, 54)
+    else:
+        (offset,) = struct.unpack_from(f"{order}I", head, 28)
+        size, count = struct.unpack_from(f"{order}HH", head, 42)
+    for number in range(count):
+        file.seek(offset + number * size)
+        header = file.read(size)
+        (kind,) = struct.unpack_from(f"{order}I", header)
+        if kind != _PT_INTERP:
+            continue
         if wide:
-            (offset,) = struct.unpack_from(f"{order}Q", head, 32)
-            size, count = struct.unpack_from(f"{order}HH", head, 54)
+            (start,), (length,) = (
+                struct.unpack_from(f"{order}Q", header, 8),
+                struct.unpack_from(f"{order}Q", header, 32),
+            )
         else:
-            (offset,) = struct.unpack_from(f"{order}I", head, 28)
-            size, count = struct.unpack_from(f"{order}HH", head, 42)
-        for number in range(count):
-            file.seek(offset + number * size)
-            header = file.read(size)
-            (kind,) = struct.unpack_from(f"{order}I", header)
-            if kind != _PT_INTERP:
-                continue
-            if wide:
-                (start,), (length,) = (
-                    struct.unpack_from(f"{order}Q", header, 8),
-                    struct.unpack_from(f"{order}Q", header, 32),
-                )
-            else:
-                (start,), (length,) = (
-                    struct.unpack_from(f"{order}I", header, 4),
-                    struct.unpack_from(f"{order}I", header, 16),
-                )
-            file.seek(start)
-            return file.read(min(length, _MAX_INTERPRETER)).rstrip(b"\0").decode()
+            (start,), (length,) = (
+                struct.unpack_from(f"{order}I", header, 4),
+                struct.unpack_from(f"{order}I", header, 16),
+            )
+        file.seek(start)
+        name = file.read(min(length, _MAX_INTERPRETER)).rstrip(b"\0").decode()
+        if not name.isprintable():
+            raise ValueError(f"no linker is called {name!r}")
+        return name
     return None
 
 

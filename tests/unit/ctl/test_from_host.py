@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -44,6 +45,25 @@ def test_an_image_of_a_shell_holds_what_it_loads() -> None:
     assert documents["config"]["config"]["Cmd"] == [from_host.find_program("sh")]
     annotations = documents["index"]["manifests"][0]["annotations"]
     assert annotations == {"io.containerd.image.name": "docker.io/library/demo:latest"}
+
+
+@pytest.mark.parametrize(
+    ("table", "count", "rest"),
+    [
+        ((1 << 64) - 1, 1, b""),
+        (64, 1, b""),
+        (64, 1, struct.pack("<IIQQQQQQ", 3, 0, 120, 0, 0, 4, 0, 0) + b"/\xff\xfe\0"),
+        (64, 1, struct.pack("<IIQQQQQQ", 3, 0, 120, 0, 0, 4, 0, 0) + b"/a\0b"),
+        (64, 1, struct.pack("<IIQQQQQQ", 3, 0, (1 << 64) - 1, 0, 0, 4, 0, 0)),
+    ],
+)
+def test_a_damaged_program_is_named(tmp_path: Path, table: int, count: int, rest: bytes) -> None:
+    head = struct.pack("<4sBB10xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 2, 62, 1, 0, table, 0, 0, 64, 56, count, 0, 0, 0)
+    program = tmp_path / "program"
+    program.write_bytes(head + rest)
+
+    with pytest.raises(CommandError, match=f"{program} is a damaged ELF program"):
+        elf.interpreter(program)
 
 
 def test_the_same_files_give_the_same_image() -> None:
