@@ -81,7 +81,7 @@ def read_image(blobs: Blobs, ns: str, image: Image, platform: Platform) -> Found
     """Return what a container of `image` on `platform` needs. Raises FailedPrecondition if that is not here."""
     target = image.target
     root = image_spec.Descriptor(target.media_type, image_spec.check_digest(target.digest), target.size)
-    for descriptor, manifest in _manifests(blobs, ns, root, platform, 0):
+    for descriptor, manifest in _manifests(blobs, ns, root, platform, 0, set()):
         if manifest.config.media_type not in image_spec.CONFIGS:
             raise FailedPrecondition(f"{image.name} is not an image of a container ({manifest.config.media_type})")
         config = image_spec.parse_config(_read(blobs, ns, manifest.config))
@@ -102,9 +102,12 @@ def _suits(written: image_spec.Platform, platform: Platform) -> bool:
 
 
 def _manifests(
-    blobs: Blobs, ns: str, descriptor: image_spec.Descriptor, platform: Platform, depth: int
+    blobs: Blobs, ns: str, descriptor: image_spec.Descriptor, platform: Platform, depth: int, seen: set[str]
 ) -> Iterator[tuple[image_spec.Descriptor, Manifest]]:
-    """Yield the manifests that suit and are here, the best first, each with what points at it."""
+    """Yield the manifests that suit and are here, the best first, each once, with what points at it."""
+    if descriptor.digest in seen:  # else, indexes that all list each other and have nothing for us take for ever
+        return
+    seen.add(descriptor.digest)
     try:
         document = image_spec.parse_document(_read(blobs, ns, descriptor), descriptor.media_type)
     except NotFound:
@@ -115,7 +118,7 @@ def _manifests(
     if depth >= _MAX_DEPTH:
         raise FailedPrecondition(f"{descriptor.digest}: indexes are nested more than {_MAX_DEPTH} deep")
     for child in _suitable(document, platform):
-        yield from _manifests(blobs, ns, child, platform, depth + 1)
+        yield from _manifests(blobs, ns, child, platform, depth + 1, seen)
 
 
 def _suitable(index: Index, platform: Platform) -> list[image_spec.Descriptor]:
