@@ -19,6 +19,8 @@ from pyctrd.core.values import dataclass
 _GC_CONTENT: Final = "containerd.io/gc.ref.content"
 # How deep indexes may be nested in each other.
 _MAX_DEPTH: Final = 4
+# Bytes of all documents of a tree, which are in memory at the same time, as text and as values.
+_MAX_DOCUMENTS: Final = 4 * image_spec.MAX_DOCUMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Reader:
     def __init__(self, fetch: Fetch, selection: Selection) -> None:
         """Get documents with `fetch`."""
         self._fetch = fetch
+        self._size = 0  # of the documents so far, in bytes
         self._selection = selection
         self._known: dict[str, Node] = {}
 
@@ -109,7 +112,7 @@ class Reader:
             return replace(known, descriptor=descriptor)  # the same bytes under other annotations: another name, say
         if depth > _MAX_DEPTH:
             raise InvalidArgument(f"{descriptor.digest}: indexes are nested more than {_MAX_DEPTH} deep")
-        data = await self._fetch(descriptor, parent)
+        data = await self._document(descriptor, parent)
         if len(data) != descriptor.size:
             raise InvalidArgument(f"{descriptor.digest} has {len(data)} bytes, its descriptor says {descriptor.size}")
         document = image_spec.parse_document(data, descriptor.media_type)
@@ -121,8 +124,15 @@ class Reader:
         self._known[descriptor.digest] = node
         return node
 
+    async def _document(self, descriptor: image_spec.Descriptor, parent: str) -> bytes:
+        data = await self._fetch(descriptor, parent)
+        self._size += len(data)
+        if self._size > _MAX_DOCUMENTS:
+            raise InvalidArgument(f"{parent}: its documents have more than {_MAX_DOCUMENTS} bytes together")
+        return data
+
     async def _config(self, manifest: Manifest, parent: str) -> ImageConfig | None:
-        data = await self._fetch(manifest.config, parent)
+        data = await self._document(manifest.config, parent)
         return image_spec.parse_config(data) if manifest.config.media_type in image_spec.CONFIGS else None
 
     async def _children(

@@ -75,6 +75,23 @@ async def test_what_many_indexes_list_is_met_once() -> None:
     assert len(list(tree.walk())) == 62
 
 
+async def test_documents_that_would_fill_memory_together_are_refused() -> None:
+    padded = image_spec.encode(image_spec.Index((), annotations={"padding": "x" * (image_spec.MAX_DOCUMENT - 200)}))
+    made = [padded.replace(b"xxx", b"%03d" % number, 1) for number in range(100)]
+    listed = tuple(image_spec.Descriptor(INDEX, digest(data), len(data)) for data in made)
+    top = image_spec.encode(image_spec.Index(listed))
+    fetched = []
+
+    async def fetch(descriptor: image_spec.Descriptor, parent: str) -> bytes:
+        fetched.append(descriptor.digest)
+        return top if descriptor.digest == digest(top) else made[len(fetched) - 2]
+
+    with pytest.raises(InvalidArgument, match="together"):
+        await Reader(fetch, Selection()).read(image_spec.Descriptor(INDEX, digest(top), len(top)), "image")
+
+    assert len(fetched) == 5
+
+
 async def test_a_size_that_is_a_lie_is_refused() -> None:
     built = image({"a": b""})
 
