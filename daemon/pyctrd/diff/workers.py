@@ -95,7 +95,7 @@ class Worker:
                 await self._offload.run(mark_opaque, fds)
                 self._socket.send(messages.DONE)
                 continue
-            kind, *fields = data.split(b"\0")
+            kind, *fields = data.split(b"\0", 2)  # the last one may be a text that quotes a NUL
             texts = [field.decode(errors="replace") for field in fields]
             if kind == messages.RESULT and len(texts) == 2:
                 return texts[0], int(texts[1])

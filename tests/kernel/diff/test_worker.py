@@ -289,6 +289,11 @@ async def test_what_was_asked_for_must_be_there(unpacking: Unpacking, target: Pa
         await unpacking.apply(archive([]), bind(target / "nowhere"))
 
 
+async def test_a_place_with_a_nul_in_its_name_is_not_there(unpacking: Unpacking, target: Path) -> None:
+    with pytest.raises(UnknownError, match="No such file"):
+        await unpacking.differ.diff(NS, [Mount("bind", "a\0b", "", ("rbind",))], bind(target))
+
+
 async def test_a_full_disk(unpacking: Unpacking, target: Path) -> None:
     """ResourceExhausted, with the entry's name; also on a mount that only the worker sees."""
     tmpfs = [Mount("tmpfs", "tmpfs", "", ("size=64k",))]
