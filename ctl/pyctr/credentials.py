@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pyctr.errors import CommandError
 
 _DOCKER_HUB: Final = "https://index.docker.io/v1/"
 _HELPER_TIMEOUT: Final = 30.0  # seconds
+_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TOKEN_USER: Final = "<token>"  # noqa: S105 - the name that says that the secret is a token
 
 
@@ -85,6 +87,8 @@ def _helper(document: dict[str, Any], key: str) -> str:
 def _ask_helper(helper: str, action: str, text: str) -> str | None:
     """Run a credential helper; None if it has nothing. Raises CommandError if it fails."""
     program = f"docker-credential-{helper}"
+    if not _HELPER_NAME.fullmatch(helper):
+        raise CommandError(f"{config_path()}: {helper!r} is not the name of a credential helper")
     try:
         done = subprocess.run(
             [program, action], input=text, capture_output=True, text=True, timeout=_HELPER_TIMEOUT, check=False
@@ -107,14 +111,17 @@ def find(host: str) -> Credential | None:
         answer = _ask_helper(helper, "get", key)
         if answer is None:
             return None
-        fields = json.loads(answer)
-        username = "" if fields["Username"] == _TOKEN_USER else fields["Username"]
-        return Credential(username, fields["Secret"])
+        try:
+            fields = json.loads(answer)
+            username, secret = str(fields["Username"]), str(fields["Secret"])
+        except (ValueError, KeyError, TypeError):
+            raise CommandError(f"credential helper docker-credential-{helper} get: it answers with nonsense") from None
+        return Credential("" if username == _TOKEN_USER else username, secret)
     entry = next((document["auths"][name] for name in _names(document, "auths", key)), None)
     if not isinstance(entry, dict):
         return None
     if entry.get("identitytoken"):
-        return Credential("", entry["identitytoken"])
+        return Credential("", str(entry["identitytoken"]))
     try:
         username, _, password = base64.b64decode(entry.get("auth", ""), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, TypeError):

@@ -1,6 +1,7 @@
 """Credentials in docker's file and its helpers."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,25 @@ def test_helpers(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert credentials.find("other") is None
     with pytest.raises(CommandError, match="boom"):
         credentials.find("broken")
+
+
+@pytest.mark.parametrize("answer", ["nonsense", "[]", '{"Username": "u"}'])
+def test_a_helper_that_answers_with_nonsense(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    program = tmp_path / "docker-credential-odd"
+    program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    config.write_text('{"credsStore": "odd"}')
+
+    with pytest.raises(CommandError, match="docker-credential-odd"):
+        credentials.find("h")
+
+
+@pytest.mark.parametrize("name", ["../../bin/x", "a\\u0000", "-x"])
+def test_what_is_no_name_of_a_helper_is_not_run(config: Path, name: str) -> None:
+    config.write_text(f'{{"credsStore": "{name}"}}')
+
+    with pytest.raises(CommandError, match="not the name of a credential helper"):
+        credentials.find("h")
