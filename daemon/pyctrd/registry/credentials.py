@@ -109,7 +109,7 @@ def from_docker_config(path: Path, host: str) -> Credentials | None:
         raise FailedPrecondition(f"cannot read {path}: {error}") from error
     try:
         return _find(data, canonical_host(host))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FailedPrecondition(f"{path} is not a valid Docker configuration: {error}") from error
 
 
@@ -129,7 +129,7 @@ def _find(data: bytes, host: str) -> Credentials | None:
 
 def _from_entry(entry: Mapping[str, str]) -> Credentials | None:
     if token := entry.get("identitytoken"):
-        return Credentials(secret=token)
+        return Credentials(secret=str(token))
     if token := entry.get("registrytoken"):
         return Credentials(header=f"Bearer {token}")
     if encoded := entry.get("auth"):
@@ -139,7 +139,7 @@ def _from_entry(entry: Mapping[str, str]) -> Credentials | None:
             raise ValueError(f"auth is not base64: {error}") from error
         return Credentials(username, password.rstrip("\0"))
     if entry.get("username"):
-        return Credentials(entry["username"], entry.get("password", ""))
+        return Credentials(str(entry["username"]), str(entry.get("password", "")))
     return None
 
 

@@ -9,6 +9,7 @@ A directory without hosts.toml may hold Docker's layout instead: *.crt, and pair
 Source: containerd docs/hosts.md; dockerd "Verify repository client with certificates".
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,7 +107,7 @@ def endpoints(host: str, config: HostsConfig, default_scheme: str = "") -> tuple
             raise FailedPrecondition(f"{file} is over {_MAX_FILE} bytes")
         document = tomllib.loads(file.read_text())
         return tuple(_parse(document, host, directory, default_scheme))
-    except (OSError, ValueError, TypeError) as error:  # TOMLDecodeError and bad UTF-8 are ValueErrors
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError and bad UTF-8 are ValueErrors
         raise FailedPrecondition(f"cannot use {file} for registry {host}: {error}") from error
 
 
@@ -123,7 +124,7 @@ def _directory_of(host: str, paths: Sequence[Path]) -> Path | None:
     names = [f"{name}_{port}_", host, name] if port else [host]
     for path in paths:
         for candidate in (*names, "_default"):
-            if (path / candidate).is_dir():
+            if os.path.isdir(path / candidate):  # also of a path that is too long to be one
                 return path / candidate
     return None
 

@@ -44,10 +44,12 @@ def test_no_file_knows_nobody(config: Path) -> None:
         ({"username": "me", "password": "pass"}, Credentials("me", "pass")),
         ({"identitytoken": "token", **auth("me", "")}, Credentials(secret="token")),
         ({"registrytoken": "token"}, Credentials(header="Bearer token")),
+        ({"identitytoken": 5}, Credentials(secret="5")),
+        ({"username": 5, "password": 6}, Credentials("5", "6")),
         ({}, None),
     ],
 )
-def test_the_forms_of_an_entry(config: Path, entry: dict[str, str], credentials: Credentials | None) -> None:
+def test_the_forms_of_an_entry(config: Path, entry: dict[str, Any], credentials: Credentials | None) -> None:
     write(config, auths={"example.com": entry})
 
     assert from_docker_config(config, "example.com") == credentials
@@ -74,7 +76,15 @@ def test_a_host_gets_its_own_and_no_other_ones(config: Path, stored: str, asked:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"auths":["h"]}', '{"auths":{"h":{"auth":"%%%"}}}', '{"auths":{"h":5}}', '{"credsStore":"../sh"}'],
+    [
+        "{",
+        "[]",
+        '{"auths":["h"]}',
+        '{"auths":{"h":{"auth":"%%%"}}}',
+        '{"auths":{"h":5}}',
+        '{"credsStore":"../sh"}',
+        "[" * 9999,
+    ],
 )
 def test_a_broken_file_is_named(config: Path, text: str) -> None:
     config.write_text(text)

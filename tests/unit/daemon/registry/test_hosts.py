@@ -161,12 +161,17 @@ def test_the_first_directory_that_knows_the_host_counts(tmp_path: Path) -> None:
     ] == ["default", "colon", "name", "underscores"]
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["server = ", f"server = {'[' * 5000}"])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "example.com").mkdir()
-    (tmp_path / "example.com" / "hosts.toml").write_text("server = ")
+    (tmp_path / "example.com" / "hosts.toml").write_text(text)
 
     with pytest.raises(FailedPrecondition, match=r"hosts\.toml"):
         endpoints("example.com", HostsConfig((tmp_path,)))
+
+
+def test_a_directory_that_cannot_be_knows_nobody() -> None:
+    assert endpoints("example.com", HostsConfig((Path("/x" * 5000),))) == endpoints("example.com", NOWHERE)
 
 
 def test_dockers_certificates_are_used(tmp_path: Path) -> None:
