@@ -17,6 +17,8 @@ from pyctrd.transfer.requests import ExtraReference, ImageStore
 
 _BACK_REFERENCE: Final = "containerd.io/gc.bref.image"
 _SEPARATOR: Final = re.compile(r"[/:@]")
+# Those of references: any others would be obeyed by a terminal that lists the name, or a shell that completes it.
+_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._/:@+\[\]-]+")
 
 
 def names_of_pulled(destination: ImageStore, digest: str) -> list[str]:
@@ -56,16 +58,16 @@ def images(names: Sequence[str], target: Descriptor, labels: Labels, now: dateti
 def _archived_name(reference: ExtraReference, descriptor: Descriptor) -> str:
     """Return the name that the archive gives, under the rule of `reference`; "" if it does not pass."""
     full = descriptor.annotations.get(ANNOTATION_IMAGE_NAME, "")
-    if not full.isprintable():
-        return ""
     if full:
         return full if _pass(reference, full) == full else ""
     short = descriptor.annotations.get(ANNOTATION_REF_NAME, "")
-    return _pass(reference, short) if short and short.isprintable() else ""
+    return _pass(reference, short) if short else ""
 
 
 def _pass(reference: ExtraReference, name: str) -> str:
     """Return a bare tag completed with the prefix; a longer name as it is if the rule allows it, else ""."""
+    if not _CHARACTERS.fullmatch(name):
+        return ""
     if not _SEPARATOR.search(name):
         return f"{reference.name}:{name}" if reference.name else ""
     if reference.allow_overwrite:

@@ -30,7 +30,10 @@ def prefix(name: str, *, overwrite: bool = False, digest: bool = False, skip: bo
         (prefix("import", overwrite=True), archived(short="example.com/app:v1"), ["example.com/app:v1"]),
         (prefix("docker.io/library/nginx"), archived(NGINX), [NGINX]),
         (prefix("docker.io/library"), archived(NGINX, "latest"), [NGINX]),
-        # Nothing that a terminal would obey, wherever it is listed.
+        # Nothing that a terminal would obey, or a shell, wherever it is listed or completed.
+        (prefix("import", overwrite=True), archived("example.com/$(halt):v1", "v1"), []),
+        (prefix("import", overwrite=True), archived(short="v1;halt"), []),
+        (prefix("import", overwrite=True), archived("[::1]:5000/a+b@sha256:0"), ["[::1]:5000/a+b@sha256:0"]),
         (prefix("import", overwrite=True), archived("example.com/\x1b[2J:v1", "v1"), []),
         (prefix("import", overwrite=True), archived(short="v1\x07"), []),
         # CVE-2026-50195: and nowhere else.
