@@ -63,7 +63,9 @@ def show_rows(format_: str, columns: Mapping[str, str], rows: Sequence[Row]) -> 
 def show_one(format_: str, value: Any) -> None:
     """Print one document as indented JSON, or through a template."""
     if format_ in ("table", "json"):
-        click.echo(json.dumps(value, indent=4, ensure_ascii=False))
+        text = json.dumps(value, indent=4, ensure_ascii=False)
+        # JSON escapes what a terminal obeyed in the days of ASCII; what it obeys beyond that is escaped with the rest.
+        click.echo(text if text.replace("\n", "").isprintable() else json.dumps(value, indent=4))
     else:
         click.echo(render(format_, value))
 

@@ -63,3 +63,11 @@ def test_what_a_terminal_would_obey_is_not_shown(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr()
     assert shown.out.splitlines()[1].split() == ["a?]0;b??2J?", "c"]
     assert shown.err == "pyctr: a?]0;b??2J?\n\tmore\npyctr: a?]0;b??2J?\n"
+
+
+@pytest.mark.parametrize(("text", "shown"), [("caf\u00e9", '"caf\u00e9"'), ("\x9b2J\u202e", '"\\u009b2J\\u202e"')])
+def test_a_document_has_nothing_that_a_terminal_would_obey(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.show_one("json", text)
+    assert capsys.readouterr().out == f"{shown}\n"
