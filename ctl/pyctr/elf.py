@@ -1,5 +1,6 @@
 """As much of ELF as it takes to know what a program needs to start. Source: elf(5)."""
 
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ _MAGIC: Final = b"\x7fELF"
 _PT_INTERP: Final = 3
 _LIST_TIMEOUT: Final = 30.0  # seconds
 _MAX_INTERPRETER: Final = 4096
+# How the paths of dynamic linkers begin; only root can put something there.
+_LINKERS: Final = ("/lib", "/usr/lib", "/usr/local/lib", "/nix/store/", "/gnu/store/")
 
 
 def interpreter(path: Path) -> str | None:
@@ -76,8 +79,11 @@ def is_elf(path: Path) -> bool:
 def libraries(path: Path, linker: str) -> list[str]:
     """Return the paths of the libraries that the dynamic linker would load for a program, without running it.
 
-    Raises CommandError naming what is missing.
+    Raises CommandError naming what is missing, and for a linker that is none of the machine's: the file names it, and
+    who wrote the file may have written that too.
     """
+    if not os.path.realpath(linker).startswith(_LINKERS):
+        raise CommandError(f"{path}: {linker}, which would have to be run, is none of this machine's dynamic linkers")
     done = subprocess.run(
         [linker, "--list", str(path)], capture_output=True, text=True, timeout=_LIST_TIMEOUT, check=False
     )

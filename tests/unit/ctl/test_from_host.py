@@ -66,6 +66,25 @@ def test_a_damaged_program_is_named(tmp_path: Path, table: int, count: int, rest
         elf.interpreter(program)
 
 
+def test_what_a_program_names_as_its_linker_is_not_run(tmp_path: Path) -> None:
+    linker = tmp_path / "linker"
+    linker.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    linker.chmod(0o755)
+    name = bytes(linker) + b"\0"
+    program = tmp_path / "program"
+    program.write_bytes(
+        struct.pack("<4sBB10xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 2, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        + struct.pack("<IIQQQQQQ", 3, 0, 120, 0, 0, len(name), 0, 0)
+        + name
+    )
+    program.chmod(0o755)
+
+    with pytest.raises(CommandError, match="none of this machine's dynamic linkers"):
+        from_host.build("x/y:z", [str(program)])
+
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_same_files_give_the_same_image() -> None:
     def build() -> bytes:
         with from_host.build("x/y:z", ["true"]) as archive:
