@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pyctr_wire import labels
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from support.daemon_process import wait_until
@@ -193,4 +194,24 @@ def test_a_program_that_has_gone_is_tried_again_until_the_container_is_removed(p
     until_restarted(pyctr, name, 0)
     home.rename(home.with_name("away"))
     os.kill(pid_of(pyctr, name), signal.SIGKILL)
+    pyctr("rm", "-f", name)
+
+
+@pytest.mark.parametrize("spec", [b"odd", b"[]", b'{"process": null}', b"[" * 100_000])
+def test_a_container_that_cannot_be_started_ends_nothing(pyctr: Pyctr, name: str, spec: bytes) -> None:
+    """A client may make one of any specification; what is wrong with it is told, again and again."""
+    marks = {STATUS: "running", labels.RESTARTING: "true"}  # so the next daemon tries it at once
+    container = containers_pb2.Container(id=name, labels=marks)
+    container.runtime.name = "io.containerd.runc.v2"
+    container.spec.value = spec
+    with pyctr.daemon.channel() as channel:
+        stub = containers_pb2_grpc.ContainersStub(channel)
+        stub.Create(containers_pb2.CreateContainerRequest(container=container), metadata=NAMESPACE, timeout=30)
+    pyctr.daemon.restart()
+
+    def tried() -> bool:
+        lines = pyctr.daemon.log_text().splitlines()
+        return any("container.not_restarted" in line and f'"{name}"' in line for line in lines)
+
+    wait_until(tried, f"{name} is tried", 60)
     pyctr("rm", "-f", name)

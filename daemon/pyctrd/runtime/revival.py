@@ -108,7 +108,7 @@ class Revival:
         container = await self._rows.run(self._containers.get, namespace, id)
         labels, packed = container.labels, container.runtime_options
         options = AnyMessage(type_url=packed.type_url, value=packed.value) if packed is not None else None
-        terminal = bool(json.loads(_spec(container)).get("process", {}).get("terminal"))
+        terminal = _has_terminal(_spec(container))
         output = labels.get(names.RESTART_LOG_URI, "") or labels.get(names.LOG_URI, "")
         rootfs = []
         if container.snapshot_key:
@@ -124,6 +124,14 @@ class Revival:
             stderr="" if terminal else output,
             options=self._runtimes.resolve(container.runtime_name, options).options,
         )
+
+
+def _has_terminal(spec: bytes) -> bool:
+    """Return whether a spec asks for a terminal. What is wrong with it otherwise is the runtime's to say."""
+    try:
+        return bool(json.loads(spec)["process"]["terminal"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _spec(container: Container) -> bytes:
