@@ -32,16 +32,18 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pyctr_wire.errors import AlreadyExists
 from pyctrd.core.tasks import Exit, Status
 from pyctrd.core.values import dataclass
 
+T = TypeVar("T")
 VERSION: Final = 1
 
 _MAX_RECORD: Final = 1 << 20  # bytes; a JSON file of ours is far below
@@ -129,22 +131,22 @@ class Bundle:
 
     def shim(self) -> ShimAddress | None:
         """Return where the shim listens, or None if it never got that far."""
-        record = _read_json(f"{self.path}/shim.json")
-        if record is None:
-            return None
-        return ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", "")))
+        return _read(
+            f"{self.path}/shim.json",
+            lambda record: ShimAddress(int(record["pid"]), str(record["address"]), str(record.get("attach", ""))),
+        )
 
     def attachment(self) -> ShimAddress | None:
         """Return who has the container's streams: its shim, or our process beside one of another make."""
         if not self.manifest.shim:
             return self.shim()
-        record = _read_json(f"{self.path}/streams.json")
-        return ShimAddress(int(record["pid"]), "", str(record["attach"])) if record is not None else None
+        return _read(
+            f"{self.path}/streams.json", lambda record: ShimAddress(int(record["pid"]), "", str(record["attach"]))
+        )
 
     def other_shim(self) -> OtherShim | None:
         """Return what is known of the bundle's shim of another make; None if it was never started."""
-        record = _read_json(f"{self.path}/bootstrap.json")
-        return OtherShim(**record) if record is not None else None
+        return _read(f"{self.path}/bootstrap.json", partial(_typed, OtherShim))
 
     def write_other_shim(self, shim: OtherShim) -> None:
         """Note what is known of it now."""
@@ -162,27 +164,24 @@ class Bundle:
 
     def asleep(self) -> dict[str, tuple[int, Status]] | None:
         """Return pid and status of each process by exec id, "" for init; None unless the shim sleeps."""
-        record = _read_json(f"{self.path}/asleep")
-        if record is None:
-            return None
-        try:
-            return {str(exec_id): (int(pid), Status(status)) for exec_id, (pid, status) in record.items()}
-        except (TypeError, ValueError):
-            return None
+        return _read(
+            f"{self.path}/asleep",
+            lambda record: {str(exec_id): (int(pid), Status(status)) for exec_id, (pid, status) in record.items()},
+        )
 
     def exits(self) -> dict[str, ExitRecord]:
         """Return the recorded exits by exec id, "" for init."""
         found: dict[str, ExitRecord] = {}
         for name in _names(f"{self.path}/exits"):
-            record = _read_json(f"{self.path}/exits/{name}") if name.endswith(".json") else None
-            if record is not None:
-                found[str(record["exec_id"])] = ExitRecord(int(record["pid"]), _exit(record))
+            read = _read(f"{self.path}/exits/{name}", _named_exit) if name.endswith(".json") else None
+            if read is not None:
+                found[read[0]] = read[1]
         return found
 
     def exit_of(self, exec_id: str) -> ExitRecord | None:
         """Return the recorded exit of one process, "" for init; None if there is none."""
-        record = _read_json(f"{self.path}/exits/{_record_name(exec_id)}")
-        return ExitRecord(int(record["pid"]), _exit(record)) if record is not None else None
+        read = _read(f"{self.path}/exits/{_record_name(exec_id)}", _named_exit)
+        return read[1] if read is not None else None
 
     def write_exit(self, exec_id: str, pid: int, ended: Exit) -> None:
         """Record the end of a process whose shim could not."""
@@ -219,15 +218,16 @@ class Bundle:
         """Return the execs that have been noted, by id."""
         found: dict[str, StdioNames] = {}
         for name in _names(f"{self.path}/execs"):
-            record = _read_json(f"{self.path}/execs/{name}") if name.endswith(".json") else None
-            if record is not None:
-                found[name.removesuffix(".json")] = StdioNames(**record)
+            path = f"{self.path}/execs/{name}"
+            names = _read(path, partial(_typed, StdioNames)) if name.endswith(".json") else None
+            if names is not None:
+                found[name.removesuffix(".json")] = names
         return found
 
     def spooled(self) -> Iterator[tuple[int, bytes]]:
         """Yield number and marshalled envelope of each event that no daemon has acknowledged, oldest first."""
         for name in _names(f"{self.path}/spool"):
-            if name.isdigit():
+            if name.isascii() and name.isdigit():
                 yield int(name), (self.path / "spool" / name).read_bytes()
 
     def recorded_pid(self) -> int:
@@ -235,13 +235,15 @@ class Bundle:
         if self.manifest.shim:
             other = self.other_shim()
             return other.init if other is not None else 0
-        record = _read_json(f"{self.path}/state.json") or _read_json(f"{self.path}/runtime.json")
-        return int(record.get("pid", 0)) if record else 0
+        for name in ("state.json", "runtime.json"):
+            pid = _read(f"{self.path}/{name}", lambda record: int(record.get("pid", 0)))
+            if pid is not None:
+                return pid
+        return 0
 
     def recorded_cgroup(self) -> str:
         """Return the cgroup in our OCI runtime's record: its path, or SLICE:PREFIX:NAME of a scope; "" without one."""
-        record = _read_json(f"{self.path}/state.json")
-        return str(record.get("cgroup", "")) if record else ""
+        return _read(f"{self.path}/state.json", lambda record: str(record.get("cgroup", ""))) or ""
 
     def mark_started(self) -> None:
         """Note that the first process is started now: its process is older, made for it to be created."""
@@ -287,7 +289,7 @@ class Bundles:
     def create(self, manifest: Manifest, spec: bytes) -> Bundle:
         """Make a complete bundle; raises AlreadyExists if there is one of that id."""
         folder = f"{self._root}/{manifest.namespace}"
-        staging = f"{folder}/.{manifest.id}.{manifest.instance}"
+        staging = f"{folder}/{_retired_name(manifest)}"
         try:
             os.mkdir(staging, 0o700)
         except FileNotFoundError:
@@ -308,7 +310,7 @@ class Bundles:
 
     def retire(self, bundle: Bundle) -> Bundle:
         """Take the bundle's name away, so that the id is free, and return it under the name that it has now."""
-        retired = bundle.path.with_name(f".{bundle.manifest.id}.{bundle.manifest.instance}")
+        retired = bundle.path.with_name(_retired_name(bundle.manifest))
         os.rename(bundle.path, retired)
         return Bundle(retired, bundle.manifest)
 
@@ -374,17 +376,47 @@ def _manifest_json(manifest: Manifest) -> bytes:
 
 
 def _read_manifest(path: str) -> Manifest | None:
-    record = _read_json(f"{path}/task.json")
-    if record is None or record.pop("version", None) != VERSION:
+    manifest = _read(f"{path}/task.json", _manifest)
+    if manifest is None:
+        return None
+    # A copy that somebody has made is no second bundle: whoever buried it would end the container of the first.
+    folder, _, name = path.rpartition("/")
+    known = name in (manifest.id, _retired_name(manifest)) and folder.endswith(f"/{manifest.namespace}")
+    return manifest if known else None
+
+
+def _manifest(record: dict[str, Any]) -> Manifest | None:
+    return _typed(Manifest, record) if record.pop("version", None) == VERSION else None
+
+
+def _retired_name(manifest: Manifest) -> str:
+    return f".{manifest.id}.{manifest.instance}"
+
+
+def _typed(kind: Callable[..., T], record: dict[str, Any]) -> T:
+    """Return a record as a named tuple; raises TypeError if it is none."""
+    types = kind.__annotations__
+    for name, value in record.items():
+        if type(value) is not types.get(name):
+            raise TypeError(f"{name}: {value!r}")
+    return kind(**record)
+
+
+def _read(path: Path | str, make: Callable[[dict[str, Any]], T]) -> T | None:
+    """Return what `make` makes of a JSON object from a regular file of sane size, None if there is no such thing.
+
+    Whoever wrote the file may have been cut off, or be somebody else: none of that is to stop the daemon.
+    """
+    record = _read_json(path)
+    if record is None:
         return None
     try:
-        return Manifest(**record)
-    except TypeError:
+        return make(record)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
 def _read_json(path: Path | str) -> dict[str, Any] | None:
-    """Return a JSON object from a regular file of sane size, None if there is no such thing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -393,7 +425,7 @@ def _read_json(path: Path | str) -> dict[str, Any] | None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         record = json.loads(os.read(fd, _MAX_RECORD))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     finally:
         os.close(fd)
@@ -402,6 +434,10 @@ def _read_json(path: Path | str) -> dict[str, Any] | None:
 
 def _record_name(exec_id: str) -> str:
     return f"exec-{exec_id}.json" if exec_id else "init.json"
+
+
+def _named_exit(record: dict[str, Any]) -> tuple[str, ExitRecord]:
+    return str(record["exec_id"]), ExitRecord(int(record["pid"]), _exit(record))
 
 
 def _exit(record: dict[str, Any]) -> Exit:

@@ -9,6 +9,8 @@ import os
 from datetime import UTC, datetime
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from pyctr_wire.containerd.events import task_pb2 as events
 from pyctr_wire.containerd.types import event_pb2
 from pyctr_wire.errors import ApiError
@@ -19,7 +21,7 @@ from pyctrd.runtime.bundle import Bundle
 from pyctrd.runtime.operations import Operations
 from pyctrd.runtime.owner import Job, Joining, Owners
 from pyctrd.runtime.shims import Shims, whereabouts
-from pyctrd.runtime.table import Task
+from pyctrd.runtime.table import Task, time_of
 from pyctrd.runtime.tasks import Tasks, exit_event
 
 BURY_TIMEOUT: Final = 40.0  # seconds
@@ -118,15 +120,18 @@ class Undertaker:
     def publish_spool(self, task: Task, bundle: Bundle) -> None:
         """Pass on the events in a dead shim's spool."""
         for sequence, data in bundle.spooled():
-            envelope = event_pb2.Envelope.FromString(data)
-            self._tasks.forward(
-                envelope.namespace,
-                envelope.topic,
-                AnyValue(envelope.event.type_url, envelope.event.value),
-                envelope.timestamp.ToDatetime(tzinfo=UTC),
-                task.bundle.manifest.instance,
-                sequence,
-            )
+            try:
+                envelope = event_pb2.Envelope.FromString(data)
+                self._tasks.forward(
+                    envelope.namespace,
+                    envelope.topic,
+                    AnyValue(envelope.event.type_url, envelope.event.value),
+                    time_of(envelope.timestamp),
+                    task.bundle.manifest.instance,
+                    sequence,
+                )
+            except DecodeError as error:  # damaged: the ends are in records, too
+                _log.error("event.not_told", namespace=task.namespace, container=task.id, error=str(error))
 
     def publish_deleted(self, task: Task) -> None:
         """Tell the deletion of a task whose shim cannot."""

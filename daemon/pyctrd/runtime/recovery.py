@@ -102,7 +102,7 @@ class Recovery:
         except ShimGone:
             if await self._shims.ended(task.bundle, 0):
                 await self._take_over_dead(task)
-            elif not task.bundle.manifest.shim and task.bundle.shim() is None:
+            elif not (task.bundle.manifest.shim or task.bundle.shim() or task.init.pid):
                 # It never came so far as to listen, so it has no container: nobody was told that it would.
                 await self._discard(task)
             else:

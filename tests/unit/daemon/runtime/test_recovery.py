@@ -1,6 +1,7 @@
 """Lost shims and restarted daemons, on scripted shims."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -310,3 +311,53 @@ async def test_stopped_shims_delay_nobody(
         zygote.shims["c0"].exit("", 3)
         zygote.shims["c0"].wake()
         assert (await new.tasks.wait(NS, "c0", "")).exit_status == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("exits/init.json", "{}"),
+        ("exits/init.json", '{"exec_id": "", "pid": 1, "exit_status": 0, "exited_at_ns": 1e300}'),
+        ("exits/init.json", "[" * 100_000),
+        ("execs/sh.json", '{"stdin": 5}'),
+        ("execs/sh.json", '{"odd": ""}'),
+        ("state.json", '{"pid": "odd"}'),
+        ("shim.json", "{}"),
+    ],
+)
+async def test_a_damaged_record_ends_nothing(tmp_path: Path, zygote: ScriptedZygote, name: str, text: str) -> None:
+    """Neither the next daemon, nor the container."""
+    async with engine(tmp_path, zygote) as old:
+        one = await old.run()
+        await old.run("other")
+    (one.bundle / name).parent.mkdir(exist_ok=True)
+    (one.bundle / name).write_text(text)
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        assert {task.id: task.init.status for task in new.tasks.table} == dict.fromkeys(
+            ("web", "other"), Status.RUNNING
+        )
+        assert one.alive
+
+
+async def test_a_copy_of_a_bundle_is_none(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    """Nobody holds its lock, but what its records name is the container of the original."""
+    async with engine(tmp_path, zygote) as old:
+        one = await old.run()
+    for name in ("a", "b", "c", "x", "y", "z"):  # in whatever order they are found
+        shutil.copytree(one.bundle, one.bundle.with_name(name))
+    async with engine(tmp_path, zygote) as new:
+        await new.recovery.run()
+        assert new.programs.commands == []
+        assert [(task.bundle.path, task.init.status) for task in new.tasks.table] == [(one.bundle, Status.RUNNING)]
+
+
+async def test_a_damaged_event_in_the_spool_of_a_lost_shim(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        (one.bundle / "spool").mkdir()
+        for number in ("00000000000000000009", "²"):
+            (one.bundle / "spool" / number).write_bytes(b"\xff")
+        one.die()
+        assert (await daemon.tasks.wait(NS, "web", "")).exit_status == 255
+        await until(lambda: not daemon.operations.running())
