@@ -316,7 +316,7 @@ class Tasks:
             except NotFound:
                 if not process.exec_id:
                     raise
-                del task.execs[process.exec_id]
+                task.execs.pop(process.exec_id, None)  # whoever has deleted it meanwhile has done that, too
 
         connect = self.call(task, "Connect", shim.ConnectRequest(id=task.id), shim.ConnectResponse, CALL_TIMEOUT)
         # Sent together: the shim, paged out perhaps, wakes up once.

@@ -361,3 +361,15 @@ async def test_a_damaged_event_in_the_spool_of_a_lost_shim(tmp_path: Path, zygot
         one.die()
         assert (await daemon.tasks.wait(NS, "web", "")).exit_status == 255
         await until(lambda: not daemon.operations.running())
+
+
+async def test_an_exec_is_deleted_while_its_state_is_asked_for(tmp_path: Path, zygote: ScriptedZygote) -> None:
+    async with engine(tmp_path, zygote) as daemon:
+        one = await daemon.run()
+        await daemon.exec("sh")
+        one.script["State"].append(Hang)
+        learning = asyncio.ensure_future(daemon.tasks.refresh(daemon.tasks.find(NS, "web")))
+        await until(lambda: one.holding == ["State"])
+        await daemon.tasks.delete_process(NS, "web", "sh")
+        one.wake()
+        await learning
