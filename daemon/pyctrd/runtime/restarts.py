@@ -135,6 +135,8 @@ class RestartMonitor:
                 await self._revival.label(*key, _WANTED)
         except NotFound:
             return
+        except ApiError as error:  # a full disk, say: the next look tries again, if it was made for later
+            _log.warning("container.not_marked", namespace=key[0], container=key[1], error=str(error))
 
     async def _ended(self, key: Key) -> None:
         """Have the next task follow one that ended by itself."""
