@@ -117,6 +117,7 @@ class Client:
         self._exec_id = ""
         self._left = 0
         self._unsent = bytearray()
+        self._holds_input = False
         self._closing = False
         self._room: Future[None] | None = None
         self._timer: Timer | None = None
@@ -199,8 +200,9 @@ class Client:
                 raise InvalidArgument("the first attach frame is a hello")
         elif kind == FrameType.STDIN and self._sends_input:
             self._streams.write_input(payload)
-            if self._streams.input_full:
-                self._loop.rewatch(self._peer.fileno(), WRITE if self._unsent else 0)
+            if self._streams.input_full and not self._holds_input:
+                self._holds_input = True
+                self._watch()
                 self._streams.when_input_has_room(self._listen_again)
         elif kind == FrameType.RESIZE and len(payload) == _SIZE.size:
             self._streams.resize(*_SIZE.unpack(payload))
@@ -261,7 +263,7 @@ class Client:
         if self._closing and not self._unsent:
             self.close()
             return
-        self._loop.rewatch(self._peer.fileno(), READ | WRITE if self._unsent else READ)
+        self._watch()
         if sent and self._room is not None and not self._closing:
             self._progressed()
 
@@ -286,8 +288,13 @@ class Client:
             room.set(None)
 
     def _listen_again(self) -> None:
+        self._holds_input = False
         if self._open:
-            self._loop.rewatch(self._peer.fileno(), READ | WRITE if self._unsent else READ)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Listen for what can be taken: no input while that is full, whatever else is sent meanwhile."""
+        self._loop.rewatch(self._peer.fileno(), (0 if self._holds_input else READ) | (WRITE if self._unsent else 0))
 
 
 def _signal(number: object) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -182,3 +182,29 @@ def test_a_slow_client_holds_the_output_and_a_stuck_one_is_cut_off(
     eventually(lambda: turned(loop) and hold.done, "the stuck client lets go")
     assert streams.clients == []
     assert client.send(FrameType.STDOUT, b"more") is None
+
+
+def test_input_that_is_full_stays_held_while_output_is_sent(
+    loop: Loop, peer: socket.socket, streams: RecordingStreams
+) -> None:
+    """Or a program that writes and does not read would fill this process's memory."""
+    room: list[Callable[[], None]] = []
+    streams.when_input_has_room = room.append  # type: ignore[attr-defined]
+    peer.send(encode(FrameType.HELLO, b'{"stdin": true, "stdout": true}'))
+    frames(loop, peer, 1)
+    streams.input_full = True
+    peer.send(encode(FrameType.STDIN, b"one") + encode(FrameType.STDIN, b"two"))
+    eventually(lambda: turned(loop) and streams.input == [b"one", b"two"], "the input arrives")
+
+    streams.clients[0].send(FrameType.STDOUT, b"output")
+    peer.send(encode(FrameType.STDIN, b"three"))
+    assert frames(loop, peer, 1) == [(FrameType.STDOUT, b"output")]
+    for _ in range(3):
+        loop.call_later(0, lambda: None)
+        loop.run_once()
+    assert streams.input == [b"one", b"two"]
+
+    streams.input_full = False
+    [again] = room
+    again()
+    eventually(lambda: turned(loop) and streams.input == [b"one", b"two", b"three"], "the rest arrives")
