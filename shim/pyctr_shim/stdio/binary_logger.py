@@ -115,6 +115,8 @@ async def start(loop: Loop, uri: SplitResult, container_id: str, namespace: str)
     arguments = [uri.path]
     for key, value in parse_qsl(uri.query, keep_blank_values=True):
         arguments += [key, value]
+    if any("\0" in argument for argument in arguments):
+        raise InvalidArgument(f"logging binary {uri.path!r}: an argument contains a NUL byte")
     environment = {"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace}
     logger = BinaryLogger(loop, arguments, environment)
     ready_fd, ready_write_fd = os.pipe()

@@ -31,7 +31,8 @@ from pyctr_wire.errors import InvalidArgument, UnknownError
 MAX_LINE: Final = 16 << 10
 _RING: Final = 256 << 10
 _RETRY: Final = 1.0
-_OPEN_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Of a FIFO, nobody waits for a reader, or for one that reads.
+_OPEN_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 Format = Callable[[str, list[tuple[bytes, bool]]], bytes]
@@ -300,14 +301,21 @@ class LogFile:
             os.ftruncate(self._open_fd(), 0)
             self._size = 0
             return
-        for number in range(self._max_file - 1, 1, -1):
-            older = self._path.with_name(f"{self._path.name}.{number - 1}")
-            if older.exists():
-                os.replace(older, self._path.with_name(f"{self._path.name}.{number}"))
-        os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
+        for number in range(self._free_number() - 1, -1, -1):
+            os.replace(self._numbered(number), self._numbered(number + 1))
         old = self._open_fd()
         self._open()
         os.close(old)
+
+    def _free_number(self) -> int:
+        """Return the first number without a file, or the last one: nobody looks for thousands that may be wanted."""
+        for number in range(1, self._max_file - 1):
+            if not self._numbered(number).exists():
+                return number
+        return self._max_file - 1
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
 
     def _failed(self, error: OSError) -> None:
         """Try again in a second, with the file opened anew: its directory may come back under another inode."""
@@ -337,9 +345,7 @@ def _open_below(directory: Path, name: Path) -> int:
     try:
         os.close(make_directories(root_fd, str(name.parent), 0o700))
         resolve = Resolve.BENEATH | Resolve.NO_SYMLINKS
-        fd = openat2(
-            root_fd, str(name), _OPEN_FLAGS | os.O_NONBLOCK, resolve, 0o640
-        )  # of a FIFO, nobody waits for a reader
+        fd = openat2(root_fd, str(name), _OPEN_FLAGS, resolve, 0o640)
     finally:
         os.close(root_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):

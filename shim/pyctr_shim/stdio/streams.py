@@ -116,6 +116,9 @@ class Streams:
         try:
             await self._open_outputs()
             self._open_input()
+        except ValueError as error:  # a NUL in a path, a URI that is none, a number beyond all
+            self.close()
+            raise InvalidArgument(f"stdio: {error}") from error
         except BaseException:
             self.close()
             raise

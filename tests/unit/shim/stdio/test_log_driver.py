@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyctr_shim.loop import Loop
+from pyctr_shim.loop import Future, Loop
 from pyctr_shim.stdio import log_driver
 from pyctr_shim.stdio.log_driver import LineCutter, LogFile, format_cri, format_json, format_raw, parse_size
+from pyctr_shim.stdio.streams import Names, Owner, Streams
 from pyctr_wire.errors import InvalidArgument, UnknownError
 from support.shim_harness import eventually
 
@@ -241,3 +242,52 @@ def test_both_streams_of_a_raw_log_end_in_one_file(loop: Loop, tmp_path: Path) -
     err.end()
     assert (tmp_path / "a/b.log").read_bytes() == b"one\nthree\ntwo\nend"
     assert os.stat(tmp_path / "a/b.log").st_mode & 0o777 == 0o640
+
+
+def test_a_fifo_that_nobody_reads_holds_nobody_up(loop: Loop, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(UnknownError):
+        log_driver.open_file_log(loop, urlsplit(f"file://{tmp_path}/log"))
+    reader_fd = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    out = log_driver.open_file_log(loop, urlsplit(f"file://{tmp_path}/log")).stream("stdout")
+    for _ in range(100):
+        out.write(b"x" * 4095 + b"\n")
+    os.close(reader_fd)
+    out.end()
+
+
+def test_rotation_does_not_look_for_files_that_are_not_there(loop: Loop, tmp_path: Path) -> None:
+    log = log_driver.open_file_log(loop, urlsplit(f"json-file://{tmp_path}/log?max-size=1&max-file=1000000000"))
+    out = log.stream("stdout")
+    for _ in range(4):
+        out.write(b"line\n")
+    out.end()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2", "log.3"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/odd\0",
+        "file://[odd",
+        "file:///odd%00",
+        "binary:///bin/true?odd=%00",
+        "binary:///bin/true%5B?\0",
+        f"json-file:///odd?max-size={'9' * 5000}",
+        f"json-file:///odd?max-file={'9' * 5000}",
+    ],
+)
+def test_names_that_nothing_can_have_are_refused_and_leave_nothing_open(loop: Loop, uri: str) -> None:
+    streams = Streams(loop, Names("", uri, uri, terminal=False), Owner("default", "web", 0, 0))
+    before = os.listdir("/proc/self/fd")
+    told: Future[Exception | None] = Future()
+
+    async def opening() -> None:
+        try:
+            await streams.open()
+        except InvalidArgument as error:
+            told.set(error)
+
+    loop.spawn(opening())
+    assert told.done
+    assert os.listdir("/proc/self/fd") == before
