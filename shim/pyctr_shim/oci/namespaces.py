@@ -98,7 +98,7 @@ def plan(namespaces: Iterable[Mapping[str, Any]]) -> Plan:
             new |= kind
             continue
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, _NAMESPACE | os.O_NONBLOCK)  # of a FIFO, nobody waits for a writer
         except OSError as error:
             raise OciError(f"linux.namespaces: {namespace['type']}: open {path}: {error.strerror}",
                            error.errno or 0) from None  # fmt: skip

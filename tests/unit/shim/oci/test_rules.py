@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from pyctr_shim.oci import capabilities, lsm, mount_options, mounts, program, rootfs, scheduling, state, sysctl, user
+from pyctr_shim.oci import (
+    capabilities,
+    lsm,
+    mount_options,
+    mounts,
+    namespaces,
+    program,
+    rootfs,
+    scheduling,
+    state,
+    sysctl,
+    user,
+)
 from pyctr_shim.oci.cgroups import device_filter, manager, v2
 from pyctr_shim.oci.cgroups.v2 import weight_of_shares
 from pyctr_shim.oci.errors import OciError, describe
@@ -87,7 +99,7 @@ def test_cgroup_paths_that_climb_are_refused(spec: str) -> None:
         ({"unified": {"memory.high": "5"}}, [("memory.high", "5")]),
         ({"rdma": {"mlx": {"hcaHandles": 3}}}, [("rdma.max", "mlx hca_handle=3")]),
     ],
-)  # fmt: skip
+)
 def test_limits_of_version_2(resources: dict[str, Any], writes: list[tuple[str, str]]) -> None:
     assert [(name, value) for _, name, value in v2.limits(resources)] == writes
 
@@ -256,9 +268,12 @@ def test_only_shared_roots_reach_the_host() -> None:
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("net.ipv4.ip_forward", "net/ipv4/ip_forward"), ("net/ipv4/conf/a.b/x", "net/ipv4/conf/a.b/x"),
-     ("net.ipv4.conf.a/b.x", "net/ipv4/conf/a.b/x")],
-)  # fmt: skip
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/a.b/x", "net/ipv4/conf/a.b/x"),
+        ("net.ipv4.conf.a/b.x", "net/ipv4/conf/a.b/x"),
+    ],
+)
 def test_the_first_separator_of_a_sysctl_decides(name: str, path: str) -> None:
     assert sysctl.path_of(name) == path
 
@@ -424,3 +439,11 @@ def test_an_apparmor_profile_is_never_left_out() -> None:
 
     with pytest.raises(OciError, match=r"process\.apparmorProfile: 'docker-default': AppArmor is not enabled"):
         lsm.set_exec_label(-1, {"apparmorProfile": "docker-default"})
+
+
+def test_a_namespace_that_is_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    plan = namespaces.plan([{"type": "network", "path": f"{tmp_path}/fifo"}])
+    with pytest.raises(OciError, match="joining NEWNET namespace"):
+        plan.join()
+    plan.close()
