@@ -5,7 +5,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
@@ -77,7 +77,8 @@ def raw(fd: int) -> Iterator[None]:
         tty.setraw(fd, termios.TCSANOW)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it has gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def check(*, tty: bool, interactive: bool) -> None:

@@ -1,5 +1,7 @@
 """Detach keys."""
 
+import os
+
 import click
 import pytest
 
@@ -36,3 +38,10 @@ def test_keys_that_only_began_it_are_passed_on() -> None:
 
 def test_no_keys_never_detach() -> None:
     assert DetachKeys(b"").feed(b"\x10\x11") == (b"\x10\x11", False)
+
+
+def test_a_terminal_that_has_gone_needs_no_settings() -> None:
+    keeper_fd, fd = os.openpty()
+    with terminal.raw(fd):
+        os.close(keeper_fd)
+    os.close(fd)
