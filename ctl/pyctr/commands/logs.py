@@ -49,9 +49,13 @@ def logs(session: Session, *, container: str, follow: bool, tail: str, since: st
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    try:
+        count = int(text)
+    except ValueError:  # also of thousands of digits
+        count = -1
+    if count < 0:
         raise click.BadParameter(f"--tail {text}: give a number of lines or 'all'")
-    return int(text)
+    return count
 
 
 def _show(entry: log_files.Entry, *, timestamps: bool) -> None:

@@ -9,6 +9,7 @@
 Source: containerd core/runtime/restart; docker's documentation of `--restart`.
 """
 
+import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -19,6 +20,9 @@ from pyctrd.core.labels import Labels
 FIRST_DELAY: Final = 0.1  # seconds
 LAST_DELAY: Final = 60.0  # seconds
 LASTING: Final = 10.0  # seconds that a task must have run for the next delay to be the first again
+
+
+_RETRIES: Final = re.compile("[0-9]{1,9}")
 
 
 class Wish(StrEnum):
@@ -60,7 +64,7 @@ def parse_policy(text: str) -> Policy:
         return Policy(when)
     if when is not When.ON_FAILURE:
         raise InvalidArgument(f'restart policy "{text}": only {When.ON_FAILURE} takes a number of retries')
-    if not (number.isascii() and number.isdigit()):
+    if not _RETRIES.fullmatch(number):
         raise InvalidArgument(f'restart policy "{text}": the number of retries must be a whole number')
     return Policy(when, int(number))
 

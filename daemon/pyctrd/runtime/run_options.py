@@ -20,6 +20,7 @@ _ULIMITS: Final = frozenset({
     "rttime", "sigpending", "stack",
 })  # fmt: skip
 _ENTRY: Final = re.compile(r"[^=\0]+=[^\0]*", re.DOTALL)
+_NUMBER: Final = re.compile("[0-9]{1,20}")
 _ACCESS: Final = re.compile(r"[rwm]{1,3}")
 # Kernel parameters of a namespace that the container has to itself.
 _IPC_SYSCTLS: Final = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
@@ -123,7 +124,7 @@ def rlimits(ulimits: Iterable[str]) -> list[dict[str, Any]]:
 def _limit(entry: str, text: str) -> int:
     if text in ("-1", "unlimited"):
         return _UNLIMITED
-    if not text.isdecimal() or int(text) > _UNLIMITED:
+    if not _NUMBER.fullmatch(text) or int(text) > _UNLIMITED:
         raise InvalidArgument(f"ulimit {entry!r}: {text!r} is not a number")
     return int(text)
 

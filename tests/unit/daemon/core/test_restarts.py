@@ -32,7 +32,10 @@ def test_policies(text: str, policy: Policy) -> None:
     assert parse_policy(text) == policy
 
 
-@pytest.mark.parametrize("text", ["never", "always:3", "no:", "on-failure:", "on-failure:-1", "on-failure:x", "³"])
+@pytest.mark.parametrize(
+    "text",
+    ["never", "always:3", "no:", "on-failure:", "on-failure:-1", "on-failure:x", "³", "on-failure:" + "9" * 5000],
+)
 def test_what_is_no_policy_is_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidArgument, match=text):
         parse_policy(text)

@@ -81,7 +81,8 @@ def test_ulimits() -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["nofile", "nofile=", "nofile=a", "nope=1", "nofile=2:1", "nofile=-2", f"core={1 << 65}"]
+    "entry",
+    ["nofile", "nofile=", "nofile=a", "nope=1", "nofile=2:1", "nofile=-2", f"core={1 << 65}", "core=" + "9" * 5000],
 )
 def test_ulimits_that_are_refused(entry: str) -> None:
     with pytest.raises(InvalidArgument):
