@@ -309,6 +309,8 @@ def create(
     )
     try:
         container = _create_in_place(request) or _create(request) or _create(replace(request, staged=True))
+    except OSError as error:  # no process, no descriptor, no memory
+        raise OciError(f"error during create: {describe(error)}", error.errno or 0) from None
     finally:
         if listening:
             listening.close()
