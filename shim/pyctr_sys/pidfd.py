@@ -42,6 +42,16 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return check(syscall("pidfd_getfd", pidfd, fd, 0), "pidfd_getfd")
 
 
+def readable(fd: int, seconds: float) -> bool:
+    """Whether a descriptor is readable within so many seconds: a pidfd is when its process has ended.
+
+    By poll(2): select(2) takes no descriptor from 1024 on.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
 def wait(pidfd: int) -> os.waitid_result | None:
     """Wait for a process's end and reap it. None if somebody else does that: the process is not our child."""
     poll = select.poll()

@@ -8,13 +8,13 @@ the answer to that, not for the zygote's. The zygote ends when the daemon's end 
 import asyncio
 import json
 import os
-import select
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from pyctr_sys.pidfd import readable
 from pyctr_wire.errors import Unavailable
 from pyctrd.core.values import dataclass
 from pyctrd.log import Logger
@@ -173,7 +173,7 @@ def _reap(pid: int) -> None:
     """Wait for a child that is ending; one that does not within 2 s is killed."""
     pidfd = os.pidfd_open(pid)
     try:
-        if not select.select([pidfd], [], [], 2.0)[0]:
+        if not readable(pidfd, 2.0):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitpid(pid, 0)
     finally:

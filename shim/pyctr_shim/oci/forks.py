@@ -8,7 +8,6 @@ whose child executes something else or ends by os._exit.
 import errno
 import gc
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import State
 from pyctr_sys import stub
 from pyctr_sys.namespaces import Clone, clone3, groups_are_denied, in_user_namespace, setns
-from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, wait
+from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal, readable, wait
 from pyctr_sys.process import set_dumpable
 from pyctr_sys.spawn import spawn
 from pyctr_sys.stub import Stub
@@ -80,7 +79,7 @@ def kill_and_reap(pidfd: int) -> None:
 def give_up(channel: Channel, pidfd: int) -> None:
     """Let who restores at the other end of a channel undo what he has made, and end; by force if he does not."""
     channel.close()
-    select.select([pidfd], [], [], _UNDO_SECONDS)
+    readable(pidfd, _UNDO_SECONDS)
     kill_and_reap(pidfd)
 
 

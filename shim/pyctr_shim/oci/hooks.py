@@ -6,7 +6,6 @@ outlives its timeout is killed with its process group.
 """
 
 import os
-import select
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 from pyctr_shim.oci import program
 from pyctr_shim.oci.errors import OciError
-from pyctr_sys.pidfd import pidfd_open, wait
+from pyctr_sys.pidfd import pidfd_open, readable, wait
 from pyctr_sys.process import close_range
 
 KINDS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -49,7 +48,7 @@ def _run_one(name: str, hook: Mapping[str, Any], state: bytes) -> None:
     try:
         timeout = float(hook.get("timeout") or _NO_TIMEOUT_SECONDS)
         deadline = time.monotonic() + timeout
-        ended = bool(select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
+        ended = readable(pidfd, deadline - time.monotonic())
         if not ended:
             os.killpg(pid, signal.SIGKILL)
         result = wait(pidfd)

@@ -9,7 +9,6 @@ Source: OCI runtime specification, config-linux.md, "The Container Process State
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import time
@@ -19,7 +18,7 @@ from typing import Final
 from pyctr_shim.oci.errors import OciError
 from pyctr_shim.oci.handshake import Channel, Message
 from pyctr_shim.oci.state import OCI_VERSION, State, Status
-from pyctr_sys.pidfd import pidfd_getfd, pidfd_send_signal
+from pyctr_sys.pidfd import pidfd_getfd, pidfd_send_signal, readable
 from pyctr_sys.steps import Steps
 
 _LOAD_SECONDS: Final = 10.0
@@ -83,6 +82,6 @@ def _take(pidfd: int, fd: int) -> int:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise OciError(f"linux.seccomp: taking the listener: {error.strerror}", error.errno or 0) from None
-        if select.select([pidfd], [], [], _POLL_SECONDS)[0]:
+        if readable(pidfd, _POLL_SECONDS):
             break
     raise OciError("linux.seccomp: the filter was not loaded")

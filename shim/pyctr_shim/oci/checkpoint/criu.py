@@ -8,7 +8,6 @@ CRIU's wiki, "RPC"; criu(8).
 
 import array
 import os
-import select
 import shutil
 import signal
 import socket
@@ -24,7 +23,7 @@ from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.namespaces import KINDS
 from pyctr_shim.oci.program import reset_signals
 from pyctr_sys.namespaces import clone3
-from pyctr_sys.pidfd import pidfd_send_signal, wait
+from pyctr_sys.pidfd import pidfd_send_signal, readable, wait
 from pyctr_wire.criu import rpc_pb2 as pb
 
 _LOG_LEVEL: Final = 4  # all that it has to say: a checkpoint that fails is found out about by its log
@@ -77,7 +76,7 @@ class Criu:
         self._socket.close()
         if self._pidfd < 0:
             return
-        if kind or not select.select([self._pidfd], [], [], _END_SECONDS)[0]:
+        if kind or not readable(self._pidfd, _END_SECONDS):
             with suppress(ProcessLookupError):
                 pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._reap()

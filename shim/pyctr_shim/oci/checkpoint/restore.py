@@ -15,7 +15,6 @@ An error, the end of the parent or of the first process before the start: all pr
 
 import fcntl
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +37,7 @@ from pyctr_shim.oci.namespaces import KINDS
 from pyctr_sys.mount import MountFlag, mount, set_group
 from pyctr_sys.namespaces import Clone, clone3, unshare
 from pyctr_sys.openat2 import O_PATH, open_in_root
-from pyctr_sys.pidfd import wait
+from pyctr_sys.pidfd import readable, wait
 from pyctr_sys.process import set_name
 from pyctr_wire.criu import rpc_pb2 as pb
 
@@ -300,7 +299,7 @@ class _Restoring:
     def _wait_for_start(self) -> None:
         """Wait for the start. Raises OciError if the parent goes away or the first process ends instead."""
         channel, pid = self.build.channel, self.build.state.pid
-        while not select.select([channel.fileno()], [], [], _LOOK_AGAIN)[0]:
+        while not readable(channel.fileno(), _LOOK_AGAIN):
             if _is_ending(pid):
                 raise OciError("restore: the container's first process has been killed before it was started")
         if channel.receive() is None:
