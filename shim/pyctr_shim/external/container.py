@@ -28,7 +28,7 @@ from pyctr_shim.oci import program as programs
 from pyctr_shim.oci import runtime
 from pyctr_shim.oci.errors import OciError, describe
 from pyctr_shim.oci.forks import Child
-from pyctr_shim.oci.rootfs import mount_rootfs
+from pyctr_shim.oci.rootfs import check_place, mount_rootfs
 from pyctr_shim.reaper import Reaper
 from pyctr_sys.pidfd import pidfd_open, pidfd_send_signal
 
@@ -75,6 +75,8 @@ def plan(around: Surroundings, wanted: Wanted, program: Program) -> "External":
         linux: Mapping[str, Any] = spec.get("linux") or {}
         namespaces = {item["type"]: item.get("path") for item in linux.get("namespaces") or ()}
         rootfs = os.path.normpath(os.path.join(bundle, spec["root"]["path"])) if wanted.options.rootfs else ""
+        if rootfs:
+            check_place(rootfs, bundle)
         cgroup = str(linux.get("cgroupsPath") or "")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OciError(f"config.json: {error!r}") from None

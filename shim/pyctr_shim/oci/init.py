@@ -169,6 +169,9 @@ def read(request: Request) -> Build | None:
     """Read the spec; None if it takes a stager."""
     spec = _with_service(validate.load_spec(f"{request.bundle}/{_SPEC}"), request.service)
     linux = spec["linux"]
+    root = os.path.normpath(os.path.join(request.bundle, spec["root"]["path"]))
+    if request.rootfs:
+        rootfs.check_place(root, request.bundle)
     plan = namespaces.plan(_without_entered(linux.get("namespaces") or (), request))
     if not request.staged and _needs_stager(plan):
         return None
@@ -184,7 +187,7 @@ def read(request: Request) -> Build | None:
         own_pid_namespace=bool(plan.new & Clone.NEWPID),
         annotations=spec.get("annotations") or {},
         hooks={kind: list_ for kind, list_ in (spec.get("hooks") or {}).items() if list_},
-        rootfs=os.path.normpath(os.path.join(request.bundle, spec["root"]["path"])),
+        rootfs=root,
     )
     cgroup = cgroup_for(request.hierarchies, path)
     cgroup.check_unused()  # before the state names it: who undoes this creation ends what is in it

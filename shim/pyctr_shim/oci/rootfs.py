@@ -62,6 +62,15 @@ def is_shared(name: str) -> bool:
     return _PROPAGATION[name] == MountFlag.SHARED
 
 
+def check_place(directory: str, bundle: str) -> None:
+    """Raise OciError unless a root that is to be mounted has a directory of the bundle to itself.
+
+    What is mounted there is unmounted in the end, and with it whatever else is.
+    """
+    if not directory.startswith(f"{os.path.normpath(bundle)}/"):
+        raise OciError(f"root.path: {directory} is not in the bundle, and the root is to be mounted there")
+
+
 def mount_rootfs(mounts: Sequence[RootfsMount], directory: str) -> None:
     """Mount a snapshot's mounts on `directory`, in order. Raises OciError.
 

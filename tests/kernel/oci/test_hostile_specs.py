@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
+from pyctr_shim.oci.rootfs import RootfsMount
 from support.hostile_documents import VALUES, full_spec, places, replaced, without
 from support.hostile_documents import Path as Place
 from support.oci_bundle import Lab, Spec, make_root
@@ -84,3 +85,13 @@ def test_any_value_in_any_place(lab: Lab, place: Place, value: object) -> None:
     assert not (bundle / "state.json").exists()
     for mount_point in {*mounted().controllers.values(), mounted().unified} - {""}:
         assert not os.path.exists(f"{mount_point}{lab.cgroup}/hostile")
+
+
+def test_a_root_elsewhere_is_not_mounted_over(lab: Lab) -> None:
+    """It would be unmounted with whatever of the host's was there before."""
+    spec, elsewhere = real_spec(lab), lab.base / "elsewhere"
+    elsewhere.mkdir()
+    spec["root"]["path"] = str(elsewhere)
+    with pytest.raises(OciError, match="is not in the bundle"):
+        lab.create(spec, rootfs=(RootfsMount("tmpfs", "tmpfs", "", ()),))
+    assert str(elsewhere) not in Path("/proc/self/mountinfo").read_text()

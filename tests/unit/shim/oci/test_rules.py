@@ -447,3 +447,10 @@ def test_a_namespace_that_is_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
     with pytest.raises(OciError, match="joining NEWNET namespace"):
         plan.join()
     plan.close()
+
+
+@pytest.mark.parametrize("directory", ["/", "/mnt", "/run/web", "/run/web2/rootfs"])
+def test_a_root_is_mounted_in_its_bundle_only(directory: str) -> None:
+    rootfs.check_place("/run/web/rootfs", "/run/web/")
+    with pytest.raises(OciError, match="is not in the bundle"):
+        rootfs.check_place(directory, "/run/web")
