@@ -199,6 +199,9 @@ class _Creation:
         try:
             init.write_state(build, stub.pid)
             init.make_cgroup(build, stub.pid)
+        except (FileNotFoundError, ProcessLookupError) as error:  # it has ended, for a reason that the fork tells
+            stub.end()
+            raise _NotThisWay from error
         except BaseException:
             stub.end()
             raise

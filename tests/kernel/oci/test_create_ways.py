@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pyctr_shim.oci import forks, in_place, practice
+from pyctr_shim.oci import forks, in_place, init, practice
 from pyctr_shim.oci.cgroups import mounted
 from pyctr_shim.oci.errors import OciError
 from pyctr_sys import stub
+from pyctr_sys.pidfd import start_ticks
 from support.oci_bundle import Ended, Lab, Spec, needs_systemd, process, read_all, wait
 
 
@@ -410,3 +411,19 @@ def test_practice_comes_back_and_leaves_nothing(ways: list[bool], monkeypatch: p
     assert not list(Path("/tmp").glob(f"pyctr-practice-*-{os.getpid()}-*"))
     assert not list(Path("/sys/fs/cgroup").glob(f"*/pyctr/pyctr-practice-*-{os.getpid()}-*"))
     assert "pyctr-practice" not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.skipif(mounted().is_v2, reason="there the state is written before the stub is started")
+def test_a_stub_that_ended_early_is_no_verdict(lab: Lab, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaps it may be faster than who looks when it was started."""
+    gone = [FileNotFoundError(2, "No such file or directory", "/proc/1234/stat")]
+    real = start_ticks
+
+    def look(pid: int) -> int:
+        if gone:
+            raise gone.pop()
+        return real(pid)
+
+    monkeypatch.setattr(init, "start_ticks", look)
+    assert lab.run(lab.spec("echo", "runs")).output == "runs\n"
+    assert (ways, gone) == ([False], [])
