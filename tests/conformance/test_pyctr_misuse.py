@@ -164,6 +164,23 @@ def test_an_interrupt_before_a_container_runs_leaves_none(
     assert pyctr.is_gone(name)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("method", ["Exec", "Attach", "Start"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_before_an_exec_runs_leaves_none(
+    pyctr: Pyctr, name: str, number: signal.Signals, when: str, method: str
+) -> None:
+    id = pyctr("run", "-d", "--name", name, "--network", "none", "demo", "sleep", "100").strip()
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(int(number)), when, method, "exec", name, "sleep", "200"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False, env=pyctr.environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + number, "", "pyctr: interrupted")
+    assert "sleep 200" not in pyctr("top", name)
+    assert not list((pyctr.daemon.state / "tasks/default" / id).glob("execs/*.json"))
+    pyctr("rm", "-f", name)
+
+
 # Runs `pyctr` with a daemon of that PID, which dies as it answers RunSpec.
 _BEREAVED = """
 import os, signal, sys

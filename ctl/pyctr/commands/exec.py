@@ -2,19 +2,23 @@
 
 import contextlib
 import os
+import signal
+import time
 
 import click
 from google.protobuf import any_pb2, empty_pb2
 
-from pyctr import arguments, completing, exit_codes, lookup, run_options, run_session, tasks, terminal
+from pyctr import arguments, completing, exit_codes, interrupts, lookup, run_options, run_session, tasks, terminal
 from pyctr.connection import ENGINE, TASKS, Connection
 from pyctr.errors import CommandError, as_ours, not_running
 from pyctr.session import Session, pass_session
 from pyctr_wire import exec_ids
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
-from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unavailable
+from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unavailable, UnknownError
 from pyctr_wire.pyctr import engine_pb2
 
+_SETTLING = 5.0  # seconds, for what we have begun to come to an end
+_PAUSE = 0.025
 _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
@@ -33,6 +37,7 @@ _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 @click.argument("container", shell_complete=completing.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @pass_session
+@interrupts.alike()
 @as_ours()
 def exec_(
     session: Session,
@@ -108,6 +113,12 @@ def _run(
         if not detach:
             attached = run_session.attach(connection, container_id, exec_id, stdin=interactive)
         tasks.start(connection, container_id, exec_id)
+    except KeyboardInterrupt:
+        if attached is not None:
+            attached.close()
+        connection.close()  # what was under way on it is cancelled by that
+        _give_up(connection, container_id, exec_id)
+        raise
     except ApiError as error:
         if attached is not None:
             attached.close()
@@ -128,8 +139,28 @@ def _run(
     return status
 
 
+def _give_up(connection: Connection, container_id: str, exec_id: str) -> None:
+    """End and forget an exec at whose start we were interrupted: nobody would see it, or could end it."""
+    give_up = time.monotonic() + _SETTLING
+    with contextlib.suppress(NotFound, Unavailable):
+        while True:
+            try:
+                _delete(connection, container_id, exec_id)
+                return
+            except (UnknownError, FailedPrecondition):  # it is being started still, or runs
+                if time.monotonic() >= give_up:
+                    raise
+                with contextlib.suppress(FailedPrecondition):
+                    tasks.kill(connection, container_id, signal.SIGKILL, exec_id)
+                time.sleep(_PAUSE)
+
+
 def _forget(connection: Connection, container_id: str, exec_id: str) -> None:
     """Delete the record of an ended exec; otherwise the daemon does, some minutes later."""
-    request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
     with contextlib.suppress(NotFound, Unavailable):
-        connection.call(TASKS, "DeleteProcess", request, tasks_pb2.DeleteResponse, patience=tasks.RECONNECT)
+        _delete(connection, container_id, exec_id)
+
+
+def _delete(connection: Connection, container_id: str, exec_id: str) -> None:
+    request = tasks_pb2.DeleteProcessRequest(container_id=container_id, exec_id=exec_id)
+    connection.call(TASKS, "DeleteProcess", request, tasks_pb2.DeleteResponse, patience=tasks.RECONNECT)
