@@ -298,11 +298,10 @@ class LogFile:
         if not self._max_size or not self._size or self._size + _first_line(data) <= self._max_size:
             return
         if self._max_file < 2:
-            os.ftruncate(self._open_fd(), 0)
-            self._size = 0
-            return
-        for number in range(self._free_number() - 1, -1, -1):
-            os.replace(self._numbered(number), self._numbered(number + 1))
+            os.unlink(self._path)  # not truncated: who follows it could not tell, and would wait for what is past
+        else:
+            for number in range(self._free_number() - 1, -1, -1):
+                os.replace(self._numbered(number), self._numbered(number + 1))
         old = self._open_fd()
         self._open()
         os.close(old)

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from pyctr import log_files
 from pyctr.log_files import LogReader, parse_cri_line, parse_json_line
+from pyctr_shim.loop import Loop
+from pyctr_shim.stdio.log_driver import open_file_log
 
 
 def line(text: str) -> str:
@@ -110,3 +113,17 @@ def test_cri_lines() -> None:
     assert part is not None
     assert part.text == "begin"
     assert parse_cri_line(b"nonsense\n") is None
+
+
+@pytest.mark.parametrize("options", ["max-size=1k", "max-size=1k&max-file=3"])
+def test_a_log_is_followed_across_its_rotations(reader: LogReader, log: Path, options: str) -> None:
+    """Also one that keeps no file but the newest, as is the default."""
+    loop = Loop()
+    out = open_file_log(loop, urlsplit(f"json-file://{log}?{options}")).stream("stdout")
+    found = []
+    for number in range(100):
+        out.write(f"{number}\n".encode())
+        found += texts(reader)
+    out.end()
+    loop.close()
+    assert found == [f"{number}\n" for number in range(100)]
