@@ -133,6 +133,10 @@ class Streams:
         """The process has been made: move bytes from now on. `console_fd`, its terminal's master, is taken over."""
         self._close_child_fds()
         if console_fd is not None:
+            # Pipes are there if only the process's document asks for a terminal, and not who made these streams.
+            for fd in (*self._sources.values(), *([self._stdin_fd] if self._stdin_fd is not None else [])):
+                os.close(fd)
+            self._sources.clear()
             self._console_fd = console_fd
             self._stdin_fd = console.second_descriptor(console_fd)
             self._sources[FrameType.STDOUT] = os.dup(console_fd)

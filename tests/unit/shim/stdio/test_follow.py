@@ -84,3 +84,15 @@ def test_what_cannot_be_opened_leaves_nothing_open(loop: Loop, tmp_path: Path) -
     with pytest.raises((UnknownError, OSError)):
         streams.follow(Names("", fifo(tmp_path / "other"), "", terminal=False), Holder())
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_terminal_that_only_the_process_asks_for_leaves_nothing_open(loop: Loop) -> None:
+    before = os.listdir("/proc/self/fd")
+    streams = Streams(loop, Names("attach:", "attach:", "attach:", terminal=False), Owner("default", "web", 0, 0))
+    loop.spawn(streams.open())
+    master_fd, slave_fd = os.openpty()
+    streams.start(master_fd)
+    streams.running()
+    os.close(slave_fd)
+    streams.close()
+    assert os.listdir("/proc/self/fd") == before
