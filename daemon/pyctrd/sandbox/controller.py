@@ -117,6 +117,8 @@ class SandboxController:
         await self._signal(running, signal.SIGKILL)
         if not await self._ended(running, _KILL_TIMEOUT):
             raise DeadlineExceeded(f"sandbox {sandbox_id}: a container does not end even after SIGKILL")
+        if self.get(ns, sandbox_id).created_at != state.created_at:  # shut down meanwhile, and made anew
+            raise NotFound(f"sandbox {sandbox_id}")
         waiter = self._waiters.setdefault((ns, sandbox_id), asyncio.Event())
         if not waiter.is_set():
             waiter.set()

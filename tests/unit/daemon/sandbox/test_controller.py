@@ -107,6 +107,40 @@ async def test_the_next_daemon_knows_it(tmp_path: Path) -> None:
     assert (await world.next_controller().wait(NS, "pod")).exit_status == 0
 
 
+@pytest.mark.parametrize("made_anew", [False, True])
+async def test_of_two_who_shut_it_down_one_does(tmp_path: Path, made_anew: bool) -> None:
+    """The other finds none, and the next sandbox of that id is not taken for one that has stopped."""
+    world = World(tmp_path)
+    looks = [asyncio.Event(), asyncio.Event()]
+    waited_for = iter(looks)
+
+    async def members(*_: str) -> list[str]:
+        await next(waited_for).wait()
+        return []
+
+    controller = SandboxController(tmp_path, world, members, world)  # type: ignore[arg-type]
+    controller.create(NS, "pod", "")
+    slow, fast = [asyncio.ensure_future(controller.shut_down(NS, "pod")) for _ in looks]
+    await asyncio.sleep(0)
+    looks[1].set()
+    await fast
+    if made_anew:
+        controller.create(NS, "pod", "")
+    looks[0].set()
+
+    with pytest.raises(NotFound):
+        await slow
+
+    if not made_anew:
+        controller.create(NS, "pod", "")
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    assert world.topics.count("/sandboxes/exit") == 1
+    waiting = asyncio.ensure_future(controller.wait(NS, "pod"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+
+
 async def test_what_is_no_sandbox(tmp_path: Path) -> None:
     controller = World(tmp_path).controller
 
