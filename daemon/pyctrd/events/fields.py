@@ -64,4 +64,7 @@ def _walk(message: Message, path: tuple[str, ...]) -> tuple[str, bool]:
         return _ABSENT
     if isinstance(value, Message):
         return _walk(value, path[1:])
-    return label_field(value, path[1:]) if isinstance(value, Mapping) else _ABSENT
+    # Clients publish messages of any type that there is, and some have maps of other things than texts.
+    entry = descriptor.message_type if isinstance(value, Mapping) else None
+    is_of_texts = entry is not None and all(one.type == one.TYPE_STRING for one in entry.fields)
+    return label_field(value, path[1:]) if is_of_texts else _ABSENT

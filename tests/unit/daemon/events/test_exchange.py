@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pyctr_wire.containerd.events import container_pb2, image_pb2, task_pb2
+from pyctr_wire.containerd.services.containers.v1 import containers_pb2
 from pyctr_wire.errors import InvalidArgument, ResourceExhausted, Unavailable
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.events import ContainerCreate, ImageCreate
@@ -137,6 +138,19 @@ async def test_filters_see_labels_and_types_with_a_prefix(exchange: Exchange) ->
         )
 
         assert (await anext(subscription)).topic == "/images/update"
+
+
+@pytest.mark.parametrize("filter_text", ["event.extensions.a~=.", "event.extensions.a", "event.extensions.a.value==x"])
+async def test_a_map_of_messages_is_no_labels(exchange: Exchange, filter_text: str) -> None:
+    """Who publishes one is not told of a filter that somebody else has, nor do others miss it."""
+    container = containers_pb2.Container(id="c")
+    container.extensions["a"].type_url = "x"
+    event = AnyValue(container.DESCRIPTOR.full_name, container.SerializeToString())
+    with exchange.subscribe([filter_text]) as subscription, exchange.subscribe([]) as other:
+        exchange.publish("ns", "/x", event)
+
+        assert not subscription._waiting
+        assert (await anext(other)).event == event
 
 
 @pytest.mark.parametrize("event", [AnyValue("no.such.Type", b""), AnyValue("containerd.events.TaskExit", b"\xff")])
