@@ -12,7 +12,10 @@ from pyctr_sys.namespaces import in_user_namespace
 from pyctr_wire.errors import ApiError, NotFound
 from pyctrd.cdi.registry import Registry
 from pyctrd.content.store import ContentStore
+from pyctrd.core.containers import Container
 from pyctrd.core.platforms import Platform
+from pyctrd.core.sandboxes import Sandbox
+from pyctrd.cri import convert
 from pyctrd.cri.checkpoints import ContainerCheckpoints
 from pyctrd.cri.containers import Containers
 from pyctrd.cri.creation import SNAPSHOTTER, Maker, PodImage
@@ -275,7 +278,7 @@ class CriParts:
     def _recall(self) -> None:
         """Read pods and containers from their rows."""
         for row in self._stores.sandboxes.list(NAMESPACE):
-            pod = _read("pod", row.id, pod_from_row, row)
+            pod = _read("pod", row.id, _pod, row)
             if pod is not None:
                 # After a reboot nothing of it is left.
                 pod.ready = pod.ready and namespaces.is_pinned(self._files.namespaces(pod.id), pod.kinds)
@@ -284,7 +287,7 @@ class CriParts:
             owner = self._index.pods.get(container_row.sandbox_id)
             if owner is None:
                 continue
-            container = _read("container", container_row.id, container_from_row, container_row, owner)
+            container = _read("container", container_row.id, _container, container_row, owner)
             if container is not None:
                 self._index.add_container(container)
 
@@ -324,11 +327,25 @@ class CriParts:
             self._files.remove(sandbox_id)
 
 
+def _pod(row: Sandbox) -> Pod | None:
+    pod = pod_from_row(row)
+    if pod is not None:
+        convert.pod_status(pod)  # what no message can hold would fail every list
+    return pod
+
+
+def _container(row: Container, pod: Pod) -> PodContainer | None:
+    container = container_from_row(row, pod)
+    if container is not None:
+        convert.container_status(container)
+    return container
+
+
 def _read(what: str, id: str, read: Callable[_P, _T | None], /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
     """Return what a row holds, None also for what nobody can read: clients may write to rows, and disks may lie."""
     try:
         return read(*args, **kwargs)
-    except (KeyError, TypeError, ValueError, DecodeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DecodeError) as error:
         _log.error(f"{what}.not_read", id=id, error=repr(error))
         return None
 

@@ -15,6 +15,7 @@ from pyctr_wire.errors import InvalidArgument
 from pyctr_wire.oci import default_seccomp, default_spec
 from pyctr_wire.oci.image_spec import ProcessConfig
 from pyctrd.core.values import dataclass
+from pyctrd.cri.convert import enum_name
 from pyctrd.cri.records import Pod
 from pyctrd.cri.selinux import Labels
 from pyctrd.runtime import run_options
@@ -258,7 +259,9 @@ def _seccomp(
     if security.HasField("seccomp"):
         if profile.localhost_ref and profile.profile_type != kinds.Localhost:
             raise InvalidArgument("seccomp config invalid LocalhostRef must only be set if ProfileType is Localhost")
-        wanted = kinds.ProfileType.Name(profile.profile_type)
+        wanted = enum_name(kinds.ProfileType, profile.profile_type)
+        if wanted not in ("RuntimeDefault", "Unconfined", "Localhost"):
+            raise InvalidArgument(f"seccomp profile type {wanted} is not one")
     else:
         wanted = {"": "Unconfined", "unconfined": "Unconfined"}.get(old, "RuntimeDefault")
         if old.startswith("localhost/"):

@@ -2,12 +2,26 @@
 
 import signal
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, Protocol
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
 from pyctrd.cri.records import Pod, PodContainer
 
 _RESTS: Final = {"SIGCLD", "SIGIOT", "SIGPOLL"}  # other names of signals
+
+
+class EnumType(Protocol):
+    """An enumeration's type."""
+
+    def Name(self, number: Any, /) -> str: ...
+
+
+def enum_name(kind: EnumType, number: int) -> str:
+    """Return the name of an enumeration's value, or the number itself: clients send any."""
+    try:
+        return kind.Name(number)
+    except ValueError:
+        return str(number)
 
 
 def pod_state(pod: Pod) -> "runtime_pb2.PodSandboxState":

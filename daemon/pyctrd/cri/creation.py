@@ -25,6 +25,7 @@ from pyctrd.core.values import dataclass
 from pyctrd.cri import host_mounts, hugepages, selinux
 from pyctrd.cri.confinement import apparmor_profile
 from pyctrd.cri.container_spec import Found, absolute, build_spec, seccomp_file
+from pyctrd.cri.convert import enum_name
 from pyctrd.cri.image_volumes import ImageVolumes, Wanted, asked_for
 from pyctrd.cri.records import (
     NAMESPACE,
@@ -312,7 +313,7 @@ def _user(security: runtime_pb2.LinuxContainerSecurityContext, image_user: str, 
 
 
 def _stop_signal(config: runtime_pb2.ContainerConfig, image: ImageConfig) -> int:
-    wanted = runtime_pb2.Signal.Name(config.stop_signal).removeprefix("SIGNAL_")
+    wanted = enum_name(runtime_pb2.Signal, config.stop_signal).removeprefix("SIGNAL_")
     if config.stop_signal == runtime_pb2.SIGNAL_RUNTIME_DEFAULT:
         return signals.parse(image.process.stop_signal) or 15
     number = signals.parse(wanted.replace("PLUS", "+").replace("MINUS", "-"))

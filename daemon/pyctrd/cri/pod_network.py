@@ -1,11 +1,13 @@
 """Pods on their network: what a pod's configuration says, as the network wants to hear it."""
 
+import math
 import re
 from pathlib import Path
 from typing import Final
 
 from pyctr_wire.cri import image_pb2
 from pyctr_wire.errors import InvalidArgument
+from pyctrd.cri.convert import enum_name
 from pyctrd.cri.records import Pod
 from pyctrd.network.pod_network import Bandwidth, Dns, PodIdentity, PodNetwork, PortMapping
 from pyctrd.sandbox.files import SandboxFiles
@@ -67,7 +69,7 @@ def identity_of(pod: Pod) -> PodIdentity:
 
 
 def _protocol(number: "image_pb2.Protocol") -> str:
-    return image_pb2.Protocol.Name(number).lower()
+    return enum_name(image_pb2.Protocol, number).lower()
 
 
 def _bits(text: str) -> int:
@@ -75,4 +77,7 @@ def _bits(text: str) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise InvalidArgument(f"bandwidth {text[:40]!r} is no quantity, as 10M is")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+    bits = float(match.group(1)) * _UNITS[match.group(2)]
+    if bits == math.inf:
+        raise InvalidArgument(f"bandwidth {text[:40]!r} is too much")
+    return int(bits)

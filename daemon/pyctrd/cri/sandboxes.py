@@ -15,6 +15,7 @@ from pyctr_wire.errors import AlreadyExists, ApiError, FailedPrecondition, Inval
 from pyctrd.core.idmaps import MOST_IDS, mapped_root
 from pyctrd.core.sandboxes import Sandbox
 from pyctrd.cri import selinux
+from pyctrd.cri.convert import enum_name
 from pyctrd.cri.events import Events
 from pyctrd.cri.index import Index
 from pyctrd.cri.records import NAMESPACE, Pod, PodContainer, now, pod_to_row
@@ -283,7 +284,6 @@ def check_user_namespace(options: image_pb2.NamespaceOption) -> None:
         return
     wanted = options.userns_options
     uids, gids = wanted.uids, wanted.gids
-    mode = image_pb2.NamespaceMode.Name(wanted.mode)
     if wanted.mode == image_pb2.NODE:
         if uids or gids:
             raise InvalidArgument(
@@ -292,7 +292,7 @@ def check_user_namespace(options: image_pb2.NamespaceOption) -> None:
             )
         return
     if wanted.mode != image_pb2.POD:
-        raise InvalidArgument(f'unsupported user namespace mode: "{mode}"')
+        raise InvalidArgument(f'unsupported user namespace mode: "{enum_name(image_pb2.NamespaceMode, wanted.mode)}"')
     for mappings in (uids, gids):
         if not mappings:
             raise InvalidArgument('can\'t use user namespace mode "POD" without UID and GID mappings')
