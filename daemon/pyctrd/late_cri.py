@@ -309,7 +309,7 @@ class CriParts:
             if pod.has_task and pod.ready and not self._pod_tasks.running(pod):
                 await self._sandboxes.stop(pod)
             self._sandboxes.watch(pod)
-        except ApiError as error:
+        except (ApiError, OSError) as error:
             _log.error("pod.not_recovered", sandbox=pod.id, error=str(error))
 
     async def _recover_one(self, container: PodContainer) -> None:
@@ -323,8 +323,11 @@ class CriParts:
         try:
             self._stores.sandboxes.get(NAMESPACE, sandbox_id)
         except NotFound:
-            namespaces.unpin(self._files.namespaces(sandbox_id))
-            self._files.remove(sandbox_id)
+            try:
+                namespaces.unpin(self._files.namespaces(sandbox_id))
+                self._files.remove(sandbox_id)
+            except OSError as error:  # somebody's file, say, where pods have directories
+                _log.error("pod.not_swept", sandbox=sandbox_id, error=str(error))
 
 
 def _pod(row: Sandbox) -> Pod | None:

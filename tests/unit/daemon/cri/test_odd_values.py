@@ -1,9 +1,13 @@
 """Numbers that are no value of their enumeration, quantities that are no number, and rows that others have written."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pyctr_wire.cri import image_pb2, runtime_pb2
-from pyctr_wire.errors import InvalidArgument
+from pyctr_wire.errors import InvalidArgument, NotFound
 from pyctr_wire.oci.image_spec import ImageConfig, Platform
 from pyctrd.core.anys import AnyValue
 from pyctrd.core.containers import Container
@@ -11,7 +15,8 @@ from pyctrd.core.sandboxes import Sandbox
 from pyctrd.cri import container_spec, creation, pod_network, records
 from pyctrd.cri.records import Pod
 from pyctrd.cri.sandboxes import check_user_namespace
-from pyctrd.late_cri import _container, _pod, _read
+from pyctrd.late_cri import CriParts, _container, _pod, _read
+from pyctrd.sandbox.files import SandboxFiles
 
 _POD = '{"handler":"","created_at":%s,"ready":true,"addresses":%s}'
 
@@ -59,3 +64,16 @@ def test_a_container_that_nobody_can_read_is_passed_over(moment: str) -> None:
     pod = Pod("pod", image_pb2.PodSandboxConfig(), "", 0)
 
     assert _read("container", "c", _container, Container("c", extensions=extensions), pod) is None
+
+
+def test_a_file_among_the_pods_directories_stops_no_start(tmp_path: Path) -> None:
+    def get(*_: str) -> None:
+        raise NotFound("sandbox")
+
+    (tmp_path / "stray").touch()
+    stores = SimpleNamespace(sandboxes=SimpleNamespace(get=get))
+    parts: Any = SimpleNamespace(_stores=stores, _files=SandboxFiles(tmp_path / "root", tmp_path))
+
+    CriParts._sweep(parts, "stray")
+
+    assert (tmp_path / "stray").exists()
