@@ -1,5 +1,6 @@
 """A bridge network for the pods of one daemon, by the real plugins' configuration; nothing of it is left."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 _PLUGINS = Path("/usr/lib/cni")
+_numbers = itertools.count()  # of two bridges with the same addresses the machine reaches one
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def pod_bridge(directory: Path) -> Iterator[str]:
     if not (_PLUGINS / "bridge").exists():
         pytest.skip(f"no CNI plugins in {_PLUGINS} (Debian package containernetworking-plugins)")
     name = f"pyt{uuid.uuid4().hex[:8]}"
-    subnet = f"10.{os.getpid() % 100 + 100}.{os.getpid() % 250}.0/24"
+    subnet = f"10.{os.getpid() % 100 + 100}.{(os.getpid() + next(_numbers)) % 250}.0/24"
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": subnet}]],
