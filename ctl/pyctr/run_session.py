@@ -5,7 +5,7 @@ import sys
 from pyctr import exit_codes, relay, tasks
 from pyctr.attach import AttachSocket
 from pyctr.connection import Connection
-from pyctr.errors import CommandError
+from pyctr.errors import CommandError, tell
 from pyctr_wire.errors import ApiError, NotFound
 
 _LOST_GRACE = 10.0  # seconds until the daemon must know how a process ended whose shim went away
@@ -39,7 +39,7 @@ def follow(
         except NotFound:
             pass  # it has ended; the exit is on its way
         except ApiError as error:
-            print(f"pyctr: signal {number} was not delivered: {error}", file=sys.stderr)
+            tell(f"signal {number} was not delivered: {error}")
 
     try:
         outcome = relay.Relay(

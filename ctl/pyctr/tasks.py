@@ -1,7 +1,9 @@
 """The calls on tasks that several commands share."""
 
-from collections.abc import Iterable
-from typing import Final
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
 
 from google.protobuf import any_pb2, empty_pb2
 
@@ -10,9 +12,13 @@ from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
 from pyctr_wire.containerd.types.mount_pb2 import Mount
 from pyctr_wire.containerd.types.runc.options import oci_pb2
 from pyctr_wire.containerd.types.task.task_pb2 import Process, Status
-from pyctr_wire.errors import NotFound
+from pyctr_wire.errors import FailedPrecondition, NotFound, UnknownError
 from pyctr_wire.pyctr import engine_pb2
 
+T = TypeVar("T")
+# Seconds in which what the daemon was asked for, as we were interrupted, comes to an end, and between two looks.
+_SETTLING: Final = 5.0
+_PAUSE: Final = 0.025
 # A stream that is only there for whoever attaches.
 ATTACHED: Final = "attach:"
 FROZEN: Final = frozenset({Status.PAUSED, Status.PAUSING})
@@ -100,6 +106,20 @@ def delete(connection: Connection, container_id: str) -> int | None:
         return connection.call(TASKS, "Delete", request, tasks_pb2.DeleteResponse, patience=RECONNECT).exit_status
     except NotFound:
         return None
+
+
+def give_up(delete: Callable[[], T], end: Callable[[], None]) -> T:
+    """Delete a process at whose start we were interrupted. It may be being started still: it ends before it goes."""
+    deadline = time.monotonic() + _SETTLING
+    while True:
+        try:
+            return delete()
+        except (UnknownError, FailedPrecondition):  # it is being started still, or runs
+            if time.monotonic() >= deadline:
+                raise
+            with contextlib.suppress(FailedPrecondition, NotFound):
+                end()
+            time.sleep(_PAUSE)
 
 
 def attach_path(connection: Connection, container_id: str, exec_id: str = "") -> str:

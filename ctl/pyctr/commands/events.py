@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from pyctr import output, tasks
 from pyctr.connection import EVENTS, Connection
+from pyctr.errors import tell
 from pyctr.http2 import NotSent
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.events.v1 import events_pb2
@@ -86,6 +87,6 @@ def _subscribed(connection: Connection, request: events_pb2.SubscribeRequest) ->
             if time.monotonic() >= give_up:
                 raise
         except Unavailable as error:
-            print(f"pyctr: {error}; what happens until another one serves may not be shown", file=sys.stderr)
+            tell(f"{error}; what happens until another one serves may not be shown")
             give_up = time.monotonic() + tasks.RECONNECT
         time.sleep(_PAUSE)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import time
 
 import click
 from google.protobuf import any_pb2, empty_pb2
@@ -14,11 +13,9 @@ from pyctr.errors import CommandError, as_ours, not_running
 from pyctr.session import Session, pass_session
 from pyctr_wire import exec_ids
 from pyctr_wire.containerd.services.tasks.v1 import tasks_pb2
-from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unavailable, UnknownError
+from pyctr_wire.errors import ApiError, FailedPrecondition, NotFound, Unavailable
 from pyctr_wire.pyctr import engine_pb2
 
-_SETTLING = 5.0  # seconds, for what we have begun to come to an end
-_PAUSE = 0.025
 _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
@@ -141,18 +138,11 @@ def _run(
 
 def _give_up(connection: Connection, container_id: str, exec_id: str) -> None:
     """End and forget an exec at whose start we were interrupted: nobody would see it, or could end it."""
-    give_up = time.monotonic() + _SETTLING
     with contextlib.suppress(NotFound, Unavailable):
-        while True:
-            try:
-                _delete(connection, container_id, exec_id)
-                return
-            except (UnknownError, FailedPrecondition):  # it is being started still, or runs
-                if time.monotonic() >= give_up:
-                    raise
-                with contextlib.suppress(FailedPrecondition):
-                    tasks.kill(connection, container_id, signal.SIGKILL, exec_id)
-                time.sleep(_PAUSE)
+        tasks.give_up(
+            lambda: _delete(connection, container_id, exec_id),
+            lambda: tasks.kill(connection, container_id, signal.SIGKILL, exec_id),
+        )
 
 
 def _forget(connection: Connection, container_id: str, exec_id: str) -> None:

@@ -15,15 +15,15 @@ from pyctr.errors import CommandError, as_ours, tell
 from pyctr.http2 import NotSent
 from pyctr.session import Session, pass_session
 from pyctr_wire.containerd.services.containers.v1 import containers_pb2
-from pyctr_wire.errors import ApiError, NotFound, Unavailable, UnknownError
+from pyctr_wire.errors import ApiError, NotFound, Unavailable
 from pyctr_wire.pyctr import engine_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What the daemon was asked for as we were interrupted: seconds in which it is done, or never, and between two looks.
 _UNMAKING = 0.5
-_SETTLING = 5.0
 _PAUSE = 0.025
+_ANSWER = 5.0  # seconds
 
 _OPTIONS = (
     click.option("--name", metavar="NAME", help="Give the container a name."),
@@ -207,9 +207,7 @@ def _removed(connection: Connection, container_id: str) -> bool:
 
     request, answer = containers_pb2.GetContainerRequest(id=container_id), containers_pb2.GetContainerResponse
     try:
-        made = connection.call(
-            CONTAINERS, "Get", request, answer, timeout=_SETTLING, patience=tasks.RECONNECT
-        ).container
+        made = connection.call(CONTAINERS, "Get", request, answer, timeout=_ANSWER, patience=tasks.RECONNECT).container
     except NotFound:
         return False
     records.remove(connection, made.id, made.snapshotter, made.snapshot_key)
@@ -223,7 +221,7 @@ def _clearing_away(container_id: str) -> Iterator[None]:
         yield
     except ApiError as error:
         remedy = f"remove it with: pyctr rm -f {container_id}"
-        print(f"pyctr: clearing away {container_id}: {error}; {remedy}", file=sys.stderr)
+        tell(f"clearing away {container_id}: {error}; {remedy}")
 
 
 def _load() -> None:
@@ -283,7 +281,7 @@ def run(
             tasks.delete(connection, made.id)
             records.remove(connection, made.id, made.snapshotter, made.id)
         except Unavailable as error:  # the next daemon removes it; its exit code is the caller's all the same
-            print(f"pyctr: {made.id} is not removed yet: {error}", file=sys.stderr)
+            tell(f"{made.id} is not removed yet: {error}")
     return status
 
 
@@ -292,17 +290,7 @@ def _give_up(connection: Connection, made: engine_pb2.RunSpecResponse, *, remove
     from pyctr import records, stopping, tasks
 
     with _clearing_away(made.id):
-        give_up = time.monotonic() + _SETTLING
-        while True:
-            try:
-                tasks.delete(connection, made.id)
-                break
-            except UnknownError:  # it is being started, although we were interrupted: it ends before it goes
-                if time.monotonic() >= give_up:
-                    raise
-                with contextlib.suppress(NotFound):
-                    stopping.end(connection, made.id)
-                time.sleep(_PAUSE)
+        tasks.give_up(lambda: tasks.delete(connection, made.id), lambda: stopping.end(connection, made.id))
         if remove:
             records.remove(connection, made.id, made.snapshotter, made.id)
 
