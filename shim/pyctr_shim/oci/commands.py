@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from pyctr_shim.oci import detached, log, rdt, runtime, service, state
 from pyctr_shim.oci.errors import OciError, PoststopFailed
 from pyctr_shim.oci.runtime import Container
 from pyctr_shim.oci.state import State, Status
+from pyctr_sys.pidfd import readable
 
 _END_SECONDS: Final = 10.0
 _PAUSE: Final = 0.002
@@ -172,7 +172,7 @@ def end(container: Container) -> None:
             container.kill(signal.SIGKILL)
         if not container.own_pid_namespace:
             container.kill_all(signal.SIGKILL)
-    if container.pidfd >= 0 and not select.select([container.pidfd], [], [], _END_SECONDS)[0]:
+    if container.pidfd >= 0 and not readable(container.pidfd, _END_SECONDS):
         raise OciError(f"process {container.pid} outlives SIGKILL by {_END_SECONDS:g} s")
     deadline = time.monotonic() + _END_SECONDS
     while not container.own_pid_namespace and (left := container.pids()):
